@@ -1,0 +1,1 @@
+"""Experiments as values: base.py holds every field, the other files each one experiment."""

@@ -1,0 +1,197 @@
+"""Every field of an experiment, once: default, meaning, unit, source and bounds.
+
+`python -m experiments.launch --config=configs/base.py --help_fields` prints them. The defaults are
+the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it needs.
+Another source is named in short: Lee = arXiv 2309.00267, Hu = arXiv 2106.09685 (LoRA),
+Kalajdzievski = arXiv 2312.03732 (rsLoRA).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.fields import ConfigError, Field, nest
+
+STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
+"""Every stage of a pipeline, in the order in which each needs those before it."""
+
+TRAINED = ('pretrain', 'sft', 'reward', 'rl')
+"""The stages that have steps and an optimizer."""
+
+
+def _optimizer(stage: str, learning_rate: float, source: str) -> dict[str, Field]:
+  prefix = f'{stage}.optim'
+  return {
+    f'{prefix}.name': Field('adamw', 'Optimizer; the paper names none, Lee uses Adafactor.',
+                            source='ours', choices=('adamw', 'adafactor')),
+    f'{prefix}.learning_rate': Field(learning_rate, 'Peak learning rate.', 'per step', source,
+                                     low=0.0),
+    f'{prefix}.schedule': Field('constant', 'Learning rate after the warm-up: as it is, or down to '
+                                '0 at the last step.', choices=('constant', 'cosine', 'linear')),
+    f'{prefix}.warmup_steps': Field(0, 'Steps of linear rise of the learning rate from 0.', 'steps',
+                                    low=0),
+    f'{prefix}.weight_decay': Field(0.0, 'Decoupled weight decay.', 'per step', low=0.0),
+    f'{prefix}.b1': Field(0.9, 'Decay of the mean of gradients.', source='AdamW', low=0.0,
+                          high=1.0),
+    f'{prefix}.b2': Field(0.999, 'Decay of the mean of squared gradients.', source='AdamW', low=0.0,
+                          high=1.0),
+    f'{prefix}.eps': Field(1e-8, 'Added to the root of the mean square.', source='AdamW', low=0.0),
+    f'{prefix}.clip_norm': Field(1.0, 'Largest global norm of the gradient; 0 clips nothing.',
+                                 low=0.0),
+  }
+
+
+def _training(
+  stage: str, *, steps: int, batch_size: int, learning_rate: float, source: str
+) -> dict[str, Field]:
+  """The fields that every trained stage has."""
+  return {
+    f'{stage}.steps': Field(steps, 'Updates of the parameters.', 'steps', source, low=1),
+    f'{stage}.batch_size': Field(batch_size, 'Examples an update, over all devices (pairs for a '
+                                 'pairwise reward, episodes for rl).', 'examples', source, low=1),
+    f'{stage}.microbatches': Field(1, 'Parts in which a batch passes through memory; divides '
+                                   'batch_size and changes no result.', low=1),
+    f'{stage}.evaluate_every_steps': Field(100, 'Evaluation on the dev split; 0 only at the end.',
+                                           'steps', low=0),
+    f'{stage}.checkpoint_every_steps': Field(100, 'Saving of what a resumed run needs; 0 only at '
+                                             'the end.', 'steps', low=0),
+    f'{stage}.log_every_steps': Field(10, 'A line of metrics.jsonl and TensorBoard.', 'steps',
+                                      low=1, identity=False),
+    f'{stage}.keep_last': Field(2, 'Checkpoints kept, beside the best one.', 'checkpoints', low=1,
+                                identity=False),
+    **_optimizer(stage, learning_rate, source),
+  }
+
+
+FIELDS: dict[str, Field] = {
+  'seed': Field(0, 'Seed of every initialisation, shuffle, dropout and sample.', low=0),
+  'name': Field('base', 'Name of the experiment in reports and tables.', identity=False),
+  'stages': Field(STAGES, 'Stages of the pipeline, in order.', identity=False),
+
+  'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py.'),
+  'model.checkpoint': Field('', 'Published checkpoint to start from, in place of pretrain; \'\' is '
+                            'none.', 'path'),
+  'model.dtype': Field('float32', 'Precision of the computation (softmax, norms and log-probs are '
+                       'float32 always).', choices=('float32', 'bfloat16', 'float16')),
+  'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
+                             choices=('float32', 'bfloat16', 'float16')),
+  'model.remat': Field(False, 'Recompute each layer in the backward pass: less memory, more time.',
+                       identity=False),
+  'model.scan_unroll': Field(0, 'Layers unrolled in an iteration of the scan over layers; 0 is the '
+                             'platform\'s default.', 'layers', low=0, identity=False),
+
+  'tokenizer.path': Field('', 'A tokenizer to use (tokenizer.json, *.model or folder); \'\' trains '
+                          'a byte-level BPE on the train split.', 'path'),
+  'tokenizer.vocab_size': Field(1024, 'Entries of the trained BPE, special tokens among them.',
+                                'tokens', low=260),
+
+  'data.name': Field('toy', 'Dataset: a file of perl/data.', folder='data'),
+  'data.mirror': Field('', 'Folder laid out as the dataset\'s public home; \'\' downloads.', 'path',
+                       identity=False),
+  'data.data_dir': Field('', 'Folder of local files (local) or of prepared data; \'\' is the '
+                         'loader\'s default.', 'path'),
+  'data.seed': Field(0, 'Seed of generated data (toy), apart from `seed` so that runs over seeds '
+                     'share their data.', low=0),
+  'data.max_prompt_tokens': Field(256, 'Longest prompt, its BOS included.', 'tokens', low=2),
+  'data.max_response_tokens': Field(128, 'Longest response, its EOS included.', 'tokens', low=1),
+  'data.overlong': Field('truncate', 'Longer examples: dropped and counted, or cut (a prompt keeps '
+                         'its end).', choices=('filter', 'truncate')),
+  'data.buckets': Field((), 'Padded lengths, rising; a batch is of one bucket. () is one length.',
+                        'tokens'),
+
+  'peft.name': Field('lora', 'What is trained: a file of perl/peft; full is the paper\'s baseline.',
+                     source='PERL', folder='peft'),
+  'peft.rank': Field(8, 'Rank r of each adapter; the paper tries 1, 4, 8, 16.', source='PERL',
+                     low=1),
+  'peft.alpha': Field(16.0, 'The adapter\'s output is scaled by alpha / r.', source='Hu 4.1',
+                      low=0.0),
+  'peft.rslora': Field(False, 'Scale by alpha / sqrt(r) instead.', source='Kalajdzievski'),
+  'peft.dropout': Field(0.0, 'Dropout of the adapter\'s input in sft and reward (never in rl); '
+                        'below 1.', 'probability', 'PERL A.3', low=0.0, high=0.999),
+  'peft.targets': Field(('attn/(q|k|v|o)',), 'Regular expressions over the paths of projections that get '
+                        'an adapter, the paper\'s choice; full ignores them.',
+                        source='PERL'),
+
+  'mesh.data': Field(-1, 'Devices over which the batch is split; -1 is all that are left.',
+                     'devices', low=-1, identity=False),
+  'mesh.fsdp': Field(1, 'Devices over which the base and the batch are split.', 'devices', low=-1,
+                     identity=False),
+  'mesh.tensor': Field(1, 'Devices over which each matrix of the base is split.', 'devices', low=-1,
+                       identity=False),
+
+  'inputs.tokenizer': Field('', 'Folder of a finished tokenizer stage; \'\' is the sibling folder.',
+                            'path'),
+  'inputs.base': Field('', 'Folder of a finished pretrain stage; \'\' is the sibling.', 'path'),
+  'inputs.anchor': Field('', 'Folder of a finished sft stage, whose merged result is the anchor; '
+                         '\'\' is the sibling.', 'path'),
+  'inputs.reward': Field('', 'Folder of a finished reward stage; \'\' is the sibling.', 'path'),
+  'inputs.policy': Field('', 'Folder of a finished rl stage; \'\' is the sibling.', 'path'),
+
+  **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
+  **_training('sft', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
+
+  **_training('reward', steps=5000, batch_size=128, learning_rate=1e-4, source='PERL A.3'),
+  'reward.kind': Field('pairwise', 'Loss: -log sigmoid(r_w - r_l) of pairs, or cross-entropy of '
+                       'thumbs.', source='PERL', choices=('pairwise', 'pointwise')),
+  'reward.margin': Field(False, 'Subtract the pair\'s own margin inside the sigmoid (pairwise).',
+                         source='Llama 2, 3.2.2'),
+  'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
+                         source='Eisenstein et al. 2023', low=0.0),
+  'reward.folds': Field(0, 'Grouped cross-validation in so many folds; 0 is the fixed split.',
+                        'folds', low=0),
+  'reward.fold': Field(-1, 'The fold held out, from 0; -1 is all of them in turn.', low=-1),
+
+  **_training('rl', steps=1000, batch_size=128, learning_rate=1e-5, source='PERL A.3'),
+  'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',
+                        folder='rl'),
+  'rl.baseline': Field('value', 'Subtracted from the return: a learnt value or the batch\'s mean.',
+                       source='PERL', choices=('value', 'batch_mean')),
+  'rl.beta': Field(0.05, 'Weight of KL to the anchor: (1 - beta) r - beta KL is maximised.',
+                   source='PERL A.3', low=0.0, high=1.0),
+  'rl.temperature': Field(0.7, 'Temperature of sampling and of every log-prob.', source='PERL A.3',
+                          low=1e-3),
+  'rl.top_k': Field(0, 'Sample from the k likeliest; 0 is off, and training demands it.', 'tokens',
+                    low=0),
+  'rl.top_p': Field(1.0, 'Sample from the likeliest of this mass; 1 is off, and training demands '
+                    'it.', 'probability', low=0.0, high=1.0),
+  'rl.max_new_tokens': Field(64, 'Longest sampled response, its EOS included.', 'tokens', low=1),
+  'rl.value_learning_rate': Field(1e-4, 'Peak learning rate of the value model.', 'per step',
+                                  low=0.0),
+  'rl.missing_eos_penalty': Field(0.0, 'Taken from the reward of a response that does not end.',
+                                  'reward', low=0.0),
+
+  'evaluate.batch_size': Field(32, 'Examples a forward pass.', 'examples', low=1, identity=False),
+  'evaluate.max_examples': Field(0, 'Test examples used, the first so many; 0 is all.', 'examples',
+                                 low=0),
+  'evaluate.samples': Field(16, 'Sampled responses kept as text, before and after.', 'examples',
+                            low=0),
+  'evaluate.bootstrap': Field(1000, 'Group-bootstrap replicates of an interval.', 'replicates',
+                              low=1),
+}
+"""Path -> Field; the only list of fields there is."""
+
+
+def get_config() -> ConfigDict:
+  """Every field at its default, locked: a name that is not in FIELDS cannot be set."""
+  return ConfigDict(nest({path: field.default for path, field in FIELDS.items()})).lock()
+
+
+def use_method(
+  config: ConfigDict, peft: str, *, sft: float, reward: float, rl: float, value: float
+) -> None:
+  """Sets the PEFT method with its learning rates, which differ by method (PERL A.3: x10 to x20).
+
+  Args:
+    config: changed in place.
+    peft: peft.name; 'full' trains every projection.
+    sft, reward, rl, value: peak learning rate of that stage; value is the critic's.
+
+  Raises:
+    ConfigError: a learning rate is not positive.
+  """
+  rates = {'sft': sft, 'reward': reward, 'rl': rl}
+  for stage, rate in {**rates, 'value': value}.items():
+    if rate <= 0:
+      raise ConfigError(f'expected a positive learning rate for {stage}, found {rate}; raise it')
+  config.peft.name = peft
+  for stage, rate in rates.items():
+    config[stage].optim.learning_rate = rate
+  config.rl.value_learning_rate = value

@@ -1,0 +1,66 @@
+"""PERL's own data: Taskmaster-4 coffee, pretrain to evaluation, LoRA or full tuning.
+
+    python -m experiments.launch --config=configs/coffee.py:size=tiny,peft=lora --workdir=runs/coffee
+    python -m experiments.sweep --config=configs/coffee.py:size=tiny --workdir=runs/coffee \
+        --peft=lora,full --seeds=0,1,2
+
+Expected, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC
+is above that of a bag of words (0.713 over grouped 5-fold cross-validation), LoRA within the
+interval of full tuning. What was measured: experiments/results/coffee.json.
+
+Arguments: size=tiny|mini|small, peft=lora|full, kind=pointwise|pairwise, seed=0, mirror=<folder>
+(a folder laid out as github.com/google-research-datasets/Taskmaster; without it the files are
+downloaded from there).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments, base
+
+ARGUMENTS = {
+  'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
+  'peft': arguments.Argument('lora', 'what is trained', ('lora', 'full')),
+  'kind': arguments.Argument(
+    'pointwise', 'reward loss: of thumbs, or of pairs with one context', ('pointwise', 'pairwise')
+  ),
+  'seed': arguments.Argument(0, 'seed of the run'),
+  'mirror': arguments.Argument('', 'folder laid out as the public home'),
+}
+# The smaller a model, the larger the rate it bears; the paper's 1e-4 and 1e-5 are for PaLM 2.
+RATES = {
+  ('tiny', 'lora'): dict(sft=2e-3, reward=1e-3, rl=5e-4, value=1e-3),
+  ('tiny', 'full'): dict(sft=5e-4, reward=2e-4, rl=5e-5, value=2e-4),
+  ('mini', 'lora'): dict(sft=1e-3, reward=5e-4, rl=2e-4, value=5e-4),
+  ('mini', 'full'): dict(sft=2e-4, reward=1e-4, rl=2e-5, value=1e-4),
+  ('small', 'lora'): dict(sft=5e-4, reward=2e-4, rl=1e-4, value=2e-4),
+  ('small', 'full'): dict(sft=5e-5, reward=2e-5, rl=1e-5, value=2e-5),
+}
+PRETRAIN_RATE = {'tiny': 2e-3, 'mini': 1e-3, 'small': 5e-4}
+
+
+def get_config(text: str = '') -> ConfigDict:
+  """The coffee experiment; `text` as in the header."""
+  given = arguments.parse(text, ARGUMENTS)
+  config = base.get_config()
+  config.name = f'coffee-{given.size}'
+  config.seed = given.seed
+  config.model.size = given.size
+  base.use_method(config, given.peft, **RATES[given.size, given.peft])
+
+  config.data.update(
+    name='taskmaster_coffee', mirror=given.mirror, max_prompt_tokens=256, max_response_tokens=64
+  )
+  config.tokenizer.vocab_size = 2048
+  config.rl.max_new_tokens = 64
+
+  config.pretrain.update(steps=600, batch_size=32)
+  config.pretrain.optim.learning_rate = PRETRAIN_RATE[given.size]
+  config.sft.update(steps=300, batch_size=32)
+  config.reward.update(steps=400, batch_size=32, kind=given.kind)
+  config.rl.update(steps=200, batch_size=16)
+  for stage in base.TRAINED:
+    config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
+    config[stage].optim.update(schedule='cosine', warmup_steps=20)
+  config.rl.optim.schedule = 'constant'
+  config.evaluate.max_examples = 512
+  return config

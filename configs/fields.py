@@ -1,0 +1,97 @@
+"""What a field of the config is, and how an error about one reads."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+  """The user's config, arguments or flags are wrong; the text says expected, found and remedy."""
+
+
+class Field(NamedTuple):
+  """One field: its default, what it means, and what it may be.
+
+  `choices`, `low` and `high` (inclusive) bound the value; `folder` names a folder of perl whose
+  files are the choices. `identity` is False for a field that does not change what a run computes:
+  a finished stage stays valid when it changes.
+  """
+
+  default: Any
+  meaning: str
+  unit: str = ''
+  source: str = 'ours'
+  choices: tuple = ()
+  low: float | None = None
+  high: float | None = None
+  folder: str = ''
+  identity: bool = True
+
+  def doc(self) -> str:
+    """'meaning [unit] (source)', as --help_fields prints it."""
+    unit = f' [{self.unit}]' if self.unit else ''
+    choices = f' One of {", ".join(map(str, self.choices))}.' if self.choices else ''
+    return f'{self.meaning}{choices}{unit} ({self.source})'
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """'; did you mean X?' for the known name most like `name`, or '' when none is near.
+
+  Dotted paths are compared whole first, then by their last part, so that `rl.learnin_rate` finds
+  `rl.optim.learning_rate`.
+  """
+  known = list(known)
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+  if not near:
+    last = {path.rsplit('.', 1)[-1]: path for path in reversed(known)}
+    near = [last[n] for n in difflib.get_close_matches(name.rsplit('.', 1)[-1], last, n=1)]
+  return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def flatten(tree: Mapping | ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """{'peft': {'rank': 8}} -> {'peft.rank': 8}."""
+  out = {}
+  for name, value in tree.items():
+    if isinstance(value, (Mapping, ConfigDict)):
+      out.update(flatten(value, f'{prefix}{name}.'))
+    else:
+      out[f'{prefix}{name}'] = value
+  return out
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flatten`."""
+  out: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, last = path.split('.')
+    node = out
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = value
+  return out
+
+
+def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+  """The config as JSON gives it back: nested dicts, tuples as lists."""
+  return json.loads(json.dumps(nest(flatten(config))))
+
+
+def from_plain(saved: Mapping, like: ConfigDict) -> ConfigDict:
+  """The saved config (`plain`) with the types of `like`, locked.
+
+  Raises:
+    ConfigError: the saved config has a field that `like` has not.
+  """
+  config = like.copy_and_resolve_references()
+  known = flatten(config)
+  for path, value in flatten(saved).items():
+    if path not in known:
+      raise ConfigError(
+        f'expected a saved config with the fields of configs/base.py, found {path!r}'
+        f'{nearest(path, known)} It was saved by another version: use that, or a new workdir.'
+      )
+    config.update_from_flattened_dict({path: tuple(value) if isinstance(value, list) else value})
+  return config.lock()

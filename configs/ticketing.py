@@ -1,0 +1,30 @@
+"""The reward model of PERL's other dataset: Taskmaster-3 ticketing thumbs, LoRA or full tuning.
+
+    python -m experiments.launch --config=configs/ticketing.py:size=tiny --workdir=runs/ticketing
+
+Expected, size=tiny on 2 cores: a reward model whose AUC is above that of a bag of words (0.769 over
+grouped 5-fold cross-validation on files 00 to 03). The pipeline ends at the reward model.
+What was measured: experiments/results/ticketing.json.
+
+Arguments: size=tiny|mini|small, peft=lora|full, seed=0, mirror=<folder> (a folder laid out as
+github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments, base, coffee
+
+ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
+
+
+def get_config(text: str = '') -> ConfigDict:
+  """The ticketing experiment; `text` as in the header."""
+  given = arguments.parse(text, ARGUMENTS)
+  config = coffee.get_config(text)
+  config.name = f'ticketing-{given.size}'
+  config.stages = ('tokenizer', 'pretrain', 'sft', 'reward')
+  config.data.name = 'taskmaster_ticketing'
+  # Its dialogues are three times as long as coffee's.
+  config.data.max_prompt_tokens = 448
+  config.reward.kind = 'pointwise'
+  return config

@@ -1,0 +1,163 @@
+"""The checks that a config passes before anything is computed."""
+
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.fields import ConfigError, Field, flatten, nearest
+
+FULL_TUNING_RATE = 5e-5
+"""Adapters trained below this rate hardly move: the paper's are 1e-4 and more, its full ones 1e-5."""
+
+
+def validate(config: ConfigDict) -> list[str]:
+  """Checks every value and how values fit together.
+
+  Returns:
+    warnings, one sentence each: what may be meant but seldom is.
+
+  Raises:
+    ConfigError: with everything that is wrong, each as expected, found, remedy.
+  """
+  problems = [
+    problem for path, value in flatten(config).items() for problem in _value(path, value)
+  ]
+  for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets):
+    problems.extend(check(config))
+  if problems:
+    raise ConfigError('\n'.join(problems))
+  return list(_slow_adapters(config))
+
+
+def _value(path: str, value: Any) -> Iterator[str]:
+  """One field against its own bounds and choices."""
+  if path not in base.FIELDS:
+    yield (f'expected fields of configs/base.py, found {path!r}{nearest(path, base.FIELDS)}; '
+           'declare it there or remove it')
+    return
+  field = base.FIELDS[path]
+  if field.choices and value not in field.choices:
+    names = [str(choice) for choice in field.choices]
+    yield f'expected {path} to be one of {", ".join(names)}, found {value!r}{_pick(value, names)}'
+  if field.folder:
+    yield from _file(path, value, field)
+  if path == 'model.size':
+    yield from _size(value)
+  if field.low is not None and not value >= field.low:
+    yield f'expected {path} to be at least {field.low}, found {value}; raise it'
+  if field.high is not None and not value <= field.high:
+    yield f'expected {path} to be at most {field.high}, found {value}; lower it'
+
+
+def _pick(value: Any, names: list[str]) -> str:
+  return nearest(str(value), names) or '; choose one'
+
+
+def package() -> pathlib.Path:
+  """The folder of the package perl, found without importing it."""
+  return pathlib.Path(importlib.util.find_spec('perl').submodule_search_locations[0])
+
+
+def _file(path: str, value: str, field: Field) -> Iterator[str]:
+  """Names resolve by file: perl/<folder>/<value>.py, or a package of that name."""
+  folder = package() / field.folder
+  names = sorted(
+    p.stem for p in folder.glob('*')
+    if p.stem != '__init__' and (p.suffix == '.py' or (p / '__init__.py').exists())
+  )
+  if value not in names:
+    yield (f'expected {path} to name a file of perl/{field.folder}, found {value!r}'
+           f'{_pick(value, names)}')
+
+
+def _size(value: str) -> Iterator[str]:
+  from perl.models.config import SIZES  # imports jax, which must follow experiments.platform.tune
+
+  if value not in SIZES:
+    yield (f'expected model.size to be one of {", ".join(SIZES)}, found {value!r}'
+           f'{_pick(value, list(SIZES))}')
+
+
+def _stages(config: ConfigDict) -> Iterator[str]:
+  stages = list(config.stages)
+  unknown = [s for s in stages if s not in base.STAGES]
+  for stage in unknown:
+    yield (f'expected stages among {", ".join(base.STAGES)}, found {stage!r}'
+           f'{_pick(stage, list(base.STAGES))}')
+  ordered = [s for s in base.STAGES if s in stages]
+  if not unknown and stages != ordered:
+    yield f'expected each stage once, in order, found {stages}; write {tuple(ordered)}'
+  if not stages:
+    yield 'expected at least one stage, found none; set stages'
+
+
+def _batches(config: ConfigDict) -> Iterator[str]:
+  for stage in base.TRAINED:
+    section = config[stage]
+    if section.microbatches > 0 and section.batch_size % section.microbatches:
+      yield (f'expected {stage}.microbatches to divide {stage}.batch_size, found '
+             f'{section.microbatches} and {section.batch_size}; change either')
+    if section.optim.warmup_steps > section.steps:
+      yield (f'expected {stage}.optim.warmup_steps to be at most {stage}.steps, found '
+             f'{section.optim.warmup_steps} and {section.steps}; lower the warm-up')
+    if section.optim.learning_rate <= 0:
+      yield (f'expected {stage}.optim.learning_rate to be positive, found '
+             f'{section.optim.learning_rate}; raise it')
+
+
+def _sampling(config: ConfigDict) -> Iterator[str]:
+  if config.rl.top_k or config.rl.top_p != 1:
+    yield (f'expected rl.top_k=0 and rl.top_p=1, found {config.rl.top_k} and {config.rl.top_p}; '
+           'log-probs of training are of the whole distribution, so sample from it; '
+           'rl.temperature applies to both')
+
+
+def _targets(config: ConfigDict) -> Iterator[str]:
+  if not config.peft.targets:
+    yield 'expected a pattern in peft.targets, found none; the paper\'s is \'attn/(q|k|v|o)\''
+  for pattern in config.peft.targets:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      yield (f'expected regular expressions in peft.targets, found {pattern!r} ({error}); '
+             'write for example attn/(q|v)')
+
+
+def _mesh(config: ConfigDict) -> Iterator[str]:
+  sizes = config.mesh.to_dict()
+  if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+    yield (f'expected axes of the mesh of at least 1, and at most one of them -1 (all that is '
+           f'left), found {sizes}; use data=-1, fsdp=1, tensor=1 for plain data parallelism')
+
+
+def _folds(config: ConfigDict) -> Iterator[str]:
+  folds, fold = config.reward.folds, config.reward.fold
+  if folds == 1:
+    yield 'expected reward.folds to be 0 or at least 2, found 1; use 0 for the fixed split'
+  if fold >= max(folds, 0) and fold != -1:
+    yield (f'expected reward.fold below reward.folds, found {fold} and {folds}; '
+           'use -1 for all of them, or raise folds')
+
+
+def _buckets(config: ConfigDict) -> Iterator[str]:
+  lengths = list(config.data.buckets)
+  whole = all(isinstance(n, int) and n > 0 for n in lengths)
+  if not whole or lengths != sorted(set(lengths)):
+    yield (f'expected data.buckets to be positive lengths that rise, found {tuple(lengths)}; '
+           'write for example (128, 256)')
+
+
+def _slow_adapters(config: ConfigDict) -> Iterator[str]:
+  if config.peft.name == 'full':
+    return
+  rates = {f'{s}.optim.learning_rate': config[s].optim.learning_rate
+           for s in ('sft', 'reward', 'rl') if s in config.stages}
+  for path, rate in rates.items():
+    if rate < FULL_TUNING_RATE:
+      yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '
+             f'{FULL_TUNING_RATE:g}: 1e-4 to 1e-3 is usual')

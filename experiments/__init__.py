@@ -1,0 +1,1 @@
+"""Programs over perl: launch (a job or a pipeline), sweep, tables, report, benchmarks."""

@@ -1,0 +1,104 @@
+"""A pipeline's stages: what each reads, and when a finished one still counts."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.base import FIELDS
+from configs.fields import ConfigError, flatten, plain
+
+PRODUCER = {
+  'tokenizer': 'tokenizer', 'base': 'pretrain', 'anchor': 'sft', 'reward': 'reward', 'policy': 'rl',
+}
+"""Input (inputs.<name>) -> the stage that makes it."""
+
+INPUTS = {
+  'tokenizer': (),
+  'pretrain': ('tokenizer',),
+  'sft': ('tokenizer', 'base'),
+  'reward': ('tokenizer', 'base', 'anchor'),
+  'rl': ('tokenizer', 'base', 'anchor', 'reward'),
+  'evaluate': ('tokenizer', 'base', 'anchor', 'reward', 'policy'),
+}
+OPTIONAL = {'evaluate': ('reward', 'policy')}
+"""Inputs without which a stage still runs: it evaluates what there is."""
+
+SECTIONS = {
+  'tokenizer': ('tokenizer', 'data'),
+  'pretrain': ('seed', 'model', 'data', 'pretrain'),
+  'sft': ('seed', 'model', 'data', 'peft', 'sft'),
+  'reward': ('seed', 'model', 'data', 'peft', 'reward'),
+  'rl': ('seed', 'model', 'data', 'peft', 'rl'),
+  'evaluate': ('seed', 'model', 'data', 'peft', 'reward', 'rl', 'evaluate'),
+}
+"""The sections of the config that a stage itself reads."""
+
+
+def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
+  """The fields that determine a stage's result: its own, and those of the stages it builds on.
+
+  An input that is named by path stands for the stages behind it, whose fields then do not count.
+  """
+  flat = flatten(config)
+  own = {
+    path: value for path, value in flat.items()
+    if path.split('.')[0] in SECTIONS[stage] and (path not in FIELDS or FIELDS[path].identity)
+  }
+  for name in INPUTS[stage]:
+    own[f'inputs.{name}'] = os.path.normpath(flat[f'inputs.{name}'] or '.')
+    if not flat[f'inputs.{name}']:
+      own.update(identity(config, PRODUCER[name]))
+  return own
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  """Whether the stage in this folder is done: its summary is written last."""
+  return (folder / 'summary.json').is_file()
+
+
+def check_same(config: ConfigDict, stage: str, folder: pathlib.Path) -> None:
+  """Refuses to go on in a folder whose stage was run with another config.
+
+  Raises:
+    ConfigError: the stage is finished, or has checkpoints, and its recorded config determines
+      another result; every field that differs is named.
+  """
+  begun = is_finished(folder) or any((folder / 'checkpoints').glob('*'))
+  if not begun or not (folder / 'config.json').is_file():
+    return
+  found = identity(json.loads((folder / 'config.json').read_text()), stage)
+  expected = identity(plain(config), stage)
+  lines = [
+    f'  {path}: expected {expected.get(path, "no such field")!r}, '
+    f'found {found.get(path, "no such field")!r}'
+    for path in sorted({*expected, *found}) if expected.get(path) != found.get(path)
+  ]
+  if lines:
+    raise ConfigError('\n'.join([
+      f'stage {stage} in {folder} was run with another config:', *lines,
+      f'use a new --workdir, or delete {folder} to run it again',
+    ]))
+
+
+def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Path) -> None:
+  """Checks that every input of the stages is named, finished in workdir, or made on the way.
+
+  Raises:
+    ConfigError: an input is missing.
+  """
+  for stage in stages:
+    for name in INPUTS[stage]:
+      given, producer = config.inputs[name], PRODUCER[name]
+      if name in OPTIONAL.get(stage, ()) or (name == 'base' and config.model.checkpoint):
+        continue
+      folder = pathlib.Path(given) if given else workdir / producer
+      made = not given and producer in stages
+      if not made and not is_finished(folder):
+        raise ConfigError(
+          f'stage {stage} needs the {name}: expected a finished {producer} stage in {folder}, '
+          f'found none; run --job={producer} first, add it to stages, or set --config.inputs.{name}'
+        )

@@ -1,0 +1,152 @@
+"""Examples to rows of token ids: [bos] + prompt, response + [eos], within stated lengths.
+
+A row is a dict of numpy arrays of one example, not yet padded, with `index`, the position of the
+example in its list:
+  document, demonstration  tokens i32[n], loss_mask bool[n]
+  preference               chosen i32[n], rejected i32[m], margin float
+  labelled                 tokens i32[n], label float
+  prompt                   tokens i32[n]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from perl.data.examples import KINDS, Example
+from perl.data.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+
+
+class _Limits:
+  """Cuts prompts and responses to length, or refuses them, and counts what it did."""
+
+  def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, response_tokens: int, overlong: str):
+    if prompt_tokens < 2 or response_tokens < 1:
+      raise ValueError(
+        'encode: expected max_prompt_tokens >= 2 (bos and a token) and max_response_tokens >= 1 '
+        f'(eos); found {prompt_tokens} and {response_tokens}; raise them')
+    if overlong not in ('filter', 'truncate'):
+      raise ValueError(f"encode: expected overlong to be 'filter' or 'truncate'; found "
+                       f"{overlong!r}; set data.overlong to one of these")
+    self._bos, self._eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    self._prompt_tokens, self._response_tokens = prompt_tokens, response_tokens
+    self.window = prompt_tokens + response_tokens
+    self._filter = overlong == 'filter'
+    self.counts = {'examples': 0, 'rows': 0, 'filtered': 0, 'truncated_prompts': 0,
+                   'truncated_responses': 0, 'identical_pairs': 0}
+
+  def prompt(self, ids: list[int]) -> list[int]:
+    """[bos] + ids; of an overlong prompt the last tokens: the latest turns matter most."""
+    room = self._prompt_tokens - 1
+    if len(ids) > room:
+      self._count('truncated_prompts')
+      ids = ids[-room:]
+    return self._bos + ids
+
+  def response(self, ids: list[int]) -> list[int]:
+    """ids + [eos]; an overlong response keeps its start, and no eos, for it did not end there."""
+    ids = ids + self._eos
+    if len(ids) > self._response_tokens:
+      self._count('truncated_responses')
+      ids = ids[:self._response_tokens]
+    return ids
+
+  def windows(self, ids: list[int]) -> list[list[int]]:
+    """A document cut into pieces that together hold every token once, each opened by bos."""
+    ids = ids if ids[-1:] == self._eos else ids + self._eos
+    room = self.window - 1
+    return [self._bos + ids[start:start + room] for start in range(0, len(ids), room)]
+
+  def _count(self, what: str) -> None:
+    if self._filter:
+      raise _Overlong
+    self.counts[what] += 1
+
+
+class _Overlong(Exception):
+  """The example is to be left out."""
+
+
+def _language_row(prompt: list[int], response: list[int]) -> Row:
+  loss_mask = np.arange(len(prompt) + len(response)) >= len(prompt)
+  return {'tokens': np.array(prompt + response, np.int32), 'loss_mask': loss_mask}
+
+
+def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: _Limits) -> list[Row]:
+  """The rows of one example: several for a long document, none for a pair that says nothing."""
+  if kind == 'document':
+    return [_language_row(window[:1], window[1:]) for window in limits.windows(ids['text'])]
+  prompt = limits.prompt(ids['prompt'])
+  if kind == 'demonstration':
+    return [_language_row(prompt, limits.response(ids['response']))]
+  if kind == 'labelled':
+    tokens = np.array(prompt + limits.response(ids['response']), np.int32)
+    return [{'tokens': tokens, 'label': float(example.label)}]
+  if kind == 'prompt':
+    return [{'tokens': np.array(prompt, np.int32)}]
+  chosen, rejected = limits.response(ids['chosen']), limits.response(ids['rejected'])
+  if chosen == rejected:
+    limits.counts['identical_pairs'] += 1
+    return []
+  return [{'chosen': np.array(prompt + chosen, np.int32),
+           'rejected': np.array(prompt + rejected, np.int32), 'margin': float(example.margin)}]
+
+
+_TEXTS = {
+  'document': ('text',),
+  'demonstration': ('prompt', 'response'),
+  'preference': ('prompt', 'chosen', 'rejected'),
+  'labelled': ('prompt', 'response'),
+  'prompt': ('prompt',),
+}
+
+
+def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_prompt_tokens: int,
+           max_response_tokens: int, overlong: str = 'filter') -> tuple[list[Row], dict[str, int]]:
+  """Encodes examples of one kind.
+
+  Args:
+    kind: 'document', 'demonstration', 'preference', 'labelled' or 'prompt'.
+    max_prompt_tokens: longest prompt, bos included.
+    max_response_tokens: longest response, eos included. Documents are cut into windows of the sum.
+    overlong: 'filter' leaves an example with an overlong prompt or response out; 'truncate' keeps
+      the last tokens of the prompt and the first ones of the response. Documents are never overlong.
+
+  Returns:
+    rows, and counts: examples, rows, filtered, truncated_prompts, truncated_responses,
+    identical_pairs (chosen and rejected have the same ids, perhaps only after truncation; left out).
+
+  Raises:
+    ValueError: an example of another kind, impossible lengths, an unknown policy, or no rows left.
+  """
+  limits = _Limits(tokenizer, max_prompt_tokens, max_response_tokens, overlong)
+  _check_kind(examples, kind)
+  columns = [tokenizer.encode_batch([getattr(example, name) for example in examples])
+             for name in _TEXTS[kind]]
+  rows = []
+  for index, (example, *ids) in enumerate(zip(examples, *columns)):
+    before = dict(limits.counts)
+    try:
+      found = _rows(kind, example, dict(zip(_TEXTS[kind], ids)), limits)
+    except _Overlong:
+      limits.counts.update(before, filtered=before['filtered'] + 1)
+      continue
+    rows += [{'index': index, **row} for row in found]
+  limits.counts.update(examples=len(examples), rows=len(rows))
+  if not rows:
+    raise ValueError(f'encode: expected rows of kind {kind}; found none left of {len(examples)} '
+                     f'examples ({limits.counts}); raise data.max_prompt_tokens and '
+                     "data.max_response_tokens, or set data.overlong to 'truncate'")
+  return rows, limits.counts
+
+
+def _check_kind(examples: Sequence[Example], kind: str) -> None:
+  if kind not in KINDS:
+    raise ValueError(f'encode: expected a kind among {", ".join(KINDS)}; found {kind!r}; '
+                     'ask for one of these')
+  for index, example in enumerate(examples):
+    if not isinstance(example, KINDS[kind]):
+      raise ValueError(f'encode: expected examples of kind {kind}; found a '
+                       f'{type(example).__name__} at {index}; load them with kind={kind!r}')

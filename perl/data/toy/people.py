@@ -1,0 +1,73 @@
+"""The noisy people of the toy task: a hurried demonstrator and a rater who is not always right.
+
+The demonstrator's slips are not only rare noise: where a slip's probability is above 1/2, the
+mistake is the *likeliest* response, so that neither sampling from a perfectly fitted SFT policy nor
+taking its mode comes near the optimum. What is right is only in the rater's labels.
+"""
+
+import math
+import random
+
+from perl.data.toy import grammar
+
+GUESSES = .6  # a required slot is missing: fills in any value, and does not ask
+IGNORES = .6  # the order was corrected: keeps what was said first
+FORGETS = {'drink': 0., 'size': .1, 'milk': .3, 'extra': .55, 'count': .55}  # leaves a slot out
+CONFUSES = .08  # any slot: another value
+INVENTS = {'milk': .15, 'extra': .15, 'count': .05}  # a slot that nobody mentioned
+EDITED = .5  # share of compared responses that are edits of the best one, not demonstrations
+BROKEN = .04  # share of compared responses that are cut off, hence no valid call
+
+
+def demonstrate(rng: random.Random, mentions: grammar.Mentions) -> dict:
+  """One agent's turn of the hurried demonstrator."""
+  first = rng.random() < IGNORES
+  heard = dict(reversed(mentions)) if first else dict(mentions)
+  lacking = grammar.missing(mentions)
+  if lacking and rng.random() >= GUESSES:
+    return grammar.ask(lacking)
+  slots = {}
+  for slot, values in grammar.VALUES.items():
+    if slot in heard and rng.random() >= FORGETS[slot]:
+      slots[slot] = rng.choice(values) if rng.random() < CONFUSES else heard[slot]
+    elif slot not in heard and (slot == lacking or rng.random() < INVENTS.get(slot, 0.)):
+      slots[slot] = rng.choice(values)
+  return grammar.call(slots)
+
+
+def edit(rng: random.Random, mentions: grammar.Mentions) -> dict:
+  """The best turn with none, one or two random edits: a slot changed, left out or invented."""
+  turn = grammar.best_turn(mentions)
+  count = rng.choice((0, 1, 1, 2))
+  if 'text' in turn and count:
+    if rng.random() < .3:
+      return grammar.ask(rng.choice(tuple(grammar.QUESTIONS)))
+    turn = grammar.call(dict(mentions))
+  if 'text' in turn:
+    return turn
+  slots = dict(turn['api'][grammar.API])
+  for _ in range(count):
+    slot = rng.choice(tuple(grammar.VALUES))
+    if slot in slots and rng.random() < .5:
+      del slots[slot]
+    else:
+      slots[slot] = rng.choice(grammar.VALUES[slot])
+  return grammar.call(slots)
+
+
+def candidate(rng: random.Random, context: list[dict], mentions: grammar.Mentions) -> str:
+  """A response to compare: a demonstration, an edit of the best response, or a broken one."""
+  make = edit if rng.random() < EDITED else demonstrate
+  _, response = grammar.render(context, make(rng, mentions))
+  if rng.random() < BROKEN:
+    return response[:rng.randrange(1, len(response))]
+  return response
+
+
+def prefers(rng: random.Random, difference: float, temperature: float) -> bool:
+  """A Bradley-Terry choice: True with probability sigmoid(difference / temperature).
+
+  `difference` is g1 - g2 for a pair of responses (Bradley and Terry, 1952), and g - threshold for
+  a thumb; `temperature` > 0 is the rater's noise, in units of the gold reward.
+  """
+  return rng.random() < 1. / (1. + math.exp(-difference / temperature))

@@ -1,0 +1,136 @@
+"""The shape of a decoder-only transformer: one class of options, and sizes by name."""
+
+import dataclasses
+import difflib
+
+import jax.numpy as jnp
+
+_LIKE_LLAMA_3 = dict(rope_theta=500_000.0, norm_eps=1e-5, vocab_size=128_256)
+_LIKE_GEMMA = dict(
+  norm_offset=True, norm_eps=1e-6, activation='gelu_tanh', embed_scale=True, vocab_size=256_000
+)
+
+SIZES: dict[str, dict] = {
+  # Ours; the vocabulary is the tokenizer's. Counts are with a vocabulary of 1,024 (small: 16,384).
+  'nano': dict(layers=2, width=64, heads=2, kv_heads=2, head_dim=32, mlp_width=192),  # 0.17 M
+  'tiny': dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, mlp_width=384),  # 0.98 M
+  'mini': dict(layers=8, width=320, heads=5, kv_heads=5, head_dim=64, mlp_width=864),  # 10.2 M
+  'medium': dict(layers=8, width=512, heads=8, kv_heads=8, head_dim=64, mlp_width=1152),  # 22.6 M
+  'small': dict(layers=12, width=768, heads=12, kv_heads=12, head_dim=64, mlp_width=2048),  # 97.5 M
+  # Published. Each is the config.json of the release of that name.
+  'llama-3.2-1b': dict(
+    layers=16, width=2048, heads=32, kv_heads=8, head_dim=64, mlp_width=8192, **_LIKE_LLAMA_3
+  ),
+  'llama-3.2-3b': dict(
+    layers=28, width=3072, heads=24, kv_heads=8, head_dim=128, mlp_width=8192, **_LIKE_LLAMA_3
+  ),
+  'llama-3.1-8b': dict(
+    layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=14336, tied=False,
+    **_LIKE_LLAMA_3
+  ),
+  'llama-2-7b': dict(
+    layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, tied=False,
+    norm_eps=1e-5, vocab_size=32_000
+  ),
+  'mistral-7b': dict(
+    layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=14336, tied=False,
+    norm_eps=1e-5, window=4096, vocab_size=32_000
+  ),
+  'qwen2.5-1.5b': dict(
+    layers=28, width=1536, heads=12, kv_heads=2, head_dim=128, mlp_width=8960, qkv_bias=True,
+    rope_theta=1e6, norm_eps=1e-6, vocab_size=151_936
+  ),
+  'gemma-2b': dict(
+    layers=18, width=2048, heads=8, kv_heads=1, head_dim=256, mlp_width=16384, **_LIKE_GEMMA
+  ),
+  'gemma-7b': dict(
+    layers=28, width=3072, heads=16, kv_heads=16, head_dim=256, mlp_width=24576, **_LIKE_GEMMA
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The options of `Transformer`. The defaults are Llama's; a family is a set of options.
+
+  Published families as options: Mistral (window), Qwen2 (qkv_bias), Qwen3 (qk_norm), Gemma 1
+  (norm_offset, gelu_tanh, embed_scale), GPT-2 (norm 'layer', position 'learnt', not gated, biases),
+  GPT-NeoX (norm 'layer', parallel, rope_fraction, not gated, biases).
+  """
+
+  vocab_size: int
+  layers: int  # L
+  width: int  # D, the residual stream's
+  heads: int  # H, of queries
+  kv_heads: int  # G, of keys and values; G divides H
+  head_dim: int  # K
+  mlp_width: int
+  tied: bool = True  # the unembedding is the embedding, transposed
+  norm: str = 'rms'  # 'rms' | 'layer' (with bias)
+  norm_eps: float = 1e-6
+  norm_offset: bool = False  # the scale is stored as its distance from one (Gemma)
+  post_norm: bool = False  # a norm after each sublayer too (Gemma 2)
+  qk_norm: bool = False  # RMSNorm of each query and key head (Qwen3)
+  activation: str = 'silu'  # 'silu' | 'gelu' (exact) | 'gelu_tanh'
+  gated: bool = True  # act(x W_gate) * (x W_up), else act(x W_up)
+  qkv_bias: bool = False
+  out_bias: bool = False
+  mlp_bias: bool = False
+  position: str = 'rope'  # 'rope' | 'learnt'
+  rope_theta: float = 10_000.0
+  rope_fraction: float = 1.0  # of the head's width that rotates (NeoX: 0.25)
+  max_positions: int = 2048  # rows of the learnt position table
+  parallel: bool = False  # attention and MLP read the same input (NeoX)
+  embed_scale: bool = False  # embeddings times sqrt(D) (Gemma)
+  query_scale: float | None = None  # of q k^T; None: 1 / sqrt(K)
+  window: int | None = None  # each token sees itself and the window - 1 before it; None: all
+  attention_softcap: float | None = None  # c tanh(x / c) of the attention logits (Gemma 2)
+  final_softcap: float | None = None  # the same of the output logits
+  dtype: str = 'float32'  # of the computation; softmax, norms and log-probs are float32 always
+  param_dtype: str = 'float32'  # of the stored base
+  remat: bool = False  # recompute each layer in the backward pass, to keep only its input
+  scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
+
+  def __post_init__(self):
+    if self.heads % self.kv_heads:
+      raise ValueError(
+        f'expected kv_heads to divide heads, found {self.kv_heads} and {self.heads}; change either'
+      )
+    choices = dict(
+      norm=('rms', 'layer'), activation=('silu', 'gelu', 'gelu_tanh'), position=('rope', 'learnt')
+    )
+    for field, allowed in choices.items():
+      if getattr(self, field) not in allowed:
+        raise ValueError(
+          f'expected {field} to be one of {allowed}, found {getattr(self, field)!r}; choose one'
+        )
+    for field in ('dtype', 'param_dtype'):
+      jnp.dtype(getattr(self, field))
+
+
+def sized(size: str, *, vocab_size: int | None = None, **overrides) -> Config:
+  """The config of a named size.
+
+  Args:
+    size: a key of SIZES.
+    vocab_size: V; needed by our own sizes, whose vocabulary is the tokenizer's. A published size
+      keeps its own if the given one is not larger.
+    **overrides: any field of Config.
+
+  Raises:
+    ValueError: an unknown size (the nearest is suggested), or a vocabulary that does not fit.
+  """
+  if size not in SIZES:
+    near = difflib.get_close_matches(size, SIZES, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f'expected a size among {sorted(SIZES)}, found {size!r}{hint}')
+  options = dict(SIZES[size])
+  own = options.pop('vocab_size', None)
+  if own is None and vocab_size is None:
+    raise ValueError(f'size {size!r} takes its vocabulary from the tokenizer: pass vocab_size')
+  if own is not None and vocab_size is not None and vocab_size > own:
+    raise ValueError(
+      f'expected a tokenizer of at most {own} tokens for {size!r}, found {vocab_size}; '
+      'use the tokenizer that was published with the model'
+    )
+  return Config(**{**options, 'vocab_size': own or vocab_size, **overrides})

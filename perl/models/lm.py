@@ -1,0 +1,131 @@
+"""What a language model is asked for: logits, log-probs, values, scores. Pure; adapter may be {}.
+
+Common arguments: model, a `Transformer`; base, its frozen parameters; adapter, {} or a tree of
+adapters beside the base, with a 'head' for values and scores; tokens i32[B, T]; mask bool[B, T], True
+for real tokens, padding on either side; dropout_key, a key to train with adapter dropout (SFT and
+reward models only), None elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from perl import masked
+from perl.models.transformer import Transformer
+from perl.types import Tree
+
+_CHUNK_ELEMENTS = 2**23
+"""Logits held at once when log-probs are computed: 32 MiB in float32."""
+
+
+def init(model: Transformer, key: jax.Array) -> Tree:
+  """Random base parameters: normal(0.02) matrices and embeddings, unit norms, zero biases."""
+  tokens, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+  return model.init({'params': key}, tokens, mask, method='logits')['params']
+
+
+def abstract(model: Transformer) -> Tree:
+  """The base tree by shapes alone; nothing is allocated."""
+  return jax.eval_shape(lambda: init(model, jax.random.key(0)))
+
+
+def variables(base: Tree, adapter: Tree) -> dict:
+  """The collections of `model.apply`: a head is read by lm, not by the model."""
+  return {'params': base, 'adapter': {k: v for k, v in adapter.items() if k != 'head'}}
+
+
+def hidden(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array:
+  """Hidden states after the last norm, f[B, T, D]."""
+  rngs = None if dropout_key is None else {'dropout': dropout_key}
+  return model.apply(variables(base, adapter), tokens, mask, rngs=rngs)
+
+
+def logits(model, base, adapter, tokens, mask) -> jax.Array:
+  """Next-token logits f32[B, T, V]: entry t is for the token at t + 1. Not for training: large."""
+  return model.apply(variables(base, adapter), tokens, mask, method='logits')
+
+
+def token_logprobs(logits: jax.Array, targets: jax.Array, temperature: float = 1.0) -> jax.Array:
+  """log softmax(logits / temperature)[targets] in float32: the one log-prob formula of this house.
+
+  Sampler, trainer and reference all use it, so that a ratio of equals is 1 and a KL of equals 0.
+
+  Args:
+    logits: f[..., V].
+    targets: i32[...].
+    temperature: > 0.
+  """
+  scaled = logits.astype(jnp.float32) / temperature
+  chosen = jnp.take_along_axis(scaled, targets[..., None], -1)[..., 0]
+  return chosen - jax.nn.logsumexp(scaled, -1)
+
+
+def logprobs(
+  model, base, adapter, tokens, mask, *, temperature=1.0, start: int = 0, dropout_key=None
+) -> jax.Array:
+  """f32[B, T]: entry t is log pi(tokens[t] | tokens[:t]); 0 at t = 0, under the mask, before `start`.
+
+  The one shift by a token lives here and in `values`. Logits are formed a chunk of positions at a time and formed
+  again in the backward pass, so that [B, T, V] never exists.
+
+  Args:
+    model, base, adapter, tokens, mask: see the module's docstring.
+    temperature: of the distribution (Rollouts are sampled at it).
+    start: the first position that is asked for (the length of the prompts); earlier ones cost nothing.
+    dropout_key: see the module's docstring.
+  """
+  start = max(start, 1)
+  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)[:, start - 1 : -1]
+  parts = variables(base, adapter)
+
+  @jax.checkpoint
+  def of_chunk(h: jax.Array, targets: jax.Array) -> jax.Array:
+    return token_logprobs(model.apply(parts, h, method='unembed'), targets, temperature)
+
+  out = _over_chunks(of_chunk, h, tokens[:, start:], model.config.vocab_size)
+  counted = mask[:, start:] & mask[:, start - 1 : -1]
+  return jnp.pad(jnp.where(counted, out, 0.0), ((0, 0), (start, 0)))
+
+
+def _over_chunks(function, h: jax.Array, targets: jax.Array, vocab_size: int) -> jax.Array:
+  """function(h [B, t, D], targets [B, t]) -> [B, t], a few positions t at a time."""
+  batch, length = targets.shape
+  size = min(length, max(1, _CHUNK_ELEMENTS // (batch * vocab_size)))
+  if size == length:
+    return function(h, targets)
+  chunks = -(-length // size)
+  pad = chunks * size - length
+  h = jnp.pad(h, ((0, 0), (0, pad), (0, 0))).reshape(batch, chunks, size, -1).swapaxes(0, 1)
+  targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(batch, chunks, size).swapaxes(0, 1)
+  _, out = jax.lax.scan(lambda _, x: (None, function(*x)), None, (h, targets))
+  return out.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+
+
+def _read(head: Tree, h: jax.Array) -> jax.Array:
+  """f32[...]: h [..., D] times the head's kernel [D, 1], plus its bias."""
+  h = h.astype(jnp.float32)
+  return (h @ head['kernel'].astype(jnp.float32))[..., 0] + head['bias'].astype(jnp.float32)[0]
+
+
+def _head(adapter: Tree) -> Tree:
+  if 'head' not in adapter:
+    raise ValueError(
+      f'expected an adapter with a head, found only {sorted(adapter) or "an empty adapter"}; '
+      'make it with peft.adapters.init(..., head=True)'
+    )
+  return adapter['head']
+
+
+def values(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array:
+  """f32[B, T]: entry t is V(tokens[:t]), read one token earlier; 0 at t = 0 and under the mask."""
+  head = _head(adapter)
+  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)[:, :-1]
+  counted = mask[:, 1:] & mask[:, :-1]
+  return jnp.pad(jnp.where(counted, _read(head, h), 0.0), ((0, 0), (1, 0)))
+
+
+def score(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array:
+  """f32[B]: the head's value at the last real token of each row."""
+  head = _head(adapter)
+  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
+  last = masked.last_index(mask)
+  return _read(head, jnp.take_along_axis(h, last[:, None, None], 1)[:, 0])

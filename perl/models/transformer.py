@@ -1,0 +1,175 @@
+"""The decoder-only transformer: base parameters in 'params', what is learnt in 'adapter'.
+
+``model.apply({'params': base, 'adapter': adapter}, tokens, mask)``; with ``adapter = {}`` it is the
+base model. perl/models/lm.py has the functions that callers want.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from perl import masked
+from perl.models.attention import attention, decode_attention
+from perl.models.config import Config
+from perl.models.layers import MLP, Norm, Projection, adapted, rotate
+
+KV = tuple[jax.Array, jax.Array]
+"""Keys and values of one layer, each [B, S, G, K]."""
+
+
+class Attention(nn.Module):
+  """Causal self-attention with grouped queries, over the sequence or against a cache."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    cache: KV | None = None,
+    index: jax.Array | None = None,
+  ) -> tuple[jax.Array, KV]:
+    """Returns the output [B, T, D] and keys and values: the sequence's, or the updated cache.
+
+    Args:
+      x: f[B, T, D]; T is 1 with a cache.
+      positions: i32[B, T].
+      mask: bool[B, S], the keys that are real tokens (with a cache: this one's included).
+      cache: keys and values of the S slots; this token's are written at `index`.
+      index: i32[], the same slot for every row (prompts are left-padded).
+    """
+    config = self.config
+    split = lambda y, heads: y.reshape(*y.shape[:-1], heads, config.head_dim)
+    project = lambda name, heads: split(
+      Projection(heads * config.head_dim, config, config.qkv_bias, name=name)(x), heads
+    )
+    q, k, v = project('q', config.heads), project('k', config.kv_heads), project('v', config.kv_heads)
+    if config.qk_norm:
+      q, k = Norm(config, 'rms', name='q_norm')(q), Norm(config, 'rms', name='k_norm')(k)
+    if config.position == 'rope':
+      q, k = rotate(q, positions, config), rotate(k, positions, config)
+    scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+    options = dict(scale=scale, softcap=config.attention_softcap)
+    if cache is None:
+      kv, out = (k, v), attention(q, k, v, mask, causal=True, window=config.window, **options)
+    else:
+      kv = tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, 1)
+        for old, new in zip(cache, (k, v))
+      )
+      if config.window is not None:
+        mask = mask & (jnp.arange(mask.shape[-1]) > index - config.window)
+      out = decode_attention(q, *kv, mask, **options)
+    out = Projection(config.width, config, config.out_bias, name='o')(out.reshape(*x.shape[:-1], -1))
+    return out, kv
+
+
+class Block(nn.Module):
+  """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or both from the same x (parallel)."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x, positions, mask, cache=None, index=None) -> tuple[jax.Array, KV]:
+    config = self.config
+    norm = lambda name: Norm(config, name=name)
+    after = lambda name, y: norm(name)(y) if config.post_norm else y
+    attended, kv = Attention(config, name='attn')(
+      norm('attn_norm')(x), positions, mask, cache, index
+    )
+    attended = after('attn_post_norm', attended)
+    if config.parallel:
+      return x + attended + after('mlp_post_norm', MLP(config, name='mlp')(norm('mlp_norm')(x))), kv
+    x = x + attended
+    return x + after('mlp_post_norm', MLP(config, name='mlp')(norm('mlp_norm')(x))), kv
+
+
+class _ScannedBlock(nn.Module):
+  """Block as a scan body; keys and values are dropped."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x, positions, mask):
+    block = nn.remat(Block, prevent_cse=False) if self.config.remat else Block
+    return block(self.config, name='block')(x, positions, mask)[0], None
+
+
+class Embedding(nn.Module):
+  """Token embeddings [V, D], learnt positions where the family has them, and the unembedding."""
+
+  config: Config
+
+  def setup(self):
+    config, init = self.config, nn.initializers.normal(0.02)
+    store = jnp.dtype(config.param_dtype)
+    shape = (config.vocab_size, config.width)
+    self.table = adapted(self, 'embedding', init, shape, store)
+    if config.position == 'learnt':
+      self.position_table = adapted(
+        self, 'positions', init, (config.max_positions, config.width), store
+      )
+    if not config.tied:
+      self.head = Projection(config.vocab_size, config, name='lm_head')
+
+  def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """i32[B, T] -> f[B, T, D]."""
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    x = jnp.take(self.table, tokens, axis=0).astype(dtype)
+    if config.embed_scale:
+      x = x * jnp.asarray(config.width**0.5, dtype)
+    if config.position == 'learnt':
+      x = x + jnp.take(self.position_table, positions, axis=0).astype(dtype)
+    return x
+
+  def unembed(self, h: jax.Array) -> jax.Array:
+    """f[..., D] -> f32[..., V]."""
+    config = self.config
+    logits = h @ self.table.T.astype(h.dtype) if config.tied else self.head(h)
+    logits = logits.astype(jnp.float32)
+    if config.final_softcap is not None:
+      logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+    return logits
+
+
+class Transformer(nn.Module):
+  """Embedding, L layers under one scan, a last norm. Parameter shapes: L leads in 'layers/block'."""
+
+  config: Config
+
+  def setup(self):
+    config = self.config
+    self.embed = Embedding(config)
+    self.layers = nn.scan(
+      _ScannedBlock,
+      variable_axes={'params': 0, 'adapter': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(nn.broadcast, nn.broadcast),
+      length=config.layers,
+      unroll=min(config.scan_unroll, config.layers) or config.layers,
+    )(config)
+    self.final_norm = Norm(config)
+
+  def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Hidden states f[B, T, D] after the last norm, of i32[B, T] tokens and their bool[B, T] mask."""
+    positions = masked.positions(mask)
+    x, _ = self.layers(self.embed.embed(tokens, positions), positions, mask)
+    return self.final_norm(x)
+
+  def unembed(self, h: jax.Array) -> jax.Array:
+    """Logits f32[..., V] of hidden states f[..., D]."""
+    return self.embed.unembed(h)
+
+  def embed_tokens(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """f[B, T, D]: the input of the first layer."""
+    return self.embed.embed(tokens, positions)
+
+  def normalise(self, x: jax.Array) -> jax.Array:
+    """The last norm, for callers that run the layers one by one (decoding)."""
+    return self.final_norm(x)
+
+  def logits(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """f32[B, T, V]; used to initialise every parameter."""
+    return self.unembed(self(tokens, mask))

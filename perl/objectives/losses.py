@@ -1,0 +1,63 @@
+"""Losses of pretraining, SFT and reward modelling. Elementwise values, or a Mean not yet divided."""
+
+import jax
+import jax.numpy as jnp
+
+from perl.types import Mean
+
+
+def next_token(logprobs: jax.Array, loss_mask: jax.Array) -> Mean:
+  """-log pi(tokens[t] | tokens[:t]) over the tokens of the mask (token-mean), in nats.
+
+  Args:
+    logprobs: f32[B, T].
+    loss_mask: bool[B, T].
+  """
+  return Mean.of(-logprobs, loss_mask)
+
+
+def pairwise(
+  chosen: jax.Array, rejected: jax.Array, margin: jax.Array | float = 0.0, centre: float = 0.0
+) -> jax.Array:
+  """-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2, f32[B].
+
+  Bradley-Terry (PERL, sec. 2; Stiennon et al. 2020), with the margin of Llama 2 (Touvron et al.
+  2023, eq. 2) and the centring of Eisenstein et al. 2023 (arXiv 2312.09244).
+
+  Args:
+    chosen, rejected: f32[B], scores r_w and r_l.
+    margin: f32[B] or a number, m.
+    centre: c.
+  """
+  difference = chosen - rejected - margin
+  return -jax.nn.log_sigmoid(difference) + centre * jnp.square(chosen + rejected)
+
+
+def pointwise(score: jax.Array, label: jax.Array) -> jax.Array:
+  """-y log sigmoid(r) - (1 - y) log(1 - sigmoid(r)), f32[B].
+
+  PERL, sec. 2 (whose second version misprints sigma(1 - r) in the last term).
+
+  Args:
+    score: f32[B], r.
+    label: f32[B], y: 1 for thumbs up, 0 for thumbs down.
+  """
+  return -label * jax.nn.log_sigmoid(score) - (1.0 - label) * jax.nn.log_sigmoid(-score)
+
+
+def reinforce(logprobs: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
+  """-sum_t log pi(a_t | x_t) sg(A_t), f32[B] (PERL, sec. 3; Lee et al. 2023, app. F).
+
+  Args:
+    logprobs: f32[B, T] of the policy.
+    advantages: f32[B, T], Z_t - V(x_t); no gradient flows through it.
+    mask: bool[B, T], the response's tokens.
+  """
+  gain = logprobs * jax.lax.stop_gradient(advantages)
+  return -jnp.where(mask, gain, 0.0).sum(-1)
+
+
+def value(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+  """sum_t (Z_t - V(x_t))^2, f32[B] (PERL, sec. 3)."""
+  error = jnp.square(jax.lax.stop_gradient(returns) - values)
+  return jnp.where(mask, error, 0.0).sum(-1)

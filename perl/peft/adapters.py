@@ -1,0 +1,156 @@
+"""Adapters as a tree beside the base: make, merge, unmerge, head, stack, count, split.
+
+The protocol of a method, in `perl/peft/<name>.py`: a flax.struct class with ``project(x, w, key)`` and
+``merge(w)``, class constants FIXED (fields that are data and never trained), and a function
+``init(key, weight, **options) -> adapter``. A method that acts on every parameter says
+``TAKES_TARGETS = False``. `find(name)` imports the file: there is no registry.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perl import peft, trees
+from perl.types import Tree
+
+
+def methods() -> list[str]:
+  """The methods there are, by file."""
+  own = {'adapters', 'interop'}
+  return sorted(m.name for m in pkgutil.iter_modules(peft.__path__) if m.name not in own)
+
+
+def find(method: str) -> ModuleType:
+  """The module of a method.
+
+  Raises:
+    ValueError: no such file; the known ones are listed.
+  """
+  if method not in methods():
+    raise ValueError(f'expected peft.name among {methods()}, found {method!r}')
+  return importlib.import_module(f'perl.peft.{method}')
+
+
+def projections(base: Tree) -> list[str]:
+  """The paths of the matrices that a pattern can name: 'layers/block/attn/q', ..."""
+  return [n.removesuffix('/kernel') for n in trees.flat(base) if n.endswith('/kernel')]
+
+
+def init(
+  key: jax.Array, base: Tree, method: str, *, targets=('attn/(q|k|v|o)',), head: bool = False, **options
+) -> Tree:
+  """A fresh adapter: the base's function exactly (for methods that can), plus a head if asked.
+
+  Args:
+    key: typed PRNG key.
+    base: the frozen parameters (their shapes suffice for methods that do not copy them).
+    method: a file of perl/peft.
+    targets: patterns over `projections(base)`; methods that act on everything ignore them.
+    head: add a reward or value head.
+    **options: the method's own (rank, alpha, ...).
+
+  Returns:
+    a tree of the base's nesting that holds an adapter object at each adapted parameter.
+
+  Raises:
+    ValueError: a pattern matches nothing, or nothing would be trained.
+  """
+  module = find(method)
+  leaves = trees.flat(base)
+  names = list(leaves)
+  if getattr(module, 'TAKES_TARGETS', True):
+    names = [f'{n}/kernel' for n in trees.match(projections(base), targets)]
+  keys = dict(zip(names, jax.random.split(jax.random.fold_in(key, 0), max(len(names), 1))))
+  adapter = trees.nest({n: module.init(keys[n], leaves[n], **options) for n in names})
+  if head:
+    width = leaves['final_norm/scale'].shape[-1]
+    adapter['head'] = init_head(jax.random.fold_in(key, 1), width)
+  if trees.count(split(adapter)[0]) == 0:
+    raise ValueError(
+      f'expected something to train, found no trainable leaf for {method!r} with targets {targets};'
+      f' what can be matched: {", ".join(projections(base))}'
+    )
+  return adapter
+
+
+def init_head(key: jax.Array, width: int) -> Tree:
+  """A scalar head: kernel normal with std 1 / sqrt(D + 1), bias 0 (Stiennon et al. 2020)."""
+  kernel = jax.random.normal(key, (width, 1), jnp.float32) / np.sqrt(width + 1)
+  return {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
+
+
+def is_adapter(node) -> bool:
+  """True for an object of the protocol, False for arrays and dicts."""
+  return hasattr(node, 'project') and hasattr(node, 'merge')
+
+
+def split(adapter: Tree) -> tuple[Tree, Tree]:
+  """(what is trained, what is fixed data such as LoRA's scale); trees.combine is the inverse."""
+  fixed = set()
+  for path, node in jax.tree_util.tree_leaves_with_path(adapter, is_leaf=is_adapter):
+    fixed.update(f'{trees.path_string(path)}/{f}' for f in getattr(node, 'FIXED', ()))
+  return trees.partition(adapter, lambda name: name not in fixed)
+
+
+def merge(base: Tree, adapter: Tree) -> Tree:
+  """The base with every adapter folded in, computed in float32, in the base's dtypes.
+
+  A head stays with the adapter: it has no place in the base.
+  """
+  return _fold(base, adapter, 'merge')
+
+
+def unmerge(merged: Tree, adapter: Tree) -> Tree:
+  """The inverse of `merge`, up to rounding, for methods that have one.
+
+  Raises:
+    ValueError: the method cannot be taken out again (full tuning forgets the base).
+  """
+  return _fold(merged, adapter, 'unmerge')
+
+
+def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
+  nodes = jax.tree_util.tree_leaves_with_path(
+    {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=is_adapter
+  )
+  deltas = {trees.path_string(p): node for p, node in nodes}
+  leaves = trees.flat(base)
+  unknown = sorted(set(deltas) - set(leaves))
+  if unknown:
+    raise ValueError(
+      f'expected an adapter made for this base, found {unknown[0]!r}, which the base lacks; '
+      'load the base that the adapter was trained on'
+    )
+  for name, delta in deltas.items():
+    folded = getattr(delta, how)(leaves[name].astype(jnp.float32))
+    leaves[name] = folded.astype(leaves[name].dtype)
+  return trees.nest(leaves)
+
+
+def stack(adapters: list[Tree]) -> Tree:
+  """n adapters of one structure -> one with a leading axis of n, to be mapped with jax.vmap.
+
+  Raises:
+    ValueError: the structures or shapes differ.
+  """
+  shapes = [jax.tree.map(jnp.shape, a) for a in adapters]
+  if any(s != shapes[0] for s in shapes[1:]):
+    raise ValueError(
+      'expected adapters of one structure and one set of shapes, found several; '
+      'stack runs of the same method, targets and (largest) rank'
+    )
+  return trees.stack(adapters)
+
+
+def count(adapter: Tree) -> int:
+  """Trainable elements, the head's included."""
+  return trees.count(split(adapter)[0])
+
+
+def size_bytes(adapter: Tree) -> int:
+  """Bytes of everything an adapter's checkpoint holds."""
+  return trees.size_bytes(adapter)

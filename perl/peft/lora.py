@@ -1,0 +1,75 @@
+"""LoRA: W + s A B (Hu et al., arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732)."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from perl.products import low_rank
+
+
+class LoRA(struct.PyTreeNode):
+  """y = x W + s (x A) B, with s = alpha / r, or alpha / sqrt(r) for rsLoRA."""
+
+  FIXED: ClassVar[tuple[str, ...]] = ('scale',)
+
+  a: jax.Array  # f32[..., I, r]
+  b: jax.Array  # f32[..., r, O], zero at init
+  scale: jax.Array  # f32[...]; data, so that a population may mix ranks and alphas; never trained
+  dropout: float = struct.field(pytree_node=False, default=0.0)
+
+  def project(self, x: jax.Array, w: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """f[..., O] of x f[..., I] and w f[I, O]; `key` turns dropout of the adapter's input on."""
+    z = x
+    if key is not None and self.dropout > 0:
+      keep = jax.random.bernoulli(key, 1.0 - self.dropout, x.shape)
+      z = jnp.where(keep, x / (1.0 - self.dropout), 0).astype(x.dtype)
+    scale = jax.lax.stop_gradient(self.scale)
+    return x @ w + low_rank(z, self.a.astype(x.dtype), (scale * self.b).astype(x.dtype))
+
+  def merge(self, w: jax.Array) -> jax.Array:
+    """W + s A B."""
+    return w + self.scale[..., None, None] * (self.a @ self.b)
+
+  def unmerge(self, w: jax.Array) -> jax.Array:
+    """(W + s A B) - s A B."""
+    return w - self.scale[..., None, None] * (self.a @ self.b)
+
+
+def init(
+  key: jax.Array,
+  weight: jax.Array,
+  *,
+  rank: int = 8,
+  alpha: float = 16.0,
+  rslora: bool = False,
+  dropout: float = 0.0,
+) -> LoRA:
+  """A ~ U(-1/sqrt(I), 1/sqrt(I)), B = 0: the base's function, exactly.
+
+  (That is Kaiming-uniform with a = sqrt(5), the initialisation of the authors' code and of PEFT.)
+
+  Args:
+    key: typed PRNG key.
+    weight: f[..., I, O], or its shape.
+    rank: r, 1 to min(I, O).
+    alpha: numerator of the scale.
+    rslora: divide by sqrt(r) and not by r.
+    dropout: rate on the adapter's input; active only where a dropout key is given.
+  """
+  *lead, rows, columns = weight.shape
+  if not 1 <= rank <= min(rows, columns):
+    raise ValueError(
+      f'expected a rank from 1 to {min(rows, columns)} for a matrix of {rows} x {columns}, '
+      f'found {rank}; lower config.peft.rank'
+    )
+  if not 0.0 <= dropout < 1.0:
+    raise ValueError(f'expected a dropout rate in [0, 1), found {dropout}')
+  bound = rows**-0.5
+  return LoRA(
+    a=jax.random.uniform(key, (*lead, rows, rank), jnp.float32, -bound, bound),
+    b=jnp.zeros((*lead, rank, columns), jnp.float32),
+    scale=jnp.full(lead, alpha / (rank**0.5 if rslora else rank), jnp.float32),
+    dropout=dropout,
+  )

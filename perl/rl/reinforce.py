@@ -1,0 +1,72 @@
+"""REINFORCE with a baseline, as in PERL (Sidahmed et al., arXiv 2403.10704, sec. 3).
+
+  L_PG = -sum_t log pi(a_t | x_t) sg(Z_t - V(x_t)),      L_V = sum_t (Z_t - V(x_t))^2
+
+with Z_t the return to go of the shaped rewards, gamma = 1. Both are sums over a response and means
+over the batch (aggregation: sequence-sum). The policy and the value model are two adapters over one
+base, so that one loss trains both: neither term has a gradient in the other's adapter.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from perl.models import lm
+from perl.models.transformer import Transformer
+from perl.objectives import losses, returns
+from perl.types import Experience, Mean, Tree
+
+BASELINES = ('value', 'batch_mean')
+
+
+def trains(baseline: str) -> tuple[str, ...]:
+  """The roles that learn under a baseline.
+
+  Raises:
+    ValueError: an unknown baseline.
+  """
+  if baseline not in BASELINES:
+    raise ValueError(f'expected rl.baseline among {BASELINES}, found {baseline!r}')
+  return ('policy', 'critic') if baseline == 'value' else ('policy',)
+
+
+def make_loss(
+  model: Transformer, *, prompt_tokens: int, temperature: float = 1.0, baseline: str = 'value'
+) -> Callable[[dict[str, Tree], Tree, Experience, jax.Array], tuple[Mean, dict[str, Mean]]]:
+  """The loss ``(adapters, base, experience, key) -> (Mean, metrics)`` of the train step.
+
+  Args:
+    model: the base's module.
+    prompt_tokens: P, where responses start.
+    temperature: at which the rollout was sampled.
+    baseline: 'value' (adapters['critic']) or 'batch_mean' (no critic at all).
+  """
+  learnt = 'critic' in trains(baseline)
+
+  def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
+    del key  # Dropout is off in every forward of RL.
+    mask, weight = e.response_mask, e.weight
+    logprobs = lm.logprobs(
+      model, base, adapters['policy'], e.tokens, e.mask,
+      temperature=temperature, start=prompt_tokens,
+    )
+    z = returns.returns_to_go(e.rewards, mask)
+    if learnt:
+      v = lm.values(model, base, adapters['critic'], e.tokens, e.mask)
+      critic = losses.value(v, z, mask)
+    else:
+      v, critic = returns.batch_mean_baseline(z, mask, weight), 0.0
+    policy = losses.reinforce(logprobs, z - v, mask)
+    gap = logprobs - e.behaviour_logprobs
+    counted = mask & (weight > 0)[:, None]
+    metrics = {
+      'policy_loss': Mean.of(policy, weight),
+      'sampler_gap': Mean.of(abs(gap), counted),  # decoding against teacher forcing; rounding only
+      'advantage': Mean.of(z - v, counted),
+    }
+    if learnt:
+      metrics['value_loss'] = Mean.of(critic, weight)
+      metrics['value'] = Mean.of(v, counted)
+    return Mean.of(policy + critic, weight), metrics
+
+  return loss

@@ -1,0 +1,129 @@
+"""Trees of arrays: their paths, patterns over paths, counts, bytes, digests, partitions."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perl.types import Tree
+
+
+def path_string(path: Sequence) -> str:
+  """'layers/attn/q/kernel' for a key path of jax.tree_util."""
+  names = []
+  for key in path:
+    name = next((getattr(key, n) for n in ('key', 'name', 'idx') if hasattr(key, n)), key)
+    names.append(str(name))
+  return '/'.join(names)
+
+
+def flat(tree: Tree) -> dict[str, jax.Array]:
+  """The leaves by path, in the tree's order."""
+  return {path_string(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+  """The names that some pattern matches whole, or from a '/' on, in their order.
+
+  Args:
+    names: paths, 'layers/attn/q'.
+    patterns: regular expressions; 'attn/(q|v)' matches 'layers/attn/q'.
+
+  Raises:
+    ValueError: a pattern matches nothing, or is no regular expression; the names that could be
+      matched are listed.
+  """
+  names = list(names)
+  chosen = set()
+  for pattern in patterns:
+    try:
+      compiled = re.compile(rf'(?:.*/)?(?:{pattern})')
+    except re.error as error:
+      raise ValueError(f'expected a regular expression, found {pattern!r}: {error}') from error
+    found = [n for n in names if compiled.fullmatch(n)]
+    if not found:
+      near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(
+        f'expected a pattern that matches a projection, found {pattern!r}, which matches none{hint}'
+        f' What can be matched: {", ".join(names) or "nothing"}'
+      )
+    chosen.update(found)
+  return [n for n in names if n in chosen]
+
+
+def count(tree: Tree) -> int:
+  """Number of array elements; shapes are enough (jax.ShapeDtypeStruct leaves count too)."""
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def size_bytes(tree: Tree) -> int:
+  """Bytes that the arrays take, by shape and dtype."""
+  return sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def digest(tree: Tree) -> str:
+  """sha256 (hex) over path, shape, dtype and bytes of every leaf, in the order of the paths.
+
+  Equal exactly when the trees are bitwise equal; used to tie an adapter to its base.
+  """
+  sha = hashlib.sha256()
+  for name, leaf in sorted(flat(tree).items()):
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    sha.update(f'{name}:{array.shape}:{array.dtype}:'.encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
+
+
+def partition(tree: Tree, chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
+  """(the leaves whose path is chosen, the others), each of the tree's shape with None for the rest.
+
+  `combine` is the inverse. None is an empty tree, so gradients and optimizers pass over it.
+  """
+  take = lambda keep: jax.tree_util.tree_map_with_path(
+    lambda p, x: x if chosen(path_string(p)) == keep else None, tree
+  )
+  return take(True), take(False)
+
+
+def combine(first: Tree, second: Tree) -> Tree:
+  """The tree whose leaves are those of `first`, and those of `second` where `first` has None."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
+  )
+
+
+def get(tree: Tree, path: str):
+  """The node at 'a/b/c' of nested dicts; KeyError names the path that is missing."""
+  for key in path.split('/') if path else ():
+    if key not in tree:
+      raise KeyError(f'expected {path!r} in the tree, found only {sorted(tree)} beside {key!r}')
+    tree = tree[key]
+  return tree
+
+
+def nest(leaves: dict[str, object]) -> dict:
+  """{'a/b': x} -> {'a': {'b': x}}."""
+  out: dict = {}
+  for name, leaf in leaves.items():
+    node = out
+    *parents, last = name.split('/')
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return out
+
+
+def unstack(tree: Tree) -> list[Tree]:
+  """A tree of [n, ...] arrays -> n trees of [...] arrays."""
+  leaves = jax.tree.leaves(tree)
+  return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(leaves[0].shape[0] if leaves else 0)]
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+  """n trees of equal structure and shapes -> one with a leading axis of n."""
+  return jax.tree.map(lambda *x: jnp.stack(x), *trees)

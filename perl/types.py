@@ -1,0 +1,73 @@
+"""The values that travel between the rooms of this house, and their axes.
+
+Axis letters, used everywhere: B batch, P prompt length, R response length, T = P + R (or the whole
+sequence), V vocabulary, D model width, H query heads, G key/value heads, K head width, L layers,
+I / O rows and columns of a projection's matrix, r rank.
+
+Every per-token array is ``[B, T]`` and aligned with the token it describes:
+``logprobs[b, t] = log pi(tokens[b, t] | tokens[b, :t])`` and ``values[b, t] = V(tokens[b, :t])``.
+A mask is True where an entry counts.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Tree = Any
+"""A pytree of arrays, or of objects that hold them (adapters)."""
+
+Batch = dict[str, Any]
+"""Arrays by name; the names are listed in perl/data/pipeline.py."""
+
+
+class Mean(struct.PyTreeNode):
+  """A mean that has not been divided yet: ``total / weight``.
+
+  Sums and weights add over microbatches, devices and batches, so that a mean divided once at the
+  end is the mean over all that was seen, whatever way it was cut up.
+  """
+
+  total: jax.Array  # f32[]
+  weight: jax.Array  # f32[]
+
+  @classmethod
+  def of(cls, values: jax.Array, mask: jax.Array | None = None) -> 'Mean':
+    """The mean of `values` (any shape) over the entries where `mask` (broadcast) counts."""
+    values = jnp.asarray(values, jnp.float32)
+    if mask is None:
+      return cls(values.sum(), jnp.float32(values.size))
+    weight = jnp.broadcast_to(jnp.asarray(mask, jnp.float32), values.shape)
+    # where, not a product: what lies under the mask may be NaN, and 0 * NaN is NaN.
+    return cls((jnp.where(weight > 0, values, 0.0) * weight).sum(), weight.sum())
+
+  def value(self) -> jax.Array:
+    """total / weight, and 0 where nothing was counted."""
+    return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
+
+  def __add__(self, other: 'Mean') -> 'Mean':
+    return Mean(self.total + other.total, self.weight + other.weight)
+
+
+class Rollout(struct.PyTreeNode):
+  """Sampled responses beside their prompts (left-padded, so that responses share their start)."""
+
+  tokens: jax.Array  # i32[B, T]
+  mask: jax.Array  # bool[B, T], True for real tokens: the prompt's, and the response's up to its EOS
+  response_mask: jax.Array  # bool[B, T], True for response tokens, the EOS among them
+  logprobs: jax.Array  # f32[B, T], behaviour log-probs of the response tokens, 0 elsewhere
+  finished: jax.Array  # bool[B], the response ends in EOS
+
+
+class Experience(struct.PyTreeNode):
+  """What an update needs of a rollout. Built once under stop-gradient; never differentiated."""
+
+  tokens: jax.Array  # i32[B, T]
+  mask: jax.Array  # bool[B, T]
+  response_mask: jax.Array  # bool[B, T]
+  behaviour_logprobs: jax.Array  # f32[B, T], as sampled
+  reference_logprobs: jax.Array  # f32[B, T]
+  rewards: jax.Array  # f32[B, T], shaped: what is maximised
+  scores: jax.Array  # f32[B], the reward model's output
+  weight: jax.Array  # f32[B], 0 for filler rows
