@@ -1,7 +1,8 @@
 """Every field of an experiment, once: default, meaning, unit, source and bounds.
 
-`python -m experiments.launch --config=configs/base.py --help_fields` prints them. The defaults are
-the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it needs.
+`python -m experiments.launch --config=configs/base.py --help_fields` prints them. The defaults
+are the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it
+needs.
 Another source is named in short: Lee = arXiv 2309.00267, Hu = arXiv 2106.09685 (LoRA),
 Kalajdzievski = arXiv 2312.03732 (rsLoRA).
 """
@@ -21,7 +22,7 @@ def _optimizer(stage: str, learning_rate: float, source: str) -> dict[str, Field
   prefix = f'{stage}.optim'
   return {
     f'{prefix}.name': Field('adamw', 'Optimizer; the paper names none, Lee uses Adafactor.',
-                            source='ours', choices=('adamw', 'adafactor')),
+                            source='ours', choices=('adamw', 'adafactor', 'sgd')),
     f'{prefix}.learning_rate': Field(learning_rate, 'Peak learning rate.', 'per step', source,
                                      low=0.0),
     f'{prefix}.schedule': Field('constant', 'Learning rate after the warm-up: as it is, or down to '
@@ -106,8 +107,8 @@ FIELDS: dict[str, Field] = {
   'peft.rslora': Field(False, 'Scale by alpha / sqrt(r) instead.', source='Kalajdzievski'),
   'peft.dropout': Field(0.0, 'Dropout of the adapter\'s input in sft and reward (never in rl); '
                         'below 1.', 'probability', 'PERL A.3', low=0.0, high=0.999),
-  'peft.targets': Field(('attn/(q|k|v|o)',), 'Regular expressions over the paths of projections that get '
-                        'an adapter, the paper\'s choice; full ignores them.',
+  'peft.targets': Field(('attn/(q|k|v|o)',), 'Regular expressions over the paths of projections: '
+                        'which get an adapter. The paper\'s choice; full ignores them.',
                         source='PERL'),
 
   'mesh.data': Field(-1, 'Devices over which the batch is split; -1 is all that are left.',
@@ -135,9 +136,10 @@ FIELDS: dict[str, Field] = {
                          source='Llama 2, 3.2.2'),
   'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
                          source='Eisenstein et al. 2023', low=0.0),
-  'reward.folds': Field(0, 'Grouped cross-validation in so many folds; 0 is the fixed split.',
+  'reward.folds': Field(0, 'Cross-validate over groups too, in so many folds; 0 is the fixed '
+                        'split alone.',
                         'folds', low=0),
-  'reward.fold': Field(-1, 'The fold held out, from 0; -1 is all of them in turn.', low=-1),
+  'reward.fold': Field(-1, 'The one fold to hold out, from 0; -1 is each in turn.', low=-1),
 
   **_training('rl', steps=1000, batch_size=128, learning_rate=1e-5, source='PERL A.3'),
   'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',

@@ -1,8 +1,9 @@
 """PERL's own data: Taskmaster-4 coffee, pretrain to evaluation, LoRA or full tuning.
 
-    python -m experiments.launch --config=configs/coffee.py:size=tiny,peft=lora --workdir=runs/coffee
-    python -m experiments.sweep --config=configs/coffee.py:size=tiny --workdir=runs/coffee \
-        --peft=lora,full --seeds=0,1,2
+    python -m experiments.launch --config=configs/coffee.py:size=tiny,peft=lora \
+        --workdir=runs/coffee
+    python -m experiments.sweep --config=configs/coffee.py:size=tiny \
+        --workdir=runs/coffee_sweep --peft=lora,full --seeds=0,1,2
 
 Expected, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC
 is above that of a bag of words (0.713 over grouped 5-fold cross-validation), LoRA within the
@@ -28,12 +29,12 @@ ARGUMENTS = {
 }
 # The smaller a model, the larger the rate it bears; the paper's 1e-4 and 1e-5 are for PaLM 2.
 RATES = {
-  ('tiny', 'lora'): dict(sft=2e-3, reward=1e-3, rl=5e-4, value=1e-3),
-  ('tiny', 'full'): dict(sft=5e-4, reward=2e-4, rl=5e-5, value=2e-4),
-  ('mini', 'lora'): dict(sft=1e-3, reward=5e-4, rl=2e-4, value=5e-4),
-  ('mini', 'full'): dict(sft=2e-4, reward=1e-4, rl=2e-5, value=1e-4),
-  ('small', 'lora'): dict(sft=5e-4, reward=2e-4, rl=1e-4, value=2e-4),
-  ('small', 'full'): dict(sft=5e-5, reward=2e-5, rl=1e-5, value=2e-5),
+  ('tiny', 'lora'): {'sft': 2e-3, 'reward': 1e-3, 'rl': 5e-4, 'value': 1e-3},
+  ('tiny', 'full'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 5e-5, 'value': 2e-4},
+  ('mini', 'lora'): {'sft': 1e-3, 'reward': 5e-4, 'rl': 2e-4, 'value': 5e-4},
+  ('mini', 'full'): {'sft': 2e-4, 'reward': 1e-4, 'rl': 2e-5, 'value': 1e-4},
+  ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},
+  ('small', 'full'): {'sft': 5e-5, 'reward': 2e-5, 'rl': 1e-5, 'value': 2e-5},
 }
 PRETRAIN_RATE = {'tiny': 2e-3, 'mini': 1e-3, 'small': 5e-4}
 

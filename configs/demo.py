@@ -18,8 +18,8 @@ ARGUMENTS = {
   'seed': arguments.Argument(0, 'seed of the run'),
 }
 RATES = {
-  'lora': dict(sft=2e-3, reward=2e-3, rl=1e-3, value=2e-3),
-  'full': dict(sft=5e-4, reward=5e-4, rl=1e-4, value=5e-4),
+  'lora': {'sft': 2e-3, 'reward': 2e-3, 'rl': 1e-3, 'value': 2e-3},
+  'full': {'sft': 5e-4, 'reward': 5e-4, 'rl': 1e-4, 'value': 5e-4},
 }
 
 

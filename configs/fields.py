@@ -77,21 +77,3 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
   """The config as JSON gives it back: nested dicts, tuples as lists."""
   return json.loads(json.dumps(nest(flatten(config))))
-
-
-def from_plain(saved: Mapping, like: ConfigDict) -> ConfigDict:
-  """The saved config (`plain`) with the types of `like`, locked.
-
-  Raises:
-    ConfigError: the saved config has a field that `like` has not.
-  """
-  config = like.copy_and_resolve_references()
-  known = flatten(config)
-  for path, value in flatten(saved).items():
-    if path not in known:
-      raise ConfigError(
-        f'expected a saved config with the fields of configs/base.py, found {path!r}'
-        f'{nearest(path, known)} It was saved by another version: use that, or a new workdir.'
-      )
-    config.update_from_flattened_dict({path: tuple(value) if isinstance(value, list) else value})
-  return config.lock()

@@ -12,7 +12,7 @@ github.com/google-research-datasets/Taskmaster; without it the files are downloa
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, coffee
+from configs import arguments, coffee
 
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 

@@ -3,7 +3,10 @@
 import argparse
 import importlib.util
 import inspect
+import json
+import logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from configs import base
 from configs.base import FIELDS
 from configs.fields import ConfigError, flatten, nearest
 
@@ -38,8 +42,7 @@ def parse(
     ConfigError: an unknown flag, an unknown field, or no workdir where one is needed.
   """
   options, overrides = made.parse_known_args(argv)
-  known = [text for action in made._actions for text in action.option_strings]
-  check_overrides(overrides, known)
+  check_overrides(overrides, re.findall(r'--\w+', made.format_usage()))
   if not options.workdir and not options.help_fields:
     raise ConfigError('expected --workdir=<folder>, found none; results are written there')
   return options, overrides
@@ -81,17 +84,21 @@ def overridden(text: str) -> str | None:
 def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """The config of 'file.py:name=value,...' with overrides ('--config.peft.rank=16'), locked.
 
+  A finished run's config.json is a config file too: it repeats that run.
+
   Raises:
     ConfigError: no such file, wrong arguments, an unknown field or a value of another type.
   """
   check_overrides(overrides)
-  config = load(spec).unlock().lock()
+  config = load(spec).lock()
   return _override(config, overrides) if overrides else config
 
 
 def load(spec: str) -> ConfigDict:
   """The config that the file's get_config returns, without overrides."""
   file, _, text = spec.partition(':')
+  if file.endswith('.json'):
+    return _saved(pathlib.Path(file))
   get_config = _get_config(pathlib.Path(file))
   if not text:
     return get_config()
@@ -103,13 +110,32 @@ def load(spec: str) -> ConfigDict:
   return get_config(text)
 
 
-def _get_config(path: pathlib.Path) -> Callable[..., ConfigDict]:
+def _saved(path: pathlib.Path) -> ConfigDict:
+  """The resolved config that a run left in its workdir."""
+  _check_file(path)
+  config = base.get_config()
+  for name, value in flatten(json.loads(path.read_text())).items():
+    if name not in FIELDS:
+      raise ConfigError(
+        f'expected the fields of configs/base.py in {path}, found {name!r}{nearest(name, FIELDS)}; '
+        'it was saved by another version: check that out, or remove the field'
+      )
+    fixed = tuple(value) if isinstance(value, list) else value
+    config.update_from_flattened_dict({name: fixed})
+  return config
+
+
+def _check_file(path: pathlib.Path) -> None:
   if not path.is_file():
-    known = [str(p) for p in sorted(path.parent.glob('*.py'))]
+    known = [str(p) for p in sorted(path.parent.glob(f'*{path.suffix}'))]
     raise ConfigError(
       f'expected a config file, found none at {str(path)!r}'
       f'{nearest(str(path), known) or "; run from the root of the repository"}'
     )
+
+
+def _get_config(path: pathlib.Path) -> Callable[..., ConfigDict]:
+  _check_file(path)
   module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
@@ -139,6 +165,13 @@ def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: str) -> str
       return (f'expected {path} to be of type {type(value).__name__}, found {text!r} ({error}); '
               f'write for example --config.{path}={value}')
   return f'expected overrides as --config.<field>=<value>, found {list(overrides)} ({error})'
+
+
+def show_logs() -> None:
+  """Lets perl's own log lines through (what was cut, resumed, skipped), but not the libraries'."""
+  logging.basicConfig(level=logging.INFO, format='%(levelname).1s %(message)s')
+  for name in ('absl', 'jax', 'orbax', 'grain', 'matplotlib', 'tensorboardX'):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def help_fields(config: ConfigDict) -> str:

@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
@@ -21,13 +21,6 @@ from configs import base
 from configs.fields import ConfigError, plain
 from configs.validate import validate
 from experiments import cli, platform, stages
-
-STOPPED_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: a signal stopped the run, and the same command resumes it."""
-
-
-class Stopped(Exception):
-  """A job left before it was done, on a signal; its state is saved."""
 
 
 def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
@@ -38,7 +31,7 @@ def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
 
   Raises:
     ConfigError: the folder holds this stage with another config.
-    Stopped: a signal stopped the job.
+    SystemExit: a signal stopped the job, which has saved its state.
   """
   folder = workdir / stage
   stages.check_same(config, stage, folder)
@@ -48,8 +41,6 @@ def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
   print(f'[{stage}] runs in {folder}', flush=True)
   _save(folder / 'config.json', plain(config))
   importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder))
-  if not stages.is_finished(folder):
-    raise Stopped(f'stage {stage} was stopped; run the same command again to resume it')
   return {**_load(folder / 'summary.json'), 'skipped': False}
 
 
@@ -124,30 +115,41 @@ def check(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """The program; returns the exit code."""
-  made = cli.parser('launch', 'Runs a job, or the pipeline of a config.')
-  made.add_argument('--job', default='pipeline', choices=('pipeline', *base.STAGES),
-                    help='one stage alone (in <workdir>/<stage>), or all of config.stages')
+def guarded(program: Callable[[], None]) -> int:
+  """Runs a program's body; a wrong config ends in a message and exit code 2, not in a traceback."""
   try:
-    options, overrides = cli.parse(made, argv)
-    config = cli.read(options.config, overrides)
-    if options.help_fields:
-      print(cli.help_fields(config))
-      return 0
-    names = config.stages if options.job == 'pipeline' else (options.job,)
-    workdir = pathlib.Path(options.workdir)
-    summary = run_stages(check(config), names, workdir)
+    program()
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    return STOPPED_EXIT_CODE
-  print(f'{describe(summary)}\nresults in {workdir}, the report is {workdir / "report.html"}')
+  except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
+    if hasattr(stop, 'message'):
+      print(stop.message, file=sys.stderr)
+    return stop.code or 0
   return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code: 2 for a wrong config, 143 after a signal, else 0."""
+  return guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+  made = cli.parser('launch', 'Runs a job, or the pipeline of a config.')
+  made.add_argument('--job', default='pipeline', choices=('pipeline', *base.STAGES),
+                    help='one stage alone (in <workdir>/<stage>), or all of config.stages')
+  options, overrides = cli.parse(made, argv)
+  config = cli.read(options.config, overrides)
+  if options.help_fields:
+    print(cli.help_fields(config))
+    return
+  names = config.stages if options.job == 'pipeline' else (options.job,)
+  workdir = pathlib.Path(options.workdir)
+  summary = run_stages(check(config), names, workdir)
+  print(f'{describe(summary)}\nresults in {workdir}, the report is {workdir / "report.html"}')
 
 
 if __name__ == '__main__':
   platform.tune()
+  cli.show_logs()
   sys.exit(main())

@@ -24,8 +24,6 @@ INPUTS = {
   'rl': ('tokenizer', 'base', 'anchor', 'reward'),
   'evaluate': ('tokenizer', 'base', 'anchor', 'reward', 'policy'),
 }
-OPTIONAL = {'evaluate': ('reward', 'policy')}
-"""Inputs without which a stage still runs: it evaluates what there is."""
 
 SECTIONS = {
   'tokenizer': ('tokenizer', 'data'),
@@ -93,7 +91,7 @@ def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Pat
   for stage in stages:
     for name in INPUTS[stage]:
       given, producer = config.inputs[name], PRODUCER[name]
-      if name in OPTIONAL.get(stage, ()) or (name == 'base' and config.model.checkpoint):
+      if name == 'base' and config.model.checkpoint:
         continue
       folder = pathlib.Path(given) if given else workdir / producer
       made = not given and producer in stages

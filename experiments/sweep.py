@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from configs import arguments
-from configs.fields import ConfigError, nearest
+from configs.fields import ConfigError
 from experiments import cli, launch, platform
 
 BASE_STAGES = ('tokenizer', 'pretrain')
@@ -54,13 +54,13 @@ class Sweep:
   def anchor(self, seed: int) -> ConfigDict:
     """SFT of one seed, whatever the rows' method: the reference is the same for all of them."""
     config = self.config(peft=ANCHOR_METHOD, seed=seed)
-    config.inputs.update(self._folders(tokenizer='tokenizer', base='pretrain'))
+    config.inputs.update(self._shared(config))
     return config
 
   def row(self, peft: str, seed: int) -> ConfigDict:
     """Reward, RL and evaluation of one method and seed; the reward stage makes its own model."""
     config = self.config(peft=peft, seed=seed)
-    config.inputs.update(self._folders(tokenizer='tokenizer', base='pretrain'))
+    config.inputs.update(self._shared(config))
     config.inputs.anchor = str(self.workdir / f'seed{seed}' / 'sft')
     if peft != self.reward_from:
       config.inputs.reward = str(self.row_folder(self.reward_from, seed) / 'reward')
@@ -70,8 +70,11 @@ class Sweep:
     """The pipeline folder of one row."""
     return self.workdir / f'seed{seed}' / peft
 
-  def _folders(self, **stages: str) -> dict[str, str]:
-    return {name: str(self.workdir / 'base' / stage) for name, stage in stages.items()}
+  def _shared(self, config: ConfigDict) -> dict[str, str]:
+    """The inputs that all rows share; a published checkpoint needs no pretrain stage."""
+    made = {'tokenizer': 'tokenizer', 'base': 'pretrain'}
+    return {name: str(self.workdir / 'base' / stage) for name, stage in made.items()
+            if stage in config.stages}
 
 
 def run(sweep: Sweep, methods: Sequence[str], seeds: Sequence[int]) -> None:
@@ -79,22 +82,24 @@ def run(sweep: Sweep, methods: Sequence[str], seeds: Sequence[int]) -> None:
 
   Raises:
     ConfigError: a config is not valid, or a folder holds a stage of another config.
-    launch.Stopped: a signal stopped a stage.
+    SystemExit: a signal stopped a stage.
   """
   base = launch.check(sweep.base())
   anchors = {seed: launch.check(sweep.anchor(seed)) for seed in seeds}
   rows = {(seed, peft): launch.check(sweep.row(peft, seed)) for seed in seeds for peft in methods}
-  launch.run_stages(base, _among(base, BASE_STAGES), sweep.workdir / 'base')
+  _run(base, BASE_STAGES, sweep.workdir / 'base')
   for seed in seeds:
-    launch.run_stages(anchors[seed], _among(base, ('sft',)), sweep.workdir / f'seed{seed}')
+    _run(anchors[seed], ('sft',), sweep.workdir / f'seed{seed}')
     for stages in (('reward',), ('rl', 'evaluate')):  # all reward models first: rl shares one
       for peft in methods:
-        folder = sweep.row_folder(peft, seed)
-        launch.run_stages(rows[seed, peft], _among(base, stages), folder)
+        _run(rows[seed, peft], stages, sweep.row_folder(peft, seed))
 
 
-def _among(config: ConfigDict, stages: Sequence[str]) -> tuple[str, ...]:
-  return tuple(stage for stage in stages if stage in config.stages)
+def _run(config: ConfigDict, stages: Sequence[str], folder: pathlib.Path) -> None:
+  """Those of the stages that the config asks for."""
+  names = [stage for stage in stages if stage in config.stages]
+  if names:
+    launch.run_stages(config, names, folder)
 
 
 def methods_of(text: str) -> tuple[str, ...]:
@@ -108,8 +113,53 @@ def methods_of(text: str) -> tuple[str, ...]:
 
 def seeds_of(text: str) -> tuple[int, ...]:
   """'0,1,2' -> (0, 1, 2); each once."""
-  names = methods_or_seeds = [piece.strip() for piece in text.split(',') if piece.strip()]
-  if not names or not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
+  pieces = [piece.strip() for piece in text.split(',') if piece.strip()]
+  if not pieces or not all(p.isdecimal() for p in pieces) or len(set(pieces)) < len(pieces):
     raise ConfigError(f'expected --seeds=<number>,<number>, each once, found {text!r}; '
                       'write for example --seeds=0,1,2')
-  return tuple(int(name) for name in methods_or_seeds)
+  return tuple(int(piece) for piece in pieces)
+
+
+def check_options(methods: Sequence[str], reward_from: str, overrides: Sequence[str]) -> None:
+  """Raises ConfigError for a reward model that no row makes, or an override of what rows set."""
+  if reward_from not in methods:
+    raise ConfigError(f'expected --reward_from among --peft={",".join(methods)}, found '
+                      f'{reward_from!r}; its reward model serves every rl row of a seed')
+  for text in overrides:
+    if cli.overridden(text) in OWN:
+      raise ConfigError(f'expected overrides of fields that all rows share, found {text!r}; '
+                        'the sweep sets it: use --peft and --seeds')
+
+
+def table(workdir: str) -> str:
+  """The comparison of all finished rows, in Markdown."""
+  tables = importlib.import_module('experiments.tables')
+  return tables.render(tables.collect(workdir), 'markdown')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code, as launch.main does."""
+  return launch.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+  made = cli.parser('sweep', 'Compares PEFT methods over seeds, and prints the table.')
+  made.add_argument('--peft', default='lora,full', help='methods to compare')
+  made.add_argument('--seeds', default='0,1,2', help='seeds of each method')
+  made.add_argument('--reward_from', default='lora',
+                    help='the method whose reward model serves every rl row of a seed')
+  options, overrides = cli.parse(made, argv)
+  if options.help_fields:
+    print(cli.help_fields(cli.read(options.config, overrides)))
+    return
+  methods, seeds = methods_of(options.peft), seeds_of(options.seeds)
+  check_options(methods, options.reward_from, overrides)
+  run(Sweep(options.config, overrides, options.workdir, reward_from=options.reward_from),
+      methods, seeds)
+  print(table(options.workdir))
+
+
+if __name__ == '__main__':
+  platform.tune()
+  cli.show_logs()
+  sys.exit(main())

@@ -46,7 +46,7 @@ class _Limits:
     return self._bos + ids
 
   def response(self, ids: list[int]) -> list[int]:
-    """ids + [eos]; an overlong response keeps its start, and no eos, for it did not end there."""
+    """The ids and eos; an overlong response keeps its start, without eos: it did not end there."""
     ids = ids + self._eos
     if len(ids) > self._response_tokens:
       self._count('truncated_responses')
@@ -112,11 +112,11 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_
     max_prompt_tokens: longest prompt, bos included.
     max_response_tokens: longest response, eos included. Documents are cut into windows of the sum.
     overlong: 'filter' leaves an example with an overlong prompt or response out; 'truncate' keeps
-      the last tokens of the prompt and the first ones of the response. Documents are never overlong.
+      the last tokens of the prompt and the first ones of the response. No document is overlong.
 
   Returns:
     rows, and counts: examples, rows, filtered, truncated_prompts, truncated_responses,
-    identical_pairs (chosen and rejected have the same ids, perhaps only after truncation; left out).
+    identical_pairs (left out: chosen and rejected have the same ids, perhaps after truncation).
 
   Raises:
     ValueError: an example of another kind, impossible lengths, an unknown policy, or no rows left.

@@ -1,11 +1,11 @@
 """What a dataset yields, before tokens: five kinds of example, as text.
 
-`group` is the leak-free grouping key of an example: examples that share it must lie on the same side
-of every split, fold and bootstrap draw. `meta` holds what reports show and training ignores.
+`group` is the leak-free grouping key of an example: examples that share it must lie on the same
+side of every split, fold and bootstrap draw. `meta` holds what reports show and training ignores.
 """
 
 import dataclasses
-from typing import Any, Union
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Prompt:
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Example = Union[Document, Demonstration, Preference, Labelled, Prompt]
+Example = Document | Demonstration | Preference | Labelled | Prompt
 
 SPLITS = ('train', 'dev', 'test')
 KINDS = {
@@ -75,5 +75,5 @@ def check_request(dataset: str, split: str, kind: str) -> None:
   """Raises ValueError for a split or a kind that no dataset has."""
   for what, found, expected in (('split', split, SPLITS), ('kind', kind, tuple(KINDS))):
     if found not in expected:
-      raise ValueError(f'{dataset}: expected a {what} among {", ".join(expected)}; found {found!r}; '
-                       f'ask for one of these')
+      raise ValueError(f'{dataset}: expected a {what} among {", ".join(expected)}; '
+                       f'found {found!r}; ask for one of these')

@@ -20,7 +20,7 @@ from perl.data.examples import KINDS
 
 __all__ = ['Batches', 'batches', 'encode', 'evaluation_batches']
 
-_TOKEN_FIELDS = {kind: ('tokens',) for kind in KINDS} | {'preference': ('chosen', 'rejected')}
+_TOKEN_FIELDS = dict.fromkeys(KINDS, ('tokens',)) | {'preference': ('chosen', 'rejected')}
 _ENDLESS = 2**48  # batches; a stream without an end, as far as anybody can see
 
 

@@ -1,230 +1,28 @@
-"""What the two Taskmaster datasets share: files, the TFDS builder, examples and metrics.
+"""What the two Taskmaster datasets share: from judged dialogues to examples, and their metrics.
 
 Byrne, Krishnamoorthi and Ganesh, Google, CC BY 4.0; released with PERL (Sidahmed et al. 2024).
-Home: github.com/google-research-datasets/Taskmaster. The prepared data (array_record, through TFDS
-and without TensorFlow) has two configs: `dialogues`, whole dialogues as turns, and `thumbs`, agent
-turns that a person judged in their context. Text is rendered when it is loaded, not when it is
-prepared, so that `dialogue.render` may change without a new download.
+Home: github.com/google-research-datasets/Taskmaster.
 
 Splits: `dialogue.split_of(dialogue.split_key(turns))`. Rows of one dialogue share their first user
-turn, so no context of one split is a prefix of one in another; `group` of every example is that key.
+turn, so no context of one split is a prefix of one in another; that key is the `group` of every
+example.
 """
 
-import functools
-import hashlib
 import json
-import logging
-import os
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from perl.data import dialogue
 from perl.data.examples import (
-  SPLITS, Demonstration, Document, Example, Labelled, Preference, Prompt, check_request)
-
-HOME = 'https://raw.githubusercontent.com/google-research-datasets/Taskmaster/master'
-VERSION = '1.0.0'
-CITATION = """@misc{sidahmed2024perl,
-  title={Parameter Efficient Reinforcement Learning from Human Feedback},
-  author={Sidahmed et al.}, year={2024}, eprint={2403.10704}, archivePrefix={arXiv}}"""
-
-# Records of a config: file name -> its parsed rows, in; {'conversation_id': ..., ...}, out.
-Reader = Callable[[Mapping[str, list]], Iterator[dict[str, Any]]]
-
-
-# Files
-
-
-def numbered(folder: str, stem: str, count: int) -> tuple[str, ...]:
-  """('folder/stem_00.json', ...): how the home names its files."""
-  return tuple(f'{folder}/{stem}_{i:02d}.json' for i in range(count))
-
-
-def present(names: Sequence[str], mirror: str) -> dict[str, pathlib.Path]:
-  """The files that the mirror holds; those it lacks are named in a warning.
-
-  Raises:
-    FileNotFoundError: it holds none of them.
-  """
-  paths = {name: pathlib.Path(mirror).expanduser() / name for name in names}
-  found = {name: path for name, path in paths.items() if path.is_file()}
-  missing = [name for name in names if name not in found]
-  if not found:
-    raise FileNotFoundError(
-      f'taskmaster: expected {names[0]} to {names[-1]} under the mirror; found none in {mirror!r}; '
-      f"lay the files out as in {HOME}, or set data.mirror to '' to download them")
-  if missing:
-    logging.warning('taskmaster: the mirror %s holds %d of %d files; missing: %s',
-                    mirror, len(found), len(names), ', '.join(missing))
-  return found
-
-
-def read_rows(path: pathlib.Path) -> list:
-  """The array in a file.
-
-  Raises:
-    ValueError: the file is not a JSON array.
-  """
-  try:
-    rows = json.loads(path.read_text('utf-8'))
-  except ValueError as error:
-    raise ValueError(f'taskmaster: expected a JSON array in {path}; found {error}; '
-                     'fetch the file again') from error
-  if not isinstance(rows, list):
-    raise ValueError(f'taskmaster: expected a JSON array in {path}; found a '
-                     f'{type(rows).__name__}; fetch the file again')
-  return rows
-
-
-# Records: what is prepared
-
-
-def _each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any]:
-  """parse(row) for all rows; what goes wrong names the file and the row."""
-  for name, rows in files.items():
-    for index, row in enumerate(rows):
-      try:
-        yield parse(row)
-      except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-          f'taskmaster: expected a row as the README of the dataset describes; found '
-          f'{type(error).__name__} ({error}) in {name}, row {index} (from 0); '
-          'repair or delete the row') from error
-
-
-def _thumb(row: Mapping[str, Any]) -> dict[str, Any]:
-  context, generation = dialogue.turns_of_reward_row(row)
-  if row['reward'] not in (0.0, 1.0):
-    raise ValueError(f'reward {row["reward"]!r} is neither 0.0 nor 1.0')
-  return {'conversation_id': row['conversation_id'], 'turns': json.dumps(context),
-          'generation': json.dumps(generation), 'reward': float(row['reward'])}
-
-
-def thumbs(files: Mapping[str, list]) -> Iterator[dict[str, Any]]:
-  """The rows of the reward files; turns as JSON, without the agent's fixed greeting."""
-  return _each(files, _thumb)
-
-
-def dialogues(files: Mapping[str, list]) -> Iterator[dict[str, Any]]:
-  """The dialogues of TM-4's data files, as the turns that the reward files use."""
-  return _each(files, lambda row: {'conversation_id': row['conversation_id'],
-                                   'turns': json.dumps(dialogue.turns_of_dialog(row))})
-
-
-def approved_dialogues(files: Mapping[str, list]) -> Iterator[dict[str, Any]]:
-  """Dialogues put together from reward rows: contexts, each with its generation if approved.
-
-  Rows are successive turns of one dialogue, so a context that another one continues is left out.
-  """
-  rows = list(_each(files, dialogue.turns_of_reward_row))
-  rewards = _each(files, lambda row: (row['conversation_id'], row['reward']))
-  whole: dict[tuple[str, ...], str] = {}
-  for (context, generation), (conversation_id, reward) in zip(rows, rewards):
-    turns = context + [generation] if reward else context
-    whole.setdefault(tuple(json.dumps(turn, sort_keys=True) for turn in turns), conversation_id)
-  continued = {turns[:i] for turns in whole for i in range(len(turns))}
-  for turns, conversation_id in whole.items():
-    if turns not in continued:
-      yield {'conversation_id': conversation_id, 'turns': f'[{", ".join(turns)}]'}
-
-
-class Source:
-  """The files and the reader of each config of one dataset."""
-
-  def __init__(self, name: str, **configs: tuple[tuple[str, ...], Reader]):
-    self.name = name
-    self.configs = configs
-
-
-# The builder
-
-
-class SharedBuilder:
-  """The part of the two TFDS builders that is the same; each adds `source` and its module.
-
-  Args:
-    mirror: a folder laid out like the home; '' downloads.
-  """
-
-  VERSION = VERSION
-  source: Source
-
-  def __init__(self, *, mirror: str = '', **kwargs: Any):
-    self._mirror = mirror
-    super().__init__(**kwargs)
-
-  def _info(self) -> Any:
-    import tensorflow_datasets as tfds
-
-    features = {'conversation_id': tfds.features.Text(), 'turns': tfds.features.Text()}
-    if self.builder_config.name == 'thumbs':
-      features['generation'] = tfds.features.Text()
-      features['reward'] = tfds.features.Scalar('float32')
-    return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(features), homepage=HOME, citation=CITATION,
-      disable_shuffling=True)
-
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
-    names, reader = self.source.configs[self.builder_config.name]
-    paths = present(names, self._mirror) if self._mirror else _download(names, dl_manager)
-    splits: dict[str, list] = {}
-    for record in reader({name: read_rows(path) for name, path in paths.items()}):
-      key = dialogue.split_key(json.loads(record['turns']))
-      splits.setdefault(dialogue.split_of(key), []).append(record)
-    # TFDS refuses a split without rows; `records` tells the user of one.
-    return {split: enumerate(splits[split]) for split in SPLITS if split in splits}
-
-  def _generate_examples(self) -> None:
-    """Nothing: `_split_generators` gives the rows, as it has to read them all to split them."""
-
-
-def _download(names: Sequence[str], dl_manager: Any) -> dict[str, pathlib.Path]:
-  try:
-    paths = dl_manager.download({name: f'{HOME}/{name}' for name in names})
-  except Exception as error:  # requests, urllib3 and TFDS each raise their own
-    raise OSError(f'taskmaster: expected to download {names[0]} to {names[-1]} from {HOME}; found '
-                  f'{type(error).__name__}: {error}; check the network, or set data.mirror to a '
-                  'folder that holds the files in the same layout') from error
-  return {name: pathlib.Path(path) for name, path in paths.items()}
-
-
-def prepared_folder(source: Source, config: str, mirror: str, data_dir: str) -> pathlib.Path:
-  """Where the prepared data lies: a mirror's own folder, named by the content of its files."""
-  default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  folder = pathlib.Path(data_dir or default).expanduser()
-  if not mirror:
-    return folder
-  digest = hashlib.sha256()
-  for name, path in present(source.configs[config][0], mirror).items():
-    digest.update(f'{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n'.encode())
-  return folder / f'mirror-{digest.hexdigest()[:16]}'
-
-
-def records(builder_class: Callable[..., Any], config: str, split: str, mirror: str,
-            data_dir: str) -> list[dict[str, Any]]:
-  """The prepared rows of a split, in the order of the files; prepares them the first time.
-
-  Raises:
-    ValueError: the split is empty, or a file is malformed.
-    OSError: the files cannot be had.
-  """
-  source = builder_class.source
-  folder = prepared_folder(source, config, mirror, data_dir)
-  builder = builder_class(config=config, data_dir=folder, mirror=mirror,
-                          file_format='array_record')
-  builder.download_and_prepare()
-  if split not in builder.info.splits:
-    raise ValueError(f'{source.name}: expected rows in split {split!r} of {config}; found none '
-                     f'({ {k: v.num_examples for k, v in builder.info.splits.items()} }); '
-                     'add files to the mirror')
-  rows = [{k: v.decode('utf-8') if isinstance(v, bytes) else v for k, v in row.items()}
-          for row in builder.as_data_source(split)]
-  return [row | {name: json.loads(row[name]) for name in ('turns', 'generation') if name in row}
-          for row in rows]
-
-
-# Examples
+  Demonstration,
+  Document,
+  Example,
+  Labelled,
+  Preference,
+  Prompt,
+  check_request,
+)
+from perl.data.taskmaster_files import records
 
 
 def _documents(rows: list[dict[str, Any]]) -> list[Document]:
@@ -243,19 +41,20 @@ def _labelled(rows: list[dict[str, Any]]) -> list[Labelled]:
 
 
 def _preferences(rows: list[dict[str, Any]]) -> list[Preference]:
-  """Every approved turn against every rejected one in the same context.
+  """Every distinct approved turn against every distinct rejected one in the same context.
 
-  A turn that was both approved and rejected there tells nothing about itself: no pair.
+  A turn that was both approved and rejected there tells nothing about itself: no such pair.
   """
-  thumbs_at: dict[str, tuple[list[Labelled], list[Labelled]]] = {}
+  contexts: dict[str, tuple[dict[str, Labelled], dict[str, Labelled]]] = {}
   for row, example in zip(rows, _labelled(rows)):
-    rejected, approved = thumbs_at.setdefault(json.dumps(row['turns'], sort_keys=True), ([], []))
-    (approved if example.label else rejected).append(example)
+    thumbs = contexts.setdefault(json.dumps(row['turns'], sort_keys=True), ({}, {}))
+    generation = json.dumps(row['generation'], sort_keys=True)
+    thumbs[int(example.label)].setdefault(generation, example)
   return [
     Preference(up.prompt, up.response, down.response, group=up.group, meta=up.meta | {
       'rejected_conversation_id': down.meta['conversation_id']})
-    for rejected, approved in thumbs_at.values() for up in approved for down in rejected
-    if up.response != down.response]
+    for rejected, approved in contexts.values()
+    for up in approved.values() for down in rejected.values() if up.response != down.response]
 
 
 def _prompts(rows: list[dict[str, Any]]) -> list[Prompt]:
@@ -289,3 +88,41 @@ def examples(builder_class: Callable[..., Any], split: str, kind: str, mirror: s
     raise ValueError(f'{name}: expected examples of kind {kind!r} in split {split!r}; found none; '
                      'add files to the mirror')
   return found
+
+
+def response_metrics(prompt: str, response: str, reference: str, *,
+                     apis: Mapping[str, frozenset[str]]) -> dict[str, float]:
+  """How a response compares with the agent's own turn; each figure is 0. or 1.
+
+  exact_match: the two are the same text up to white space.
+  valid_api_call: the response could be carried out. One that opens with '{' is meant as a call: it
+    has to be JSON with exactly one known API and known argument names whose values are strings
+    (or lists and objects of strings: the rendered `attributes` and `addons`). Any other text is a
+    reply, and valid unless it is empty.
+  api_accuracy: the response is a well-formed call of the API that the reference calls; only there
+    when the reference is a call, so that its mean is over those.
+  """
+  del prompt  # all three are about the response alone
+  metrics = {'exact_match': float(response.split() == reference.split()),
+             'valid_api_call': float(_valid(response.strip(), apis))}
+  expected = dialogue.parse_response(reference).get('api')
+  if expected:
+    called = dialogue.parse_response(response.strip()).get('api', {})
+    metrics['api_accuracy'] = float(list(called) == list(expected))
+  return metrics
+
+
+def _valid(response: str, apis: Mapping[str, frozenset[str]]) -> bool:
+  if not response.startswith('{'):
+    return bool(response)
+  call = dialogue.parse_response(response).get('api', {})
+  return all(
+    name in apis and arguments.keys() <= apis[name] and all(map(_strings, arguments.values()))
+    for name, arguments in call.items()) and bool(call)
+
+
+def _strings(value: Any) -> bool:
+  """Whether a value is a string, or holds nothing but strings."""
+  if isinstance(value, (list, dict)):
+    return all(map(_strings, value.values() if isinstance(value, dict) else value))
+  return isinstance(value, str)

@@ -199,8 +199,8 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   else:
     file = path if path.is_file() else None
   if file is None:
-    raise FileNotFoundError(f'tokenizer: expected a tokenizer.json, a *.model, or a folder with one; '
-                            f'found none at {path}; give the path of one')
+    raise FileNotFoundError(f'tokenizer: expected a tokenizer.json, a *.model, or a folder with '
+                            f'one; found none at {path}; give the path of one')
   try:
     backend = _SentencePiece(file.read_bytes()) if file.suffix == '.model' else _read_json(file)
   except Exception as error:  # both libraries raise bare Exception or RuntimeError
@@ -231,8 +231,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
   special = [PAD, BOS, EOS, *(t for t in special_tokens if t not in (PAD, BOS, EOS))]
   least = len(special) + 256
   if vocab_size < least:
-    raise ValueError(f'train_bpe: expected vocab_size >= {least} ({len(special)} special tokens and '
-                     f'256 bytes); found {vocab_size}; set tokenizer.vocab_size higher')
+    raise ValueError(f'train_bpe: expected vocab_size >= {least} ({len(special)} special tokens '
+                     f'and 256 bytes); found {vocab_size}; set tokenizer.vocab_size higher')
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = decoders.ByteLevel()

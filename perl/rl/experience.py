@@ -15,34 +15,37 @@ from perl.types import Experience, Mean, Rollout, Tree
 def make_experience(
   model: Transformer,
   *,
-  prompt_tokens: int,
+  max_new_tokens: int,
   beta: float,
   temperature: float = 1.0,
   missing_eos_penalty: float = 0.0,
-) -> Callable[[Tree, dict[str, Tree], Rollout, jax.Array], tuple[Experience, dict[str, Mean]]]:
-  """The jitted function ``(base, frozen, rollout, weight) -> (experience, metrics)``.
+) -> Callable[..., tuple[Experience, dict[str, Mean]]]:
+  """The jitted function ``(base, frozen, rollout, weight, offset=0) -> (experience, metrics)``.
 
   `frozen` holds the adapters that do not learn: 'reference' (the anchor, an explicit adapter) and
-  'reward' (with its head). Both are adapters over the policy's own base.
+  'reward' (with its head). Both are adapters over the policy's own base. `offset` f32[] is taken from
+  the scores before they are shaped: their mean over samples of the anchor, so that the return starts
+  out centred. Metrics and `scores` are without it.
 
   Args:
     model: the base's module; all roles share it.
-    prompt_tokens: P, the width of the prompts; the response starts there.
+    max_new_tokens: R, the last columns of a rollout; the response starts before them.
     beta: weight of the KL to the anchor, see objectives.returns.shaped_rewards.
     temperature: at which the policy samples; log-probs are taken at it throughout.
     missing_eos_penalty: subtracted from the score of a response that was cut off.
   """
 
   @jax.jit
-  def build(base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array):
+  def build(base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array, offset=0.0):
     tokens, mask = rollout.tokens, rollout.mask
+    start = tokens.shape[1] - max_new_tokens
     scores = lm.score(model, base, frozen['reward'], tokens, mask)
     scores = scores - missing_eos_penalty * (~rollout.finished)
     reference = lm.logprobs(
-      model, base, frozen['reference'], tokens, mask, temperature=temperature, start=prompt_tokens
+      model, base, frozen['reference'], tokens, mask, temperature=temperature, start=start
     )
     rewards = returns.shaped_rewards(
-      scores, rollout.logprobs, reference, rollout.response_mask, beta=beta
+      scores - offset, rollout.logprobs, reference, rollout.response_mask, beta=beta
     )
     experience = Experience(
       tokens, mask, rollout.response_mask, rollout.logprobs, reference, rewards, scores, weight

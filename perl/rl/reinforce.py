@@ -31,13 +31,13 @@ def trains(baseline: str) -> tuple[str, ...]:
 
 
 def make_loss(
-  model: Transformer, *, prompt_tokens: int, temperature: float = 1.0, baseline: str = 'value'
+  model: Transformer, *, max_new_tokens: int, temperature: float = 1.0, baseline: str = 'value'
 ) -> Callable[[dict[str, Tree], Tree, Experience, jax.Array], tuple[Mean, dict[str, Mean]]]:
   """The loss ``(adapters, base, experience, key) -> (Mean, metrics)`` of the train step.
 
   Args:
     model: the base's module.
-    prompt_tokens: P, where responses start.
+    max_new_tokens: R, the last columns of a rollout, where responses lie.
     temperature: at which the rollout was sampled.
     baseline: 'value' (adapters['critic']) or 'batch_mean' (no critic at all).
   """
@@ -46,9 +46,10 @@ def make_loss(
   def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
     del key  # Dropout is off in every forward of RL.
     mask, weight = e.response_mask, e.weight
+    start = e.tokens.shape[1] - max_new_tokens
     logprobs = lm.logprobs(
       model, base, adapters['policy'], e.tokens, e.mask,
-      temperature=temperature, start=prompt_tokens,
+      temperature=temperature, start=start,
     )
     z = returns.returns_to_go(e.rewards, mask)
     if learnt:

@@ -8,62 +8,17 @@ import dataclasses
 import logging
 import math
 import os
-from typing import Any, Literal
-
-import jax
-from etils import epath
-from jax.experimental import multihost_utils
+from collections.abc import Callable
+from typing import Literal
 
 from perl.train import storage
-from perl.train.storage import CorruptError, DiskFullError, MismatchError, Tree, check_meta
+from perl.train.layout import MismatchError, Tree, check_meta, read_tree
+from perl.train.storage import CorruptError, DiskFullError, load_tree, save_tree
 
 __all__ = [
   'Checkpoints', 'CorruptError', 'DiskFullError', 'MismatchError', 'Restored', 'check_meta',
   'load_tree', 'save_tree',
 ]
-
-
-def _path(folder: str | os.PathLike) -> epath.Path:
-  """Absolute, as TensorStore asks; gs:// and its like stay."""
-  path = epath.Path(folder)
-  return path if '://' in str(folder) else epath.Path(os.path.abspath(path))
-
-
-def save_tree(folder: str | os.PathLike, tree: Tree, meta: dict) -> None:
-  """Writes the tree and its JSON meta; the folder holds the old or the new, never a part.
-
-  Raises:
-    DiskFullError: no space was left; what the folder held is still there.
-    TypeError, ValueError: a leaf that cannot be stored, named.
-  """
-  folder = _path(folder)
-  new, old = (folder.parent / f'{folder.name}.{end}' for end in ('new', 'old'))
-  _on_first_host(lambda: (folder.parent.mkdir(parents=True, exist_ok=True), _remove(new, old)))
-  writer = storage.Writer()
-  try:
-    writer.start(new, tree, {'meta': meta})
-  finally:
-    writer.close()
-  _on_first_host(lambda: _swap(new, folder, old))
-
-
-def load_tree(
-  folder: str | os.PathLike, like: Tree | None = None, shardings: Tree | None = None
-) -> tuple[Tree, dict]:
-  """(tree, meta) of `save_tree`; `like` and `shardings` as in `storage.read_tree`.
-
-  Raises:
-    FileNotFoundError: no such folder.
-    CorruptError: a file is missing, cut short or altered.
-    MismatchError: the tree is not `like` this; the leaves are named.
-  """
-  folder = _path(folder)
-  if not folder.exists():
-    raise FileNotFoundError(
-      f'expected a saved tree at {folder}, found nothing; remedy: run the stage that makes it'
-    )
-  storage.verify(folder)
-  return storage.read_tree(folder, like, shardings), storage.read_about(folder)['meta']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +35,9 @@ class Restored:
 class Checkpoints:
   """The checkpoints of a run under one folder, a sub-folder for each step.
 
-  The last `keep_last` are kept, and the `keep_best` with the best finite `best_metric` (the earliest
-  among equals). Older ones are removed only after a newer one is whole, so there is room needed for
-  one more than are kept.
+  The last `keep_last` are kept, and the `keep_best` with the best finite `best_metric` (the
+  earliest among equals). Older ones are removed only after a newer one is whole, so room is needed
+  for one more than are kept.
 
   Usage:
     with Checkpoints(folder) as checkpoints:
@@ -104,7 +59,7 @@ class Checkpoints:
         "expected keep_last >= 1, keep_best >= 0 and best_mode 'max' or 'min', "
         f'found {keep_last}, {keep_best}, {best_mode!r}'
       )
-    self._folder = _path(folder)
+    self._folder = storage.absolute(folder)
     self._keep_last, self._keep_best = keep_last, keep_best
     self._best_metric, self._sign = best_metric, 1 if best_mode == 'max' else -1
     self._writer: storage.Writer | None = None  # made at the first save: a reader writes nothing
@@ -140,12 +95,12 @@ class Checkpoints:
         f'expected a step beyond {newest}, the newest in {self._folder}, found {step}; '
         'remedy: restore the newest first, or start in an empty folder'
       )
-    _on_first_host(self._set_refused_aside)
+    storage.on_first_host(self._set_refused_aside)
     self._writer = self._writer or storage.Writer()
     metrics = {name: float(value) for name, value in (metrics or {}).items()}
     about = {'data_state': data_state or {}, 'meta': meta or {}, 'metrics': metrics}
     self._writer.start(self._folder / str(step), tree, about)
-    self._current = step
+    self._current, self._metrics[step] = step, metrics
     return True
 
   def wait(self) -> None:
@@ -160,7 +115,7 @@ class Checkpoints:
       except BaseException:
         self._current = None
         raise
-      _on_first_host(self._prune)
+      storage.on_first_host(self._prune)
 
   def close(self) -> None:
     """Waits and releases the threads; call it before the process ends."""
@@ -187,14 +142,21 @@ class Checkpoints:
     """The step with the best finite `best_metric`; None if none has it."""
     return next(iter(self._by_quality()), None)
 
-  def restore(self, like: Tree | None = None, step: int | None = None) -> Restored | None:
+  def restore(
+    self,
+    like: Tree | None = None,
+    step: int | None = None,
+    check: Callable[[dict], None] | None = None,
+  ) -> Restored | None:
     """The checkpoint of `step`, or the newest whole one; None if there are none at all.
 
     Broken ones are passed over with a warning that names them and says why.
 
     Args:
-      like: as in `storage.read_tree`.
+      like: as in `layout.read_tree`.
       step: this one and no other.
+      check: called with the meta before the tree is read, so that another rank is told as such and
+        not as a list of shapes; see `check_meta`.
 
     Raises:
       FileNotFoundError: no checkpoint of `step`.
@@ -218,7 +180,10 @@ class Checkpoints:
         self._refused.add(candidate)
         logging.warning('passing over the checkpoint of step %d: %s', candidate, error)
         continue
-      tree, about = storage.read_tree(folder, like), storage.read_about(folder)
+      about = storage.read_about(folder)
+      if check is not None:
+        check(about['meta'])
+      tree = read_tree(folder, like)
       self._current = candidate
       return Restored(candidate, tree, **about)
     if steps:
@@ -243,7 +208,7 @@ class Checkpoints:
     return sorted((s for s in scores if scores[s] is not None), key=lambda s: (-scores[s], s))
 
   def _prune(self) -> None:
-    steps = self.all_steps()
+    steps = sorted(set(self.all_steps()) - self._refused)
     kept = {*steps[-self._keep_last:], *self._by_quality()[:self._keep_best]}
     for step in set(steps) - kept:
       (self._folder / str(step)).rmtree()
@@ -252,28 +217,6 @@ class Checkpoints:
     """Frees the names of broken checkpoints; one is left as <step>.broken to be looked into."""
     for step in self._refused & set(self.all_steps()):
       aside = self._folder / f'{step}.broken'
-      _remove(aside)
+      storage.remove(aside)
       (self._folder / str(step)).rename(aside)
     self._refused.clear()
-
-
-def _on_first_host(action) -> None:
-  """Runs the action on process 0; the others wait for it."""
-  if jax.process_index() == 0:
-    action()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('perl.train.checkpoint')
-
-
-def _remove(*folders: epath.Path) -> None:
-  for folder in folders:
-    if folder.exists():
-      folder.rmtree()
-
-
-def _swap(new: epath.Path, folder: epath.Path, old: epath.Path) -> None:
-  """Puts `new` in the place of `folder`."""
-  if folder.exists():
-    folder.rename(old)
-  new.rename(folder)
-  _remove(old)

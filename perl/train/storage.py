@@ -1,31 +1,29 @@
 """One checkpoint in one folder: a tree of arrays (Orbax) and a JSON document, whole or refused.
 
 A folder holds `tree/` (Orbax: OCDBT, no pickle), `about/` (JSON) and `files.json`, which lists the
-bytes and CRC-32 of every file. The list is written last, before Orbax gives the folder its name, so
+bytes and CRC-32 of the files. The list is written last, before Orbax gives the folder its name, so
 a folder that carries its name and agrees with its list is whole. Orbax's own commit alone does not
 say so: a flipped bit within an array is read back in silence.
 """
 
 import errno
 import json
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
-Tree = Any
+from perl.train.layout import Tree, flatten, handler, is_empty, read_tree, storable
+
 FILES = 'files.json'
+# Orbax writes these once more when it commits, after the list; nothing is read from them.
+UNLISTED = (FILES, '_CHECKPOINT_METADATA', 'commit_success.txt')
 CHUNK_BYTES = 1 << 24
-SHOWN = 8  # differing leaves that one message names
-
-
-class MismatchError(ValueError):
-  """What was stored does not fit what is asked for."""
 
 
 class CorruptError(ValueError):
@@ -36,87 +34,6 @@ class DiskFullError(OSError):
   """No space was left on the device for a checkpoint."""
 
 
-def check_meta(expected: dict, found: dict) -> None:
-  """Requires that every field of `expected` is in `found` with the same value (as JSON).
-
-  Fields of `found` that are not expected are not compared.
-
-  Raises:
-    MismatchError: names every field that differs, what was expected, what was found.
-  """
-  expected, found = json.loads(json.dumps(expected)), json.loads(json.dumps(found))
-  lines = [
-    f'  {name}: expected {value!r}, found {found.get(name, "nothing")!r}'
-    for name, value in expected.items()
-    if name not in found or found[name] != value
-  ]
-  if lines:
-    raise MismatchError(
-      'the checkpoint was made with other settings:\n' + '\n'.join(lines)
-      + '\nremedy: give the settings of the checkpoint, or another workdir or input'
-    )
-
-
-def flatten(tree: Tree, name: str = 'tree') -> dict[str, Any]:
-  """{'tree/a/b': leaf} of nested dicts; {} and None are leaves, so that the structure is kept.
-
-  Orbax joins names by '.', and so confuses {'a.b': x} with {'a': {'b': x}}: '.' is escaped, as is
-  our own '/'.
-  """
-  if not isinstance(tree, dict) or not tree:
-    return {name: tree}
-  flat = {}
-  for key in sorted(tree):
-    safe = str(key).replace('%', '%25').replace('.', '%2E').replace('/', '%2F')
-    flat |= flatten(tree[key], f'{name}/{safe}')
-  return flat
-
-
-def unflatten(flat: dict[str, Any]) -> Tree:
-  """The inverse of `flatten`."""
-  root: dict = {}
-  for name, leaf in flat.items():
-    keys = [k.replace('%2F', '/').replace('%2E', '.').replace('%25', '%') for k in name.split('/')]
-    node = root
-    for key in keys[:-1]:
-      node = node.setdefault(key, {})
-    node[keys[-1]] = leaf
-  return root['tree']
-
-
-def is_empty(leaf: Any) -> bool:
-  """True for {} and None, which hold no array."""
-  return leaf is None or isinstance(leaf, dict)
-
-
-def _storable(path: str, x: Any) -> Any:
-  """The leaf as an array that Orbax can store; Python's numbers become numpy arrays of shape ().
-
-  Raises:
-    TypeError: no array of numbers, or a typed PRNG key.
-    ValueError: an array without elements.
-  """
-  if is_empty(x):
-    return x
-  if isinstance(x, bool | int | float | np.generic):
-    x = np.asarray(x)
-  if not isinstance(x, jax.Array | np.ndarray) or x.dtype == object:
-    raise TypeError(
-      f'expected nested dicts of arrays, found {type(x).__name__} at {path!r}; '
-      'remedy: flax.serialization.to_state_dict'
-    )
-  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-    raise TypeError(
-      f'expected an array of numbers, found a typed key at {path!r}; remedy: jax.random.key_data'
-    )
-  if not x.size:
-    raise ValueError(
-      f'expected an array with elements, found shape {x.shape} at {path!r}; '
-      'remedy: leave the empty array out of the tree'
-    )
-  return x
-
-
 class Writer:
   """Writes checkpoints, each in a folder of its own, one at a time in a background thread."""
 
@@ -124,20 +41,20 @@ class Writer:
     self._folder: epath.Path | None = None
     self._bytes = 0
     options = ocp.AsyncOptions(post_finalization_callback=lambda: list_files(self._unfinished()))
-    handler = ocp.CompositeCheckpointHandler()
-    self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+    self._checkpointer = ocp.AsyncCheckpointer(handler(), async_options=options)
 
   def start(self, folder: epath.Path, tree: Tree, about: dict) -> None:
     """Copies the arrays to the host, then writes in the background.
 
-    On return the caller may donate or change every buffer of the tree: Orbax has moved device arrays
-    to host memory (on CPU it holds a reference, which makes a donation copy) and copied numpy arrays.
+    On return the caller may donate or change every buffer of the tree: Orbax has moved device
+    arrays to host memory (on CPU it holds a reference, which makes a donation copy, so nothing is
+    copied without need) and has copied numpy arrays.
 
     Raises:
-      DiskFullError, TypeError, ValueError: see `wait` and `_storable`.
+      DiskFullError, TypeError, ValueError: see `wait` and `layout.storable`.
     """
     self.wait()
-    flat = {name: _storable(name, x) for name, x in flatten(tree).items()}
+    flat = {name: storable(name, x) for name, x in flatten(tree).items()}
     about = json.loads(json.dumps(about))  # a copy, and an early error for what is no JSON
     self._bytes = sum(x.nbytes for x in flat.values() if not is_empty(x))
     self._folder = folder
@@ -176,9 +93,9 @@ class Writer:
         rest.rmtree(missing_ok=True)
       raise DiskFullError(
         errno.ENOSPC,
-        f'no space left for the checkpoint: expected about {self._bytes:,} bytes on the device of '
-        f'{folder.parent}, found it full; remedy: free space there, keep fewer checkpoints or choose'
-        ' another workdir (earlier checkpoints are untouched, resume from them)',
+        f'no space left for the checkpoint: expected about {self._bytes:,} bytes free under '
+        f'{folder.parent}, found its device full; remedy: free space there, keep fewer checkpoints '
+        'or choose another workdir (earlier checkpoints are untouched, resume from them)',
         str(folder),
       ) from error
 
@@ -201,11 +118,19 @@ def _checksum(path: epath.Path) -> list[int]:
   return [size, crc]
 
 
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+  """The files under the folder that are listed, in order (epath refuses '**')."""
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _walk(path)
+    elif path.name not in UNLISTED:
+      yield path
+
+
 def list_files(folder: epath.Path) -> None:
-  """Writes files.json: {path: [bytes, CRC-32]} of every file under the folder."""
+  """Writes files.json: {path: [bytes, CRC-32]} of the files under the folder."""
   if jax.process_index() == 0:
-    files = sorted(p for p in folder.rglob('*') if not p.is_dir() and p.name != FILES)
-    table = {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
+    table = {p.relative_to(folder).as_posix(): _checksum(p) for p in _walk(folder)}
     (folder / FILES).write_text(json.dumps(table, indent=1))
 
 
@@ -234,76 +159,79 @@ def verify(folder: epath.Path) -> None:
 
 def read_about(folder: epath.Path) -> dict:
   """The JSON document."""
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+  with ocp.Checkpointer(handler()) as reader:
     return reader.restore(folder, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
 
 
-def read_tree(folder: epath.Path, like: Tree | None = None, shardings: Tree | None = None) -> Tree:
-  """The tree, laid out as `like` and `shardings` say.
+def absolute(folder: str | os.PathLike) -> epath.Path:
+  """Absolute, as TensorStore asks; gs:// and its like stay."""
+  path = epath.Path(folder)
+  return path if '://' in str(folder) else epath.Path(os.path.abspath(path))
 
-  Args:
-    folder: a folder that `verify` accepts.
-    like: nested dicts with arrays or jax.ShapeDtypeStruct as leaves. A numpy leaf is read as numpy,
-      a leaf that is committed to a sharding onto it, any other as an uncommitted jax array.
-      None: what was stored, numpy as numpy and jax as uncommitted jax arrays.
-    shardings: one jax.sharding.Sharding, or a tree prefix of them; goes before those of `like`.
+
+def save_tree(folder: str | os.PathLike, tree: Tree, meta: dict) -> None:
+  """Writes the tree and its JSON meta; the folder holds the old or the new, never a part.
 
   Raises:
-    MismatchError: names the leaves that are missing, left over or of another shape or dtype.
+    DiskFullError: no space was left; what the folder held is still there.
+    TypeError, ValueError: a leaf that cannot be stored, named.
   """
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    stored = reader.metadata(folder).item_metadata['tree'].tree
-    wanted = {n: _as_stored(x) for n, x in stored.items()} if like is None else flatten(like)
-    _check_leaves(folder, wanted, stored)
-    places = {name: _place(x) for name, x in wanted.items()}
-    if shardings is not None:
-      places |= flatten(jax.tree.broadcast(shardings, unflatten(wanted)))
-    how = {n: _restore_args(p) for n, p in places.items() if not is_empty(wanted[n])}
-    how |= {n: x for n, x in stored.items() if is_empty(x)}
-    args = ocp.args.PyTreeRestore(restore_args=how)
-    found = reader.restore(folder, args=ocp.args.Composite(tree=args)).tree
-  return unflatten({
-    n: x if is_empty(x) else _finish(x, found[n], places[n]) for n, x in wanted.items()
-  })
+  folder = absolute(folder)
+  new, old = (folder.parent / f'{folder.name}.{end}' for end in ('new', 'old'))
+  on_first_host(lambda: _prepare(new, folder, old))
+  writer = Writer()
+  try:
+    writer.start(new, tree, {'meta': meta})
+  finally:
+    writer.close()
+  on_first_host(lambda: _swap(new, folder, old))
 
 
-def _as_stored(x: Any) -> Any:
-  """A stand-in of the leaf that was stored; only device arrays carry a sharding."""
-  if is_empty(x):
-    return x
-  if x.sharding is None:
-    return np.broadcast_to(np.zeros((), x.dtype), x.shape)
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+def load_tree(
+  folder: str | os.PathLike, like: Tree | None = None, shardings: Tree | None = None
+) -> tuple[Tree, dict]:
+  """(tree, meta) of `save_tree`; `like` and `shardings` as in `layout.read_tree`.
 
-
-def _check_leaves(folder: epath.Path, wanted: dict, stored: dict) -> None:
-  describe = lambda x: 'nothing' if is_empty(x) else f'{x.dtype}{list(x.shape)}'
-  names = sorted({n for flat in (wanted, stored) for n, x in flat.items() if not is_empty(x)})
-  pairs = [(n, describe(wanted.get(n)), describe(stored.get(n))) for n in names]
-  lines = [f'  {n[5:]}: expected {a}, found {b}' for n, a, b in pairs if a != b]
-  if lines:
-    more = [f'  and {len(lines) - SHOWN} more'] if len(lines) > SHOWN else []
-    raise MismatchError(
-      f'{folder} holds another tree:\n' + '\n'.join(lines[:SHOWN] + more)
-      + '\nremedy: give the model, adapter and optimizer settings of the checkpoint'
+  Raises:
+    FileNotFoundError: no such folder.
+    CorruptError: a file is missing, cut short or altered.
+    MismatchError: the tree is not `like` this; the leaves are named.
+  """
+  folder = absolute(folder)
+  if not folder.exists():
+    raise FileNotFoundError(
+      f'expected a saved tree at {folder}, found nothing; remedy: run the stage that makes it'
     )
+  verify(folder)
+  return read_tree(folder, like, shardings), read_about(folder)['meta']
 
 
-def _place(x: Any) -> Any:
-  """A sharding, np.ndarray (host), or None: the default device, uncommitted."""
-  if isinstance(x, np.ndarray | np.generic):
-    return np.ndarray
-  # An array that nobody has placed goes back unplaced: a committed one would clash with a mesh, or
-  # compile the step anew.
-  return None if isinstance(x, jax.Array) and not x.committed else getattr(x, 'sharding', None)
+def on_first_host(action: Callable[[], Any]) -> None:
+  """Runs the action on process 0; the others wait for it."""
+  if jax.process_index() == 0:
+    action()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('perl.train.storage')
 
 
-def _restore_args(place: Any) -> ocp.RestoreArgs:
-  if isinstance(place, jax.sharding.Sharding):
-    return ocp.ArrayRestoreArgs(sharding=place)
-  return ocp.RestoreArgs(restore_type=np.ndarray)
+def remove(*folders: epath.Path) -> None:
+  """Deletes those that exist."""
+  for folder in folders:
+    if folder.exists():
+      folder.rmtree()
 
 
-def _finish(wanted: Any, found: Any, place: Any) -> Any:
-  # A copy: the numpy array is Orbax's own, and a jax array that borrows it could be donated.
-  return jnp.array(found, wanted.dtype) if place is None else found
+def _prepare(new: epath.Path, folder: epath.Path, old: epath.Path) -> None:
+  """Undoes what a kill in `save_tree` left behind."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  if old.exists() and not folder.exists():
+    old.rename(folder)
+  remove(new, old)
+
+
+def _swap(new: epath.Path, folder: epath.Path, old: epath.Path) -> None:
+  """Puts `new` in the place of `folder`."""
+  if folder.exists():
+    folder.rename(old)
+  new.rename(folder)
+  remove(old)

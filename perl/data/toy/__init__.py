@@ -1,8 +1,8 @@
 """The embedded task `toy`: coffee orders from a grammar, with a gold reward and a known optimum.
 
-A user orders drinks (size, milk, extra, count), perhaps with a correction; the agent's next turn is
-the call of `add_order_item` with the slots that were mentioned last, or, if the drink or the size is
-missing, the question for it. Demonstrations come from a hurried demonstrator (`people`): their mean
+A user orders drinks (size, milk, extra, count), perhaps with a correction; the agent's next turn
+is the call of `add_order_item` with the slots that were mentioned last, or, if the drink or the
+size is missing, the question for it. Demonstrations come from a hurried demonstrator (`people`): their mean
 gold reward is about 0.6, and their mode is often wrong. Preferences and thumbs are sampled
 from the gold reward. Everything follows from `seed`.
 
@@ -29,7 +29,7 @@ TEMPERATURE = .1  # noise of preferences and thumbs, in units of the gold reward
 THRESHOLD = .7  # the gold reward at which thumbs up and down are equally likely
 
 
-def load(split: str, kind: str, mirror: str = '', data_dir: str = '', seed: int = 0) -> list:
+def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: int = 0) -> list:
   """Generates the examples of one split and kind; `mirror` and `data_dir` are not needed.
 
   Raises ValueError for an unknown kind or split.

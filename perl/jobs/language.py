@@ -1,0 +1,43 @@
+"""Next-token training, shared by `pretrain` and `sft`: the loss, and the evaluation of it."""
+
+import math
+from collections.abc import Callable
+
+import jax
+
+from perl.models import lm
+from perl.models.transformer import Transformer
+from perl.objectives import losses
+from perl.train.step import TrainState
+from perl.types import Batch, Mean, Tree
+
+
+def make_loss(model: Transformer, *, dropout: bool):
+  """The LossFn of next-token prediction over loss_mask (token-mean)."""
+
+  def loss(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+    logprobs = lm.logprobs(
+      model, base, adapter, batch['tokens'], batch['mask'], dropout_key=key if dropout else None
+    )
+    return losses.next_token(logprobs, batch['loss_mask']), {}
+
+  return loss
+
+
+def make_evaluation(
+  model: Transformer, base: Tree, batches: list[Batch]
+) -> Callable[[TrainState], dict[str, float]]:
+  """state -> {'loss', 'perplexity'} over all the batches (placed on the mesh)."""
+
+  @jax.jit
+  def mean(base: Tree, adapter: Tree, batch: Batch) -> Mean:
+    return make_loss(model, dropout=False)(adapter, base, batch, None)[0]
+
+  def evaluate(state: TrainState) -> dict[str, float]:
+    total = Mean(0.0, 0.0)
+    for batch in batches:
+      total = total + mean(base, state.adapters, batch)
+    loss = float(total.value())
+    return {'loss': loss, 'perplexity': math.exp(min(loss, 80.0))}
+
+  return evaluate

@@ -1,0 +1,218 @@
+"""Stage `reward`: an adapter with a scalar head over the anchor, from pairs or from thumbs.
+
+The best checkpoint by validation is the result, as in PERL. With config.reward.folds the same recipe
+is also cross-validated over groups, beside a bag of words on the same folds.
+"""
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+
+from perl import trees
+from perl.data.examples import Example
+from perl.evaluate import baseline, classification
+from perl.jobs import artefacts
+from perl.jobs import setting as settings
+from perl.models import lm
+from perl.models.transformer import Transformer
+from perl.objectives import losses
+from perl.peft import adapters
+from perl.train import loop, memory, sharding
+from perl.train import step as steps
+from perl.types import Batch, Mean, Tree
+
+EXAMPLES = {'pairwise': 'preference', 'pointwise': 'labelled'}
+"""reward.kind -> the kind of examples that it learns from."""
+VALIDATION = {'pairwise': 'pair_accuracy', 'pointwise': 'auc'}
+"""reward.kind -> what picks the best checkpoint."""
+
+
+def run(config, workdir: str) -> dict:
+  """Leaves adapter/ in workdir; returns the test metrics of the chosen checkpoint."""
+  setting = settings.begin(config, workdir, 'reward')
+  anchor = artefacts.load_anchor(setting)
+  kind = EXAMPLES[config.reward.kind]
+  train, dev, test = (setting.examples(split, kind) for split in ('train', 'dev', 'test'))
+  adapter, result = _train(setting, anchor, train, dev)
+  artefacts.save_adapter(setting, anchor, adapter, head=True)
+  report = _report(setting, test, predict(setting, anchor, adapter, test))
+  result = {f'dev_{k}': v for k, v in result.items() if k != 'step_seconds'} | {
+    k: v for k, v in result.items() if k == 'step_seconds'
+  }
+  if kind == 'labelled':
+    report |= _baseline(setting, train, test)
+    if config.reward.folds:
+      report |= cross_validate(setting, anchor, [*train, *dev, *test])
+  return setting.finish({
+    **result,
+    **report,
+    **step_memory(setting, anchor),
+    'parameters_trainable': adapters.count(adapter),
+    'parameters_total': trees.count(anchor.params),
+  })
+
+
+def make_loss(model: Transformer, *, kind: str, margin: bool, centre: float, dropout: bool):
+  """The LossFn of a reward model; a mean over pairs or rows.
+
+  Args:
+    model: the base's module.
+    kind: 'pairwise' or 'pointwise'.
+    margin: use the pair's own margin.
+    centre: see objectives.losses.pairwise.
+    dropout: train with the adapter's dropout.
+  """
+
+  def score(adapter, base, tokens, mask, key):
+    return lm.score(model, base, adapter, tokens, mask, dropout_key=key if dropout else None)
+
+  def pointwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
+    r = score(adapter, base, batch['tokens'], batch['mask'], key)
+    right = (r > 0) == (batch['label'] > 0.5)
+    loss = losses.pointwise(r, batch['label'])
+    return Mean.of(loss, batch['weight']), {'accuracy': Mean.of(right, batch['weight'])}
+
+  def pairwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
+    # One forward of 2 B rows: the weights are read once.
+    both = lambda suffix: jax.numpy.concatenate(
+      [batch[f'chosen{suffix}'], batch[f'rejected{suffix}']]
+    )
+    chosen, rejected = jax.numpy.split(score(adapter, base, both(''), both('_mask'), key), 2)
+    loss = losses.pairwise(chosen, rejected, batch['margin'] if margin else 0.0, centre)
+    metrics = {'pair_accuracy': chosen > rejected, 'score': (chosen + rejected) / 2}
+    weight = batch['weight']
+    return Mean.of(loss, weight), {k: Mean.of(v, weight) for k, v in metrics.items()}
+
+  return {'pointwise': pointwise, 'pairwise': pairwise}[kind]
+
+
+def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx):
+  section = setting.config.reward
+  loss = make_loss(
+    anchor.model, kind=section.kind, margin=section.margin, centre=section.centre,
+    dropout=setting.config.peft.dropout > 0,
+  )
+  return steps.make_train_step(
+    loss, tx, split=adapters.split, microbatches=section.microbatches
+  )
+
+
+def _initial_state(setting: settings.Setting, anchor: artefacts.Base, tx) -> steps.TrainState:
+  adapter = artefacts.new_adapter(setting, anchor, setting.key, head=True)
+  state = steps.init_state(adapter, tx, setting.key, adapters.split)
+  return sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
+
+
+def _train(
+  setting: settings.Setting, anchor: artefacts.Base, train: list[Example], dev: list[Example]
+) -> tuple[Tree, dict]:
+  """The best adapter by validation, and its dev metrics."""
+  section, kind = setting.config.reward, EXAMPLES[setting.config.reward.kind]
+  tx = setting.optimizer()
+  step = _make_step(setting, anchor, tx)
+
+  def evaluate(state: steps.TrainState) -> dict[str, float]:
+    report = _report(setting, dev, predict(setting, anchor, state.adapters, dev), bootstrap=0)
+    return {k: v for k, v in report.items() if isinstance(v, float)}
+
+  state, result = loop.fit(
+    lambda state, batch: step(state, anchor.params, setting.place(batch)),
+    _initial_state(setting, anchor, tx),
+    setting.stream(setting.rows(train, kind), kind),
+    meta=artefacts.run_meta(setting, anchor, head=True),
+    evaluate=evaluate,
+    best_metric=VALIDATION[section.kind],
+    **setting.loop_options(),
+  )
+  return state.adapters, result
+
+
+def predict(
+  setting: settings.Setting, anchor: artefacts.Base, adapter: Tree, examples: list[Example]
+) -> np.ndarray:
+  """Scores of the examples in their order: f32[N], or f32[N, 2] (chosen, rejected) of pairs.
+
+  Examples that were left out (overlong, identical pairs) score NaN.
+  """
+  kind = EXAMPLES[setting.config.reward.kind]
+  fields = ('chosen', 'rejected') if kind == 'preference' else ('tokens',)
+  out = np.full((len(examples), len(fields)), np.nan, np.float32)
+  for batch in setting.evaluation_batches(setting.rows(examples, kind), kind):
+    placed = setting.place(batch)
+    real = batch['weight'] > 0
+    for column, field in enumerate(fields):
+      mask = placed['mask' if field == 'tokens' else f'{field}_mask']
+      scores = _score(anchor.model, anchor.params, adapter, placed[field], mask)
+      out[batch['index'][real], column] = np.asarray(scores)[real]
+  return out if kind == 'preference' else out[:, 0]
+
+
+_score = jax.jit(lm.score, static_argnums=0)
+
+
+def _report(
+  setting: settings.Setting, examples: list[Example], scores: np.ndarray, bootstrap: int | None = None
+) -> dict:
+  """Metrics of the scores that are there; `bootstrap` 0 leaves the intervals out."""
+  n = setting.config.evaluate.bootstrap if bootstrap is None else bootstrap
+  keep = np.isfinite(scores.reshape(len(examples), -1)).all(-1)
+  examples, scores = [e for e, k in zip(examples, keep) if k], scores[keep]
+  groups = [e.group for e in examples]
+  options = dict(bootstrap=n, seed=setting.config.seed)
+  if scores.ndim == 2:
+    return classification.preference_report(scores[:, 0], scores[:, 1], groups, **options)
+  labels = np.array([e.label for e in examples])
+  return classification.labelled_report(scores, labels, groups, **options)
+
+
+def _baseline(setting: settings.Setting, train: list[Example], test: list[Example]) -> dict:
+  """The bag of words on the same split, under names that begin with 'baseline_'."""
+  scores = baseline.fit_predict(train, test)
+  return {f'baseline_{k}': v for k, v in _report(setting, test, scores).items() if 'auc' in k}
+
+
+def cross_validate(
+  setting: settings.Setting, anchor: artefacts.Base, examples: list[Example]
+) -> dict:
+  """fold_auc and baseline_fold_auc: per fold, and their means.
+
+  Within a fold's training part a tenth of the groups picks the checkpoint; the fold is only scored.
+  """
+  section = setting.config.reward
+  labels = np.array([e.label for e in examples])
+  groups = np.array([e.group for e in examples])
+  folds = baseline.folds(labels, groups, section.folds)
+  ours, theirs = [], []
+  for number, (inside, outside) in enumerate(folds):
+    if section.fold not in (-1, number):
+      continue
+    chosen, _ = baseline.folds(labels[inside], groups[inside], 10)[0]
+    held = np.setdiff1d(np.arange(len(inside)), chosen)
+    pick = lambda where: [examples[i] for i in where]
+    part = dataclasses.replace(setting, workdir=os.path.join(setting.workdir, f'fold{number}'))
+    os.makedirs(part.workdir, exist_ok=True)
+    adapter, _ = _train(part, anchor, pick(inside[chosen]), pick(inside[held]))
+    scores = predict(setting, anchor, adapter, pick(outside))
+    ours.append(classification.auc(scores, labels[outside]))
+    theirs.append(
+      classification.auc(baseline.fit_predict(pick(inside), pick(outside)), labels[outside])
+    )
+  return {
+    'fold_auc': ours, 'fold_auc_mean': float(np.mean(ours)),
+    'baseline_fold_auc': theirs, 'baseline_fold_auc_mean': float(np.mean(theirs)),
+  }
+
+
+def step_memory(setting: settings.Setting, anchor: artefacts.Base) -> dict:
+  """Bytes that the compiled train step needs, at the longest bucket; nothing is run."""
+  kind = EXAMPLES[setting.config.reward.kind]
+  tx = setting.optimizer()
+  rows = setting.rows(setting.examples('dev', kind), kind)
+  batch = memory.longest(setting.evaluation_batches(rows, kind))
+  batch = memory.resized(batch, setting.config.reward.batch_size)
+  return memory.of_step(
+    _make_step(setting, anchor, tx), _initial_state(setting, anchor, tx), anchor.params,
+    setting.place(batch),
+  )

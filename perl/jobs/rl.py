@@ -1,0 +1,143 @@
+"""Stage `rl`: the policy's adapter learns from the reward model, held to the anchor by a KL.
+
+Four roles over one base (the anchor): the policy and the critic learn; the reference, which is the
+policy's own adapter before its first update, and the reward model are frozen adapters.
+"""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from perl import trees
+from perl.jobs import artefacts, responses
+from perl.jobs import setting as settings
+from perl.peft import adapters
+from perl.rl.experience import make_experience
+from perl.rl.rollout import rollout
+from perl.train import loop, memory, sharding
+from perl.train import step as steps
+from perl.types import Batch, Tree
+
+
+def run(config, workdir: str) -> dict:
+  """Leaves adapter/ (the policy's) in workdir; returns reward, KL and gold reward of dev samples."""
+  setting = settings.begin(config, workdir, 'rl')
+  anchor = artefacts.load_anchor(setting)
+  algorithm = importlib.import_module(f'perl.rl.{config.rl.algorithm}')
+  roles = algorithm.trains(config.rl.baseline)
+  learning = {role: _fresh(setting, anchor, role) for role in roles}
+  reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
+  # An explicit copy: the policy's own buffers are donated to the step.
+  frozen = {'reference': jax.tree.map(jnp.copy, learning['policy']), 'reward': reward}
+  tx = _optimizer(setting, roles)
+  state = steps.init_state(learning, tx, setting.key, adapters.split)
+  state = sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
+  evaluate = _make_evaluation(setting, anchor, frozen)
+  start = evaluate(state)
+  step = Step(setting, anchor, frozen, algorithm, tx, offset=start['reward'])
+  rows = setting.rows(setting.examples('train', 'prompt'), 'prompt')
+  state, result = loop.fit(
+    step, state, setting.stream(rows, 'prompt'),
+    meta=artefacts.run_meta(setting, anchor, head=False), evaluate=evaluate,
+    **setting.loop_options(),
+  )
+  artefacts.save_adapter(setting, anchor, state.adapters['policy'])
+  return setting.finish({
+    **result,
+    **{f'{name}_start': value for name, value in start.items()},
+    **step.memory(state),
+    'parameters_trainable': adapters.count(state.adapters['policy']),
+    'parameters_trainable_all_roles': adapters.count(state.adapters),
+    'parameters_total': trees.count(anchor.params),
+  })
+
+
+def _fresh(setting: settings.Setting, anchor: artefacts.Base, role: str) -> Tree:
+  """The role's adapter before the first update: the anchor's function; a critic's values are 0."""
+  key = jax.random.fold_in(setting.key, ('policy', 'critic').index(role))
+  adapter = artefacts.new_adapter(setting, anchor, key, head=role == 'critic')
+  if role == 'critic':
+    adapter['head'] = jax.tree.map(jnp.zeros_like, adapter['head'])
+  return adapter
+
+
+def _optimizer(setting: settings.Setting, roles: tuple[str, ...]) -> optax.GradientTransformation:
+  """A chain for each role: the gradient of one is not clipped for the other's sake."""
+  rates = {'critic': setting.config.rl.value_learning_rate}
+  chains = {
+    role: setting.optimizer(**({'learning_rate': rates[role]} if role in rates else {}))
+    for role in roles
+  }
+  labels = lambda tree: {
+    role: jax.tree.map(lambda _, role=role: role, part) for role, part in tree.items()
+  }
+  return optax.partition(chains, labels)
+
+
+class Step:
+  """(state, prompts) -> (state, metrics): rollout, experience, update; three compiled programs."""
+
+  def __init__(self, setting, anchor, frozen, algorithm, tx, *, offset: float):
+    rl = setting.config.rl
+    self.setting, self.anchor, self.frozen, self.offset = setting, anchor, frozen, offset
+    common = dict(max_new_tokens=rl.max_new_tokens, temperature=rl.temperature)
+    self.experience = make_experience(
+      anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty, **common
+    )
+    loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
+    self.update = steps.make_train_step(
+      loss, tx, split=adapters.split, microbatches=rl.microbatches
+    )
+    ids = setting.tokenizer
+    self.sampling = dict(
+      top_k=rl.top_k, top_p=rl.top_p, eos_id=ids.eos_id, pad_id=ids.pad_id, **common
+    )
+
+  def __call__(self, state: steps.TrainState, batch: Batch):
+    experience, metrics = self.gather(state, self.setting.place(batch))
+    state, more = self.update(state, self.anchor.params, experience)
+    return state, {name: m.value() for name, m in metrics.items()} | more
+
+  def gather(self, state: steps.TrainState, batch: Batch):
+    """The experience of one batch of prompts, and its metrics."""
+    # The update draws from fold_in(key, step); the rollout from a branch of its own.
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+    base = self.anchor.params
+    sampled = rollout(
+      self.anchor.model, base, state.adapters['policy'], batch['tokens'], batch['mask'], key,
+      **self.sampling,
+    )
+    return self.experience(base, self.frozen, sampled, batch['weight'], self.offset)
+
+  def memory(self, state: steps.TrainState) -> dict:
+    """The update's compiled bytes, at the longest prompts."""
+    setting = self.setting
+    rows = setting.rows(setting.examples('dev', 'prompt'), 'prompt')
+    batch = memory.longest(setting.evaluation_batches(rows, 'prompt'))
+    batch = setting.place(memory.resized(batch, setting.config.rl.batch_size))
+    experience, _ = jax.eval_shape(self.gather, state, batch)
+    return memory.of_step(self.update, state, self.anchor.params, experience)
+
+
+def _make_evaluation(setting: settings.Setting, anchor: artefacts.Base, frozen: dict[str, Tree]):
+  """state -> reward, KL, length, gold reward of one sample for each dev prompt."""
+  examples = responses.examples(setting, 'dev')
+  key = jax.random.fold_in(setting.key, 2)
+
+  def evaluate(state: steps.TrainState) -> dict[str, float]:
+    found = responses.respond(
+      setting, anchor, state.adapters['policy'], examples, key, frozen=frozen
+    )
+    values = {
+      'reward': float(found.scores.mean()),
+      'kl': float(found.kl.mean()),
+      'response_tokens': float(np.mean([len(t) for t in found.tokens])),
+      'finished': float(found.finished.mean()),
+    }
+    gold = responses.gold_rewards(setting, examples, found.texts)
+    return values if gold is None else values | {'gold_reward': float(gold.mean())}
+
+  return evaluate

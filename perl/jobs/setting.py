@@ -1,0 +1,172 @@
+"""What every job stands in: its config, folders, mesh, tokenizer, dataset; and how it ends."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import logging
+import os
+import time
+from types import ModuleType
+
+import jax
+from jax.sharding import Mesh
+
+from perl.data import pipeline, tokenizer
+from perl.data.examples import Example
+from perl.models import config as model_config
+from perl.models.transformer import Transformer
+from perl.train import metrics, optim, provenance, sharding
+from perl.types import Batch
+
+_PRODUCER = {
+  'tokenizer': 'tokenizer', 'base': 'pretrain', 'anchor': 'sft', 'reward': 'reward', 'policy': 'rl'
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One job's surroundings. Below it a ConfigDict is never seen, but for the sections it hands out.
+
+  Attributes:
+    config: the experiment.
+    workdir: the stage's own folder.
+    stage: its name, which is also that of its section of the config.
+  """
+
+  config: object
+  workdir: str
+  stage: str
+  started: float = dataclasses.field(default_factory=time.perf_counter)
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh that config.mesh asks for."""
+    return sharding.mesh(**self.config.mesh.to_dict())
+
+  @property
+  def key(self) -> jax.Array:
+    """The run's PRNG key, another one in each stage; made anew each time, for states are donated."""
+    stages = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
+    return jax.random.fold_in(jax.random.key(self.config.seed), stages.index(self.stage))
+
+  @functools.cached_property
+  def tokenizer(self) -> tokenizer.Tokenizer:
+    """The tokenizer stage's result."""
+    return tokenizer.load(self.input('tokenizer'))
+
+  @functools.cached_property
+  def dataset(self) -> ModuleType:
+    """The dataset's module: perl/data/<config.data.name>."""
+    name = self.config.data.name
+    try:
+      return importlib.import_module(f'perl.data.{name}')
+    except ModuleNotFoundError as error:
+      if error.name != f'perl.data.{name}':
+        raise
+      raise ValueError(
+        f'expected config.data.name to be a module of perl/data, found {name!r}'
+      ) from error
+
+  def input(self, name: str) -> str:
+    """The folder of an upstream stage: as the config says, or the sibling of this one.
+
+    Raises:
+      FileNotFoundError: it is not there, or is not finished.
+    """
+    folder = self.config.inputs[name] or os.path.join(
+      os.path.dirname(os.path.abspath(self.workdir)), _PRODUCER[name]
+    )
+    if not os.path.exists(os.path.join(folder, 'summary.json')):
+      raise FileNotFoundError(
+        f'expected a finished {_PRODUCER[name]} stage in {folder}, found none; run '
+        f'--job={_PRODUCER[name]} first, or set --config.inputs.{name}=<its folder>'
+      )
+    return folder
+
+  def model(self, vocab_size: int) -> Transformer:
+    """The transformer that config.model describes."""
+    c = self.config.model
+    unroll = c.scan_unroll or (64 if jax.default_backend() == 'cpu' else 1)
+    return Transformer(model_config.sized(
+      c.size, vocab_size=vocab_size, dtype=c.dtype, param_dtype=c.param_dtype, remat=c.remat,
+      scan_unroll=unroll,
+    ))
+
+  def examples(self, split: str, kind: str) -> list[Example]:
+    """The dataset's examples of a kind."""
+    c = self.config.data
+    return self.dataset.load(split, kind, mirror=c.mirror, data_dir=c.data_dir, seed=c.seed)
+
+  def rows(self, examples: list[Example], kind: str) -> list[dict]:
+    """The examples as token rows; what was cut or left out is counted in the log."""
+    c = self.config.data
+    rows, counts = pipeline.encode(
+      examples, self.tokenizer, kind=kind, max_prompt_tokens=c.max_prompt_tokens,
+      max_response_tokens=c.max_response_tokens, overlong=c.overlong,
+    )
+    logging.info('%s: %s examples: %s', self.stage, kind, counts)
+    return rows
+
+  def stream(self, rows: list[dict], kind: str) -> pipeline.Batches:
+    """The stage's endless training batches."""
+    return pipeline.batches(
+      rows, kind=kind, batch_size=self.config[self.stage].batch_size, seed=self.config.seed,
+      buckets=self.buckets(rows, kind), shard_index=jax.process_index(),
+      shard_count=jax.process_count(), pad_id=self.tokenizer.pad_id,
+    )
+
+  def evaluation_batches(self, rows: list[dict], kind: str) -> list[Batch]:
+    """All rows once, in batches of config.evaluate.batch_size."""
+    return pipeline.evaluation_batches(
+      rows, kind=kind, batch_size=self.config.evaluate.batch_size,
+      buckets=self.buckets(rows, kind), pad_id=self.tokenizer.pad_id,
+    )
+
+  def buckets(self, rows: list[dict], kind: str) -> tuple[int, ...]:
+    """The config's lengths, with one that holds the longest row that there can be."""
+    c = self.config.data
+    longest = c.max_prompt_tokens + (0 if kind == 'prompt' else c.max_response_tokens)
+    return tuple(b for b in c.buckets if b < longest) + (longest,)
+
+  def place(self, batch: Batch) -> Batch:
+    """The batch on the mesh."""
+    return sharding.place_batch(batch, self.mesh)
+
+  def optimizer(self, **overrides):
+    """The stage's optax chain."""
+    section = self.config[self.stage]
+    options = {**section.optim.to_dict(), **overrides}
+    options['schedule_name'] = options.pop('schedule')
+    return optim.make(steps=section.steps, **options)
+
+  def loop_options(self) -> dict:
+    """The arguments of train.loop.fit that are the stage's own fields."""
+    section = self.config[self.stage]
+    names = (
+      'steps', 'evaluate_every_steps', 'checkpoint_every_steps', 'log_every_steps', 'keep_last'
+    )
+    return {name: section[name] for name in names} | {'workdir': self.workdir, 'name': self.stage}
+
+  def finish(self, result: dict) -> dict:
+    """Writes summary.json, last: its presence means that the stage is done. Returns it."""
+    summary = {
+      **result,
+      'seed': self.config.seed,
+      'peft': self.config.peft.name,
+      'wall_seconds': time.perf_counter() - self.started,
+      'commit': provenance.commit(),
+      'versions': provenance.versions(),
+      'hardware': provenance.hardware(),
+    }
+    summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
+    metrics.summary(self.workdir, summary)
+    return summary
+
+
+def begin(config, workdir: str, stage: str) -> Setting:
+  """Makes the folder, leaves the config in it, and returns the setting."""
+  os.makedirs(workdir, exist_ok=True)
+  plain = json.loads(config.to_json_best_effort())
+  metrics.write_json(os.path.join(workdir, 'config.json'), plain)
+  return Setting(config, workdir, stage)

@@ -1,0 +1,58 @@
+"""Stage `sft`: supervised fine-tuning of an adapter on demonstrations. Its result is the anchor."""
+
+import jax
+
+from perl import trees
+from perl.evaluate import merging
+from perl.jobs import artefacts, language, responses
+from perl.jobs import setting as settings
+from perl.peft import adapters
+from perl.train import loop, sharding
+from perl.train import step as steps
+
+
+def run(config, workdir: str) -> dict:
+  """Leaves adapter/ in workdir; returns the dev loss, and the gold reward of samples if there is one."""
+  setting = settings.begin(config, workdir, 'sft')
+  base = artefacts.load_base(setting)
+  rows = setting.rows(setting.examples('train', 'demonstration'), 'demonstration')
+  dev = setting.rows(setting.examples('dev', 'demonstration'), 'demonstration')
+  adapter = artefacts.new_adapter(setting, base, setting.key)
+  tx = setting.optimizer()
+  state = steps.init_state(adapter, tx, setting.key, adapters.split)
+  state = sharding.place(state, sharding.state_shardings(state, base.params, setting.mesh))
+  step = steps.make_train_step(
+    language.make_loss(base.model, dropout=config.peft.dropout > 0), tx, split=adapters.split,
+    microbatches=config.sft.microbatches,
+  )
+  limit = config.evaluate.max_examples or len(dev)
+  batches = [setting.place(b) for b in setting.evaluation_batches(dev[:limit], 'demonstration')]
+  state, result = loop.fit(
+    lambda state, batch: step(state, base.params, setting.place(batch)),
+    state,
+    setting.stream(rows, 'demonstration'),
+    meta=artefacts.run_meta(setting, base, head=False),
+    evaluate=language.make_evaluation(base.model, base.params, batches),
+    best_metric='loss',
+    best_mode='min',
+    **setting.loop_options(),
+  )
+  artefacts.save_adapter(setting, base, state.adapters)
+  if hasattr(setting.dataset, 'gold_reward'):
+    result |= _gold(setting, base, state.adapters)
+  return setting.finish({
+    **result,
+    'merge_logit_difference': merging.logit_difference(
+      base.model, base.params, state.adapters, batches[0]['tokens'], batches[0]['mask']
+    ),
+    'parameters_trainable': adapters.count(state.adapters),
+    'parameters_total': trees.count(base.params),
+  })
+
+
+def _gold(setting: settings.Setting, base: artefacts.Base, adapter) -> dict:
+  """The mean gold reward of one sample for each test prompt, where the dataset knows one."""
+  examples = responses.examples(setting, 'test')
+  answers = responses.respond(setting, base, adapter, examples, jax.random.fold_in(setting.key, 1))
+  gold = responses.gold_rewards(setting, examples, answers.texts)
+  return {'gold_reward': float(gold.mean())}

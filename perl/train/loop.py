@@ -1,0 +1,211 @@
+"""The loop around every train step: resume, log, evaluate, checkpoint, stop on signals and on NaN."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.serialization
+import jax
+
+from perl.train import checkpoint, metrics, signals
+from perl.train.step import TrainState
+from perl.types import Batch
+
+
+class Stream(Protocol):
+  """An iterator of batches whose place can be saved and restored."""
+
+  def __next__(self) -> Batch: ...
+  def get_state(self) -> dict: ...
+  def set_state(self, state: dict) -> None: ...
+
+
+class Interrupted(SystemExit):
+  """A signal asked the run to stop; everything is saved. The exit status is the shell's for SIGTERM."""
+
+  def __init__(self, step: int, folder: str):
+    super().__init__(143)
+    self.message = f'stopped by a signal at step {step}; saved in {folder}; the same command resumes'
+
+
+def to_arrays(state: TrainState) -> dict:
+  """Nested dicts of arrays, for the checkpoint."""
+  return flax.serialization.to_state_dict(state.replace(key=jax.random.key_data(state.key)))
+
+
+def from_arrays(state: TrainState, tree: dict) -> TrainState:
+  """The state of `to_arrays`, with the structure and the placement of `state`."""
+  shell = state.replace(key=jax.random.key_data(state.key))
+  restored = flax.serialization.from_state_dict(shell, tree)
+  placed = jax.tree.map(lambda like, x: jax.device_put(x, like.sharding), shell, restored)
+  return placed.replace(key=jax.random.wrap_key_data(placed.key))
+
+
+def fit(
+  step_fn: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+  state: TrainState,
+  stream: Stream,
+  *,
+  steps: int,
+  workdir: str,
+  meta: dict,
+  name: str,
+  evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+  evaluate_every_steps: int = 0,
+  checkpoint_every_steps: int = 0,
+  log_every_steps: int = 10,
+  keep_last: int = 2,
+  best_metric: str = '',
+  best_mode: str = 'max',
+) -> tuple[TrainState, dict[str, float]]:
+  """Runs `step_fn` until `steps` updates are done; continues from the newest whole checkpoint.
+
+  A killed run that is started again gives the same bits as one that was never killed: parameters,
+  optimizer, PRNG key and the place in the data all come from the checkpoint.
+
+  Args:
+    step_fn: (state, batch) -> (state, metrics); the state is donated.
+    state: the state before the first step, placed on its devices.
+    stream: batches, resumable.
+    steps: updates in all.
+    workdir: holds checkpoints/, metrics.jsonl and tensorboard/.
+    meta: stored in each checkpoint and compared with what a resumed checkpoint says.
+    name: shown beside the progress bar.
+    evaluate: called on the state before the first step, every `evaluate_every_steps`, and at the end.
+    checkpoint_every_steps: 0 saves at evaluations and at the end alone.
+    log_every_steps: metrics are means over so many steps.
+    keep_last, best_metric, best_mode: see checkpoint.Checkpoints; the metric is one of `evaluate`'s.
+
+  Returns:
+    the last state (or the best, where best_metric is given), and what `evaluate` said of it along
+    with `step_seconds`, the median of a step's wall time without compilation.
+
+  Raises:
+    Interrupted: SIGTERM or SIGINT; the state was saved first.
+    FloatingPointError: a loss or gradient was not finite; the last good checkpoint is named.
+  """
+  folder = os.path.join(workdir, 'checkpoints')
+  saver = checkpoint.Checkpoints(
+    folder, keep_last=keep_last, keep_best=1 if best_metric else 0,
+    best_metric=best_metric, best_mode=best_mode,
+  )
+  run = _Run(step_fn, stream, saver, meta, evaluate, log_every_steps, folder)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(saver)
+    stop = stack.enter_context(signals.stop_on_signal())
+    state, first = run.resume(state)
+    run.writer = stack.enter_context(metrics.Writer(workdir, resumed_step=first or -1))
+    if first == 0 and evaluate is not None:
+      run.measure(state, 0)
+    with metrics.progress(steps, first, name) as bar:
+      for done in range(first + 1, steps + 1):
+        state = run.advance(state, done, steps)
+        bar.update(1)
+        stopping = stop() and done < steps
+        evaluated = done == steps or (evaluate_every_steps and done % evaluate_every_steps == 0)
+        if evaluated and evaluate is not None:
+          bar.set_postfix(run.measure(state, done))
+        regular = checkpoint_every_steps and done % checkpoint_every_steps == 0
+        if evaluated or regular or stopping:
+          run.save(state, done)
+        if stopping:
+          saver.wait()
+          raise Interrupted(done, folder)
+    saver.wait()
+    if best_metric and saver.best_step() not in (None, steps):
+      state = run.read(state, saver.best_step())
+    result = dict(run.measured(int(state.step)))
+  seconds = sorted(run.seconds)
+  if seconds:
+    result['step_seconds'] = seconds[len(seconds) // 2]
+  return state, result
+
+
+class _Run:
+  """What the loop does at a step, apart from deciding when."""
+
+  writer: metrics.Writer
+
+  def __init__(self, step_fn, stream, saver, meta, evaluate, log_every_steps, folder):
+    self.step_fn, self.stream, self.saver = step_fn, stream, saver
+    self.meta, self.evaluate, self.folder = meta, evaluate, folder
+    self.log_every_steps = log_every_steps
+    self.seconds: list[float] = []  # of the steps between two logs, on average
+    self.pending: list[dict[str, jax.Array]] = []
+    self.evaluations: dict[int, dict[str, float]] = {}
+    self.since = time.perf_counter()
+    self.last_good: int | None = None
+    self.warm = False  # compiled: the first stretch of steps is no measure of speed
+
+  def resume(self, state: TrainState) -> tuple[TrainState, int]:
+    same_run = lambda meta: checkpoint.check_meta(self.meta, meta.get('run', {}))
+    restored = self.saver.restore(to_arrays(state), check=same_run)
+    if restored is None:
+      return state, 0
+    self.stream.set_state(restored.data_state)
+    self.evaluations = {int(k): v for k, v in restored.meta.get('evaluations', {}).items()}
+    self.last_good = restored.step
+    logging.info('resumed from step %d in %s', restored.step, self.folder)
+    return from_arrays(state, restored.tree), restored.step
+
+  def read(self, state: TrainState, step: int) -> TrainState:
+    return from_arrays(state, self.saver.restore(to_arrays(state), step).tree)
+
+  def measured(self, step: int) -> dict[str, float]:
+    return self.evaluations.get(step, {})
+
+  def advance(self, state: TrainState, done: int, steps: int) -> TrainState:
+    state, values = self.step_fn(state, next(self.stream))
+    self.pending.append(values)
+    if done % self.log_every_steps == 0 or done == steps:
+      self.log(done)
+    return state
+
+  def log(self, done: int) -> None:
+    """Fetches what the device has meanwhile computed: the only place where Python waits for it."""
+    rows = jax.device_get(self.pending)
+    self.pending = []
+    if not all(row.get('finite', 1.0) for row in rows):
+      self.saver.wait()
+      good = f'step {self.last_good} in {self.folder}' if self.last_good is not None else 'none yet'
+      raise FloatingPointError(
+        f'expected a finite loss and gradient, found NaN or infinity within the {len(rows)} steps '
+        f'before step {done}; the last good checkpoint is {good}. '
+        'Lower the learning rate or clip_norm, or look at the data of those steps'
+      )
+    mean = {name: float(sum(r[name] for r in rows) / len(rows)) for name in rows[0]}
+    mean.pop('finite', None)
+    now = time.perf_counter()
+    mean['step_seconds'] = (now - self.since) / len(rows)
+    if self.warm:
+      self.seconds.append(mean['step_seconds'])
+    self.warm = True
+    self.since = now
+    self.writer.write(done, mean, prefix='train')
+
+  def measure(self, state: TrainState, done: int) -> dict[str, float]:
+    if self.pending:
+      self.log(done)
+    values = self.evaluate(state)
+    self.evaluations[done] = values
+    self.writer.write(done, values, prefix='dev')
+    self.since = time.perf_counter()  # an evaluation is no part of a step
+    return values
+
+  def save(self, state: TrainState, done: int) -> None:
+    if self.pending:
+      self.log(done)
+    self.saver.save(
+      done,
+      to_arrays(state),
+      data_state=self.stream.get_state(),
+      meta={'run': self.meta, 'evaluations': {str(k): v for k, v in self.evaluations.items()}},
+      metrics=self.measured(done),
+    )
+    self.last_good = done
+    self.since = time.perf_counter()
+
+

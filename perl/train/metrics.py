@@ -1,0 +1,191 @@
+"""What a run reports: metrics.jsonl, TensorBoard, progress, summary.json."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+METRICS, SUMMARY, TENSORBOARD = 'metrics.jsonl', 'summary.json', 'tensorboard'
+LINE_SECONDS = 10.
+
+
+def jsonable(x: Any) -> Any:
+  """The value as JSON knows it: arrays as lists, nan and infinities as null.
+
+  Raises:
+    TypeError: neither number, string, array, dict nor list.
+  """
+  if isinstance(x, Mapping):
+    return {str(key): jsonable(value) for key, value in x.items()}
+  if isinstance(x, list | tuple):
+    return [jsonable(value) for value in x]
+  if isinstance(x, np.ndarray | np.generic | jax.Array):
+    return jsonable(np.asarray(x).tolist())
+  if isinstance(x, float) and not math.isfinite(x):
+    return None
+  if x is None or isinstance(x, str | bool | int | float):
+    return x
+  if isinstance(x, os.PathLike):
+    return os.fspath(x)
+  raise TypeError(f'expected what JSON can hold, found {type(x).__name__}; remedy: convert it')
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes JSON whole or not at all (a file beside it, then a rename); nan becomes null."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + '\n'
+  _replace(path, text)
+
+
+def summary(workdir: str | os.PathLike, values: Mapping[str, Any]) -> None:
+  """Writes workdir/summary.json; its presence means that the stage is finished."""
+  if jax.process_index() == 0:
+    write_json(pathlib.Path(workdir) / SUMMARY, values)
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict]:
+  """The rows of a file of one JSON object a line; a half-written last line is left out.
+
+  Raises:
+    ValueError: any other line is no JSON object; file and line are named.
+  """
+  text = pathlib.Path(path).read_text(encoding='utf-8')
+  lines = text.split('\n')
+  rows = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      row = None
+    if row is None and number == len(lines):
+      break  # no newline after it: a kill cut it short
+    if not isinstance(row, dict):
+      raise ValueError(
+        f'{path}, line {number}: expected a JSON object, found {line[:80]!r}; '
+        'remedy: repair or remove the line'
+      )
+    rows.append(row)
+  return rows
+
+
+class Writer:
+  """Writes metrics.jsonl and TensorBoard events of one run; on hosts but the first, nothing."""
+
+  def __init__(self, workdir: str | os.PathLike, resumed_step: int | None = None):
+    """Opens the files to append.
+
+    Args:
+      workdir: gets metrics.jsonl and tensorboard/.
+      resumed_step: rows of later steps are dropped, for the run will write them again; -1 drops all
+        (a start from scratch), None keeps all.
+    """
+    self._file = self._board = None
+    if jax.process_index() != 0:
+      return
+    from tensorboardX import SummaryWriter  # seconds to import: only where it is used
+
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / METRICS
+    if path.exists():
+      rows = read_jsonl(path)
+      keep = [r for r in rows if resumed_step is None or r.get('step', 0) <= resumed_step]
+      _replace(path, ''.join(json.dumps(row) + '\n' for row in keep))
+    self._file = path.open('a', encoding='utf-8')
+    purge_step = None if resumed_step is None else resumed_step + 1
+    self._board = SummaryWriter(str(workdir / TENSORBOARD), purge_step=purge_step)
+
+  def write(self, step: int, metrics: Mapping[str, Any], prefix: str = '') -> None:
+    """Adds a line {"step": n, "time": s, name: value, ...} and scalars; nan is null in the line.
+
+    Args:
+      step: the number of steps done.
+      metrics: scalars.
+      prefix: goes before each name with a '/': 'evaluate' gives 'evaluate/loss'.
+    """
+    if self._file is None:
+      return
+    values = {f'{prefix}/{k}' if prefix else k: float(v) for k, v in metrics.items()}
+    row = jsonable({'step': int(step), 'time': round(time.time(), 3), **values})
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.flush()  # a kill loses no line that was written
+    for name, value in values.items():
+      self._board.add_scalar(name, value, int(step))
+
+  def close(self) -> None:
+    """Flushes and closes both."""
+    if self._file is not None:
+      self._file.close()
+      self._board.close()
+      self._file = None
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+
+class _Lines:
+  """A file for tqdm that turns its redrawn bar into lines, for logs."""
+
+  def __init__(self, file: TextIO):
+    self._file, self._last = file, ''
+
+  def write(self, text: str) -> None:
+    line = text.strip()
+    if line and line != self._last:
+      self._file.write(line + '\n')
+      self._last = line
+
+  def flush(self) -> None:
+    self._file.flush()
+
+
+def progress(total: int, initial: int = 0, desc: str = '', file: TextIO | None = None) -> tqdm:
+  """A tqdm bar with rate and time left; a short line every ~10 s where there is no terminal.
+
+  Args:
+    total: steps in all.
+    initial: steps done before, in a run that was resumed.
+    desc: the stage.
+    file: standard error unless given.
+  """
+  file = sys.stderr if file is None else file
+  options = {'total': total, 'initial': initial, 'desc': desc, 'unit': 'step'}
+  if jax.process_index() != 0:
+    return tqdm(disable=True, **options)
+  if file.isatty():
+    return tqdm(file=file, dynamic_ncols=True, **options)
+  form = '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
+  return tqdm(
+    file=_Lines(file), mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, bar_format=form,
+    **options,
+  )
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  """Writes beside the path, then renames: readers see the old or the new."""
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)  # mkstemp makes it private
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise

@@ -1,0 +1,147 @@
+"""The user's own files: layouts, splits, and errors that name the file and the line."""
+
+import gzip
+import json
+
+import pytest
+
+from perl.data import dialogue, local
+from perl.data.examples import KINDS, SPLITS, Demonstration, Document, Labelled, Preference, Prompt
+
+PAIR = {'prompt': 'p', 'chosen': 'c', 'rejected': 'r'}
+THUMB = {'prompt': 'p', 'response': 'r', 'label': 1}
+CHAT = {'messages': [
+  {'role': 'user', 'content': 'tea'}, {'role': 'assistant', 'content': 'green?'},
+  {'role': 'user', 'content': 'yes'}, {'role': 'assistant', 'content': 'done'}]}
+
+
+def write(path, *rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data = '\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode()
+  path.write_bytes(gzip.compress(data) if path.name.endswith('.gz') else data)
+  return path
+
+
+def load(folder, kind, *rows, name='train.jsonl'):
+  write(folder / name, *rows)
+  return local.load('train', kind, mirror=str(folder))
+
+
+def bare(example):
+  return type(example)(**{k: v for k, v in vars(example).items() if k not in ('group', 'meta')})
+
+
+@pytest.mark.parametrize('kind, row, expected', [
+  ('document', {'text': 't'}, [Document('t')]),
+  ('document', {'prompt': 'p', 'response': 'r'}, [Document('pr')]),
+  ('document', PAIR, [Document('pc')]),
+  ('document', CHAT, [
+    Document('<|user|>tea<|agent|>green?<|eos|><|user|>yes<|agent|>done<|eos|>')]),
+  ('demonstration', {'prompt': 'p', 'response': 'r'}, [Demonstration('p', 'r')]),
+  ('demonstration', PAIR, [Demonstration('p', 'c')]),
+  ('demonstration', THUMB, [Demonstration('p', 'r')]),
+  ('demonstration', CHAT, [
+    Demonstration('<|user|>tea<|agent|>', 'green?'),
+    Demonstration('<|user|>tea<|agent|>green?<|eos|><|user|>yes<|agent|>', 'done')]),
+  ('preference', PAIR, [Preference('p', 'c', 'r')]),
+  ('preference', PAIR | {'margin': 2}, [Preference('p', 'c', 'r', 2.0)]),
+  ('labelled', THUMB, [Labelled('p', 'r', 1.0)]),
+  ('labelled', THUMB | {'label': False}, [Labelled('p', 'r', 0.0)]),
+  ('prompt', {'prompt': 'p'}, [Prompt('p')]),
+  ('prompt', PAIR, [Prompt('p')]),
+  ('prompt', CHAT, [Prompt('<|user|>tea<|agent|>green?<|eos|><|user|>yes<|agent|>')])])
+def test_layouts(kind, row, expected, tmp_path):
+  assert list(map(bare, load(tmp_path, kind, row))) == expected
+
+
+def test_a_response_with_label_0_is_no_demonstration(tmp_path):
+  found = load(tmp_path, 'demonstration', THUMB | {'label': 0, 'response': 'bad'}, THUMB)
+  assert [example.response for example in found] == ['r']
+
+
+def test_gzip_parquet_and_jsonl_are_the_same(tmp_path):
+  pyarrow = pytest.importorskip('pyarrow')
+  parquet = pytest.importorskip('pyarrow.parquet')
+  rows = [PAIR, PAIR | {'margin': 0.5}]
+  plain = load(tmp_path / 'a', 'preference', *rows)
+  zipped = load(tmp_path / 'b', 'preference', *rows, name='train.jsonl.gz')
+  (tmp_path / 'c').mkdir()
+  table = pyarrow.Table.from_pylist([PAIR | {'margin': None}, rows[1]])
+  parquet.write_table(table, tmp_path / 'c/train.parquet')
+  columns = local.load('train', 'preference', mirror=str(tmp_path / 'c'))
+  assert list(map(bare, plain)) == list(map(bare, zipped)) == list(map(bare, columns))
+
+
+def test_a_folder_for_a_kind_comes_first(tmp_path):
+  write(tmp_path / 'train.jsonl', {'prompt': 'top'})
+  write(tmp_path / 'prompt/train.jsonl', {'prompt': 'own'})
+  (example,) = local.load('train', 'prompt', mirror=str(tmp_path))
+  assert example.prompt == 'own'
+
+
+def test_one_file_is_split_by_prompt(tmp_path):
+  rows = [{'prompt': f'P {i // 2}', 'response': str(i)} for i in range(200)]
+  file = write(tmp_path / 'all.jsonl', *rows)
+  found = {split: local.load(split, 'demonstration', mirror=str(file)) for split in SPLITS}
+  assert sum(map(len, found.values())) == 200
+  for split, examples in found.items():
+    assert all(dialogue.split_of(example.group) == split for example in examples)
+  assert not {e.prompt for e in found['train']} & {e.prompt for e in found['test']}
+
+
+def test_groups_of_the_user_are_kept(tmp_path):
+  (example,) = load(tmp_path, 'prompt', {'prompt': 'p', 'group': 'g'})
+  assert example.group == 'g' and example.meta['source'].endswith('train.jsonl, line 1')
+
+
+@pytest.mark.parametrize('kind, row, message', [
+  ('prompt', '{"prompt": ', 'expected a JSON object .*line 3; found .*repair or delete'),
+  ('prompt', '[1]', 'expected a JSON object .*line 3; found a list'),
+  ('prompt', {'prompt': 3}, "expected 'prompt' to be a string .*line 3; found 3"),
+  ('prompt', {'text': 't'}, r"expected a row with {prompt} .*line 3; found the fields \['text'\]"),
+  ('preference', THUMB, 'expected a row with {prompt, chosen, rejected} .*line 3; found'),
+  ('preference', PAIR | {'margin': -1}, "expected 'margin' to be >= 0 .*line 3; found -1"),
+  ('preference', CHAT, 'expected a row with {prompt, chosen, rejected} .*line 3'),
+  ('labelled', THUMB | {'label': 'up'}, "expected 'label' to be 0, 1, .*line 3; found 'up'"),
+  ('labelled', THUMB | {'label': 0.5}, "expected 'label' .*line 3; found 0.5"),
+  ('document', {'messages': [{'role': 'bot', 'content': 'x'}]}, "expected 'messages' .*line 3"),
+  ('document', {'messages': 'hello'}, "expected 'messages' .*line 3")])
+def test_a_malformed_row_is_named(kind, row, message, tmp_path):
+  good = {'prompt': PAIR, 'preference': PAIR, 'labelled': THUMB, 'document': CHAT}[kind]
+  with pytest.raises(ValueError, match=message) as error:
+    load(tmp_path, kind, good, '', row)  # the empty line counts
+  assert str(tmp_path / 'train.jsonl') in str(error.value)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+  (tmp_path / 'train.jsonl').write_bytes(b'{"prompt": "\xff"}')
+  with pytest.raises(ValueError, match=r'train.jsonl, line 1.*utf-8'):
+    local.load('train', 'prompt', mirror=str(tmp_path))
+
+
+def test_broken_files(tmp_path):
+  whole = write(tmp_path / 'train.jsonl.gz', *[PAIR] * 50).read_bytes()
+  (tmp_path / 'train.jsonl.gz').write_bytes(whole[:-12])
+  with pytest.raises(ValueError, match='whole gzip file .*train.jsonl.gz'):
+    local.load('train', 'prompt', mirror=str(tmp_path))
+  (tmp_path / 'all.parquet').write_bytes(b'no parquet')
+  with pytest.raises(ValueError, match='Parquet file in .*all.parquet'):
+    local.load('train', 'prompt', mirror=str(tmp_path / 'all.parquet'))
+
+
+@pytest.mark.parametrize('kind', list(KINDS))
+def test_an_empty_split(kind, tmp_path):
+  with pytest.raises(ValueError, match=f"kind '{kind}' in split 'train'; found none .*train.jsonl"):
+    load(tmp_path, kind, '')
+
+
+def test_paths_that_hold_nothing(tmp_path):
+  with pytest.raises(ValueError, match='set data.mirror'):
+    local.load('train', 'prompt')
+  write(tmp_path / 'train.jsonl', PAIR)
+  with pytest.raises(FileNotFoundError, match=r'expected dev.jsonl.*found train.jsonl; add'):
+    local.load('dev', 'prompt', mirror=str(tmp_path))
+  with pytest.raises(FileNotFoundError, match='found no such file'):
+    local.load('dev', 'prompt', mirror=str(tmp_path / 'nowhere'))
+  with pytest.raises(ValueError, match='expected a file that ends in .jsonl'):
+    local.load('dev', 'prompt', mirror=str(write(tmp_path / 'data.csv', 'a,b')))

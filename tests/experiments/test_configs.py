@@ -1,0 +1,175 @@
+"""The config: every field documented, the experiment files valid, wrong values refused."""
+
+import pathlib
+
+import pytest
+
+from configs import arguments, base, coffee, demo, fields, ticketing, validate
+from configs.fields import ConfigError
+
+EXPERIMENTS = {'coffee': coffee, 'demo': demo, 'ticketing': ticketing}
+CONFIGS = pathlib.Path(base.__file__).parent
+
+
+def test_every_field_has_a_meaning_and_a_source():
+  assert set(fields.flatten(base.get_config())) == set(base.FIELDS)
+  for path, field in base.FIELDS.items():
+    assert len(field.meaning) > 10 and field.source, path
+    assert field.meaning.rstrip().endswith('.'), path
+
+
+def test_names_that_mean_a_quantity_have_a_unit():
+  for path, field in base.FIELDS.items():
+    if path.endswith(('_steps', '_tokens', 'learning_rate', 'batch_size', '.steps')):
+      assert field.unit, path
+
+
+def test_every_default_obeys_its_own_bounds():
+  for path, field in base.FIELDS.items():
+    assert not field.choices or field.default in field.choices, path
+    assert field.low is None or field.default >= field.low, path
+    assert field.high is None or field.default <= field.high, path
+
+
+def test_the_config_is_locked_and_typed():
+  config = base.get_config()
+  with pytest.raises((AttributeError, KeyError)):
+    config.peft.rnak = 3
+  with pytest.raises(TypeError):
+    config.peft.rank = 'eight'
+
+
+def test_flatten_and_nest_are_inverse():
+  tree = {'a': {'b': 1, 'c': {'d': (2, 3)}}, 'e': 'x'}
+  assert fields.flatten(tree) == {'a.b': 1, 'a.c.d': (2, 3), 'e': 'x'}
+  assert fields.nest(fields.flatten(tree)) == tree
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('peft', ['lora', 'full'])
+def test_experiments_are_valid_and_need_no_warning(name, peft):
+  config = EXPERIMENTS[name].get_config(f'peft={peft},seed=3')
+  assert validate.validate(config) == []
+  assert (config.peft.name, config.seed) == (peft, 3)
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_headers_show_the_command_the_result_and_every_argument(name):
+  header = EXPERIMENTS[name].__doc__
+  assert f'python -m experiments.launch --config=configs/{name}.py' in header
+  assert f'experiments/results/{name}.json' in header
+  assert all(f'{argument}=' in header for argument in EXPERIMENTS[name].ARGUMENTS)
+
+
+def test_every_config_file_is_tested_here():
+  helpers = {'__init__', 'base', 'fields', 'arguments', 'validate'}
+  assert {path.stem for path in CONFIGS.glob('*.py')} - helpers == set(EXPERIMENTS)
+
+
+def test_learning_rates_follow_the_method():
+  lora, full = (coffee.get_config(f'peft={name}') for name in ('lora', 'full'))
+  for stage in ('sft', 'reward', 'rl'):
+    assert lora[stage].optim.learning_rate > full[stage].optim.learning_rate
+  assert lora.pretrain.optim.learning_rate == full.pretrain.optim.learning_rate
+
+
+def test_ticketing_ends_at_the_reward_model():
+  config = ticketing.get_config('mirror=/data=1/x')
+  assert config.stages[-1] == 'reward' and config.data.mirror == '/data=1/x'
+
+
+# --- Argument strings
+
+
+DECLARED = {
+  'size': arguments.Argument('tiny', '', ('tiny', 'mini')),
+  'seed': arguments.Argument(0, ''),
+  'rate': arguments.Argument(0.5, ''),
+  'deep': arguments.Argument(False, ''),
+}
+
+
+def test_arguments_are_typed_by_their_defaults():
+  given = arguments.parse('seed=3,rate=1e-3,deep=true', DECLARED)
+  assert (given.size, given.seed, given.rate, given.deep) == ('tiny', 3, 1e-3, True)
+  assert vars(arguments.parse('', DECLARED))['seed'] == 0
+
+
+@pytest.mark.parametrize('text, said', [
+  ('sise=tiny', "did you mean 'size'"),
+  ('size=tny', "did you mean 'tiny'"),
+  ('seed=one', 'type int'),
+  ('rate=fast', 'type float'),
+  ('deep=perhaps', 'type bool'),
+  ('tiny', 'name=value'),
+  ('seed=1,seed=2', 'twice'),
+])
+def test_wrong_arguments_are_explained(text, said):
+  with pytest.raises(ConfigError, match=said):
+    arguments.parse(text, DECLARED)
+
+
+def test_merge_replaces_and_adds():
+  assert arguments.merge('size=tiny,seed=0', seed=2, peft='full') == 'size=tiny,seed=2,peft=full'
+  assert arguments.merge('') == ''
+
+
+# --- Values
+
+
+def changed(**values):
+  config = demo.get_config()
+  for path, value in values.items():
+    config.update_from_flattened_dict({path.replace('__', '.'): value})
+  return config
+
+
+@pytest.mark.parametrize('values, said', [
+  ({'peft__rank': 0}, 'peft.rank to be at least 1'),
+  ({'peft__dropout': 1.0}, 'peft.dropout to be at most'),
+  ({'peft__dropout': float('nan')}, 'peft.dropout'),
+  ({'reward__steps': -5}, 'reward.steps to be at least 1'),
+  ({'reward__kind': 'pairwse'}, "did you mean 'pairwise'"),
+  ({'reward__optim__schedule': 'cosin'}, "did you mean 'cosine'"),
+  ({'reward__microbatches': 3}, 'reward.microbatches to divide'),
+  ({'reward__microbatches': 0}, 'reward.microbatches to be at least 1'),
+  ({'reward__optim__learning_rate': 0.0}, 'positive'),
+  ({'rl__top_k': 5}, 'rl.top_k=0'),
+  ({'rl__top_p': 0.9}, 'rl.top_p=1'),
+  ({'rl__temperature': 0.0}, 'rl.temperature'),
+  ({'stages': ('sft', 'rewrd')}, "did you mean 'reward'"),
+  ({'stages': ('reward', 'sft')}, 'in order'),
+  ({'stages': ()}, 'at least one stage'),
+  ({'peft__targets': ('attn/(q',)}, 'regular expression'),
+  ({'peft__targets': ()}, 'peft.targets'),
+  ({'mesh__data': 0}, 'mesh'),
+  ({'mesh__fsdp': -1}, 'at most one of them -1'),
+  ({'reward__folds': 1}, 'reward.folds'),
+  ({'reward__folds': 5, 'reward__fold': 5}, 'below reward.folds'),
+  ({'data__buckets': (128, 64)}, 'that rise'),
+  ({'model__size': 'tinny'}, "did you mean 'tiny'"),
+  ({'peft__name': 'lorra'}, "did you mean 'lora'"),
+  ({'data__name': 'toyy'}, "did you mean 'toy'"),
+])
+def test_wrong_values_are_explained(values, said):
+  with pytest.raises(ConfigError, match=said):
+    validate.validate(changed(**values))
+
+
+def test_all_problems_are_told_at_once():
+  with pytest.raises(ConfigError) as caught:
+    validate.validate(changed(peft__rank=0, rl__top_k=5))
+  assert 'peft.rank' in str(caught.value) and 'rl.top_k' in str(caught.value)
+
+
+def test_lora_at_a_full_tuning_rate_warns():
+  warnings = validate.validate(changed(reward__optim__learning_rate=1e-5))
+  assert len(warnings) == 1 and 'reward.optim.learning_rate is 1e-05' in warnings[0]
+  slow = changed(reward__optim__learning_rate=1e-5)
+  slow.peft.name = 'full'
+  assert validate.validate(slow) == []
+
+
+def test_a_warm_up_longer_than_the_run_warns():
+  warning, = validate.validate(changed(reward__steps=5))
+  assert 'reward.optim.warmup_steps is 10, of 5 steps' in warning
