@@ -4,6 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+HF = ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18']
 TEST = [
     'pytest>=8.3',
     'pytest-xdist>=3.6',
@@ -11,10 +12,9 @@ TEST = [
     'nbformat>=5.10',
     'nbclient>=0.10',
     'ipykernel>=6.29',
-    'transformers>=5.0',
-    'peft>=0.18',
-    'torch>=2.6',
+    *HF,
 ]
+PACKAGES = ('perl', 'experiments', 'configs')
 
 setup(
     name='perl-rlhf',
@@ -25,7 +25,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=find_packages(include=['perl', 'perl.*', 'experiments', 'experiments.*', 'configs', 'configs.*']),
+    packages=find_packages(include=[f'{p}{s}' for p in PACKAGES for s in ('', '.*')]),
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8',
@@ -52,9 +52,9 @@ setup(
     ],
     extras_require={
         'test': TEST,
-        'hf': ['transformers>=5.0', 'peft>=0.18', 'torch>=2.6'],
+        'hf': HF,
         'notebooks': ['jupyterlab>=4.2', 'nbclient>=0.10', 'ipykernel>=6.29'],
-        'peers': ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18', 'trl>=1.0', 'datasets>=3.0', 'accelerate>=1.2'],
+        'peers': [*HF, 'trl>=1.0', 'datasets>=3.0', 'accelerate>=1.2'],
         'cuda': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
     },

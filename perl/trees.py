@@ -121,9 +121,10 @@ def nest(leaves: dict[str, object]) -> dict:
 def unstack(tree: Tree) -> list[Tree]:
   """A tree of [n, ...] arrays -> n trees of [...] arrays."""
   leaves = jax.tree.leaves(tree)
-  return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(leaves[0].shape[0] if leaves else 0)]
+  length = leaves[0].shape[0] if leaves else 0
+  return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(length)]
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-  """n trees of equal structure and shapes -> one with a leading axis of n."""
+  """N trees of equal structure and shapes -> one with a leading axis of n."""
   return jax.tree.map(lambda *x: jnp.stack(x), *trees)

@@ -43,7 +43,7 @@ class Mean(struct.PyTreeNode):
     return cls((jnp.where(weight > 0, values, 0.0) * weight).sum(), weight.sum())
 
   def value(self) -> jax.Array:
-    """total / weight, and 0 where nothing was counted."""
+    """Total / weight, and 0 where nothing was counted."""
     return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
 
   def __add__(self, other: 'Mean') -> 'Mean':
@@ -54,7 +54,7 @@ class Rollout(struct.PyTreeNode):
   """Sampled responses beside their prompts (left-padded, so that responses share their start)."""
 
   tokens: jax.Array  # i32[B, T]
-  mask: jax.Array  # bool[B, T], True for real tokens: the prompt's, and the response's up to its EOS
+  mask: jax.Array  # bool[B, T], True for real tokens: the prompt's, the response's
   response_mask: jax.Array  # bool[B, T], True for response tokens, the EOS among them
   logprobs: jax.Array  # f32[B, T], behaviour log-probs of the response tokens, 0 elsewhere
   finished: jax.Array  # bool[B], the response ends in EOS

@@ -84,7 +84,7 @@ def adapter_meta(setting: Setting, base: Base, *, head: bool) -> dict:
 
 
 def run_meta(setting: Setting, base: Base, *, head: bool) -> dict:
-  """What has to agree when a stage is resumed: the adapter's meta, the stage's section, the seed."""
+  """What has to agree when a stage is resumed: the adapter's meta, the section, the seed."""
   section = setting.config[setting.stage].to_dict()
   section.pop('log_every_steps', None), section.pop('keep_last', None)
   return {**adapter_meta(setting, base, head=head), 'seed': setting.config.seed, **section}
@@ -117,7 +117,7 @@ def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]
 
 
 def load_anchor(setting: Setting) -> Base:
-  """The anchor: the base with the SFT adapter merged in float32; reward, policy and critic lie over it."""
+  """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it."""
   base = load_base(setting)
   adapter, _ = load_adapter(setting, setting.input('anchor'), base)
   params = adapters.merge(base.params, adapter)

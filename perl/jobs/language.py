@@ -27,7 +27,7 @@ def make_loss(model: Transformer, *, dropout: bool):
 def make_evaluation(
   model: Transformer, base: Tree, batches: list[Batch]
 ) -> Callable[[TrainState], dict[str, float]]:
-  """state -> {'loss', 'perplexity'} over all the batches (placed on the mesh)."""
+  """State -> {'loss', 'perplexity'} over all the batches (placed on the mesh)."""
 
   @jax.jit
   def mean(base: Tree, adapter: Tree, batch: Batch) -> Mean:

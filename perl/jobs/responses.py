@@ -27,7 +27,8 @@ class Responses:
 
 def examples(setting: Setting, split: str) -> list[Example]:
   """Prompts of a split with the reference response where the data has one, at most
-  config.evaluate.max_examples, spread evenly over the split."""
+  config.evaluate.max_examples, spread evenly over the split.
+  """
   try:
     found = setting.examples(split, 'demonstration')
   except ValueError:
@@ -93,7 +94,9 @@ def _text(setting: Setting, ids: list[int]) -> str:
   return setting.tokenizer.decode(ids, skip_special=False).strip()
 
 
-def _judge(build: Callable | None, base: Base, frozen, out, weight) -> tuple[np.ndarray, np.ndarray]:
+def _judge(
+  build: Callable | None, base: Base, frozen, out, weight
+) -> tuple[np.ndarray, np.ndarray]:
   """(scores, KL estimates) f32[B] of a rollout; NaN without judges."""
   if build is None:
     nothing = np.full(out.tokens.shape[0], np.nan, np.float32)

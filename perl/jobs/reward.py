@@ -1,7 +1,7 @@
 """Stage `reward`: an adapter with a scalar head over the anchor, from pairs or from thumbs.
 
-The best checkpoint by validation is the result, as in PERL. With config.reward.folds the same recipe
-is also cross-validated over groups, beside a bag of words on the same folds.
+The best checkpoint by validation is the result, as in PERL. With config.reward.folds the same
+recipe is also cross-validated over groups, beside a bag of words on the same folds.
 """
 
 import dataclasses
@@ -153,7 +153,10 @@ _score = jax.jit(lm.score, static_argnums=0)
 
 
 def _report(
-  setting: settings.Setting, examples: list[Example], scores: np.ndarray, bootstrap: int | None = None
+  setting: settings.Setting,
+  examples: list[Example],
+  scores: np.ndarray,
+  bootstrap: int | None = None,
 ) -> dict:
   """Metrics of the scores that are there; `bootstrap` 0 leaves the intervals out."""
   n = setting.config.evaluate.bootstrap if bootstrap is None else bootstrap

@@ -23,7 +23,7 @@ from perl.types import Batch, Tree
 
 
 def run(config, workdir: str) -> dict:
-  """Leaves adapter/ (the policy's) in workdir; returns reward, KL and gold reward of dev samples."""
+  """Leaves adapter/ (the policy's) in workdir; returns reward, KL and gold reward on dev."""
   setting = settings.begin(config, workdir, 'rl')
   anchor = artefacts.load_anchor(setting)
   algorithm = importlib.import_module(f'perl.rl.{config.rl.algorithm}')
@@ -123,7 +123,7 @@ class Step:
 
 
 def _make_evaluation(setting: settings.Setting, anchor: artefacts.Base, frozen: dict[str, Tree]):
-  """state -> reward, KL, length, gold reward of one sample for each dev prompt."""
+  """State -> reward, KL, length, gold reward of one sample for each dev prompt."""
   examples = responses.examples(setting, 'dev')
   key = jax.random.fold_in(setting.key, 2)
 

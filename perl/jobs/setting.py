@@ -46,7 +46,7 @@ class Setting:
 
   @property
   def key(self) -> jax.Array:
-    """The run's PRNG key, another one in each stage; made anew each time, for states are donated."""
+    """The run's PRNG key, by stage; made anew each time, for a state that holds it is donated."""
     stages = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
     return jax.random.fold_in(jax.random.key(self.config.seed), stages.index(self.stage))
 

@@ -12,7 +12,7 @@ from perl.train import step as steps
 
 
 def run(config, workdir: str) -> dict:
-  """Leaves adapter/ in workdir; returns the dev loss, and the gold reward of samples if there is one."""
+  """Leaves adapter/ in workdir; returns the dev loss, and the gold reward where there is one."""
   setting = settings.begin(config, workdir, 'sft')
   base = artefacts.load_base(setting)
   rows = setting.rows(setting.examples('train', 'demonstration'), 'demonstration')

@@ -1,7 +1,7 @@
 """Decoding with a cache: one prefill of the prompts, then a token at a time.
 
-The layers' weights are taken out of their stacks once, before the loop: an index into [L, ...] arrays
-inside a decode loop copies a layer's weights for every token.
+The layers' weights are taken out of their stacks once, before the loop: an index into [L, ...]
+arrays inside a decode loop copies a layer's weights for every token.
 """
 
 import jax
@@ -60,7 +60,12 @@ def prefill(
 
 
 def step(
-  model: Transformer, parts: Parts, cache: Cache, token: jax.Array, mask: jax.Array, index: jax.Array
+  model: Transformer,
+  parts: Parts,
+  cache: Cache,
+  token: jax.Array,
+  mask: jax.Array,
+  index: jax.Array,
 ) -> tuple[jax.Array, Cache]:
   """Logits f32[B, V] after one more token, and the cache with it.
 

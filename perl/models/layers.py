@@ -1,7 +1,7 @@
 """The parts of a decoder layer. Each asks for the adapter that lies beside its parameter.
 
-A parameter named `kernel` is a matrix [I, O]; an adapter beside it (collection 'adapter', same path)
-replaces the product by ``delta.project(x, w)``. Any other parameter is replaced by
+A parameter named `kernel` is a matrix [I, O]; an adapter beside it (collection 'adapter', same
+path) replaces the product by ``delta.project(x, w)``. Any other parameter is replaced by
 ``delta.merge(w)``. Where nothing lies, the layer is the plain base: an empty adapter is the base.
 """
 
@@ -44,7 +44,7 @@ class Projection(nn.Module):
 
 
 class Norm(nn.Module):
-  """x / sqrt(mean(x^2) + eps) * scale ('rms'), or (x - mean) / std * scale + bias ('layer'); fp32."""
+  """x / sqrt(mean(x^2) + eps) * scale ('rms'); of x - mean, and plus a bias ('layer'). In fp32."""
 
   config: Config
   kind: str | None = None

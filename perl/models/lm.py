@@ -1,9 +1,9 @@
 """What a language model is asked for: logits, log-probs, values, scores. Pure; adapter may be {}.
 
 Common arguments: model, a `Transformer`; base, its frozen parameters; adapter, {} or a tree of
-adapters beside the base, with a 'head' for values and scores; tokens i32[B, T]; mask bool[B, T], True
-for real tokens, padding on either side; dropout_key, a key to train with adapter dropout (SFT and
-reward models only), None elsewhere.
+adapters beside the base, with a 'head' for values and scores; tokens i32[B, T]; mask bool[B, T],
+True for real tokens, padding on either side; dropout_key, a key to train with adapter dropout (SFT
+and reward models only), None elsewhere.
 """
 
 import jax
@@ -45,7 +45,7 @@ def logits(model, base, adapter, tokens, mask) -> jax.Array:
 
 
 def token_logprobs(logits: jax.Array, targets: jax.Array, temperature: float = 1.0) -> jax.Array:
-  """log softmax(logits / temperature)[targets] in float32: the one log-prob formula of this house.
+  """Log softmax(logits / temperature)[targets] in float32: the one log-prob formula of this house.
 
   Sampler, trainer and reference all use it, so that a ratio of equals is 1 and a KL of equals 0.
 
@@ -62,15 +62,15 @@ def token_logprobs(logits: jax.Array, targets: jax.Array, temperature: float = 1
 def logprobs(
   model, base, adapter, tokens, mask, *, temperature=1.0, start: int = 0, dropout_key=None
 ) -> jax.Array:
-  """f32[B, T]: entry t is log pi(tokens[t] | tokens[:t]); 0 at t = 0, under the mask, before `start`.
+  """f32[B, T]: log pi(tokens[t] | tokens[:t]); 0 at t = 0, under the mask and before `start`.
 
-  The one shift by a token lives here and in `values`. Logits are formed a chunk of positions at a time and formed
-  again in the backward pass, so that [B, T, V] never exists.
+  The one shift by a token lives here and in `values`. Logits are formed a chunk of positions at a
+  time, and again in the backward pass, so that [B, T, V] never exists.
 
   Args:
     model, base, adapter, tokens, mask: see the module's docstring.
     temperature: of the distribution (Rollouts are sampled at it).
-    start: the first position that is asked for (the length of the prompts); earlier ones cost nothing.
+    start: the first position that is asked for (the prompts' length); earlier ones cost nothing.
     dropout_key: see the module's docstring.
   """
   start = max(start, 1)

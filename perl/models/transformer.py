@@ -45,7 +45,8 @@ class Attention(nn.Module):
     project = lambda name, heads: split(
       Projection(heads * config.head_dim, config, config.qkv_bias, name=name)(x), heads
     )
-    q, k, v = project('q', config.heads), project('k', config.kv_heads), project('v', config.kv_heads)
+    q = project('q', config.heads)
+    k, v = project('k', config.kv_heads), project('v', config.kv_heads)
     if config.qk_norm:
       q, k = Norm(config, 'rms', name='q_norm')(q), Norm(config, 'rms', name='k_norm')(k)
     if config.position == 'rope':
@@ -62,12 +63,12 @@ class Attention(nn.Module):
       if config.window is not None:
         mask = mask & (jnp.arange(mask.shape[-1]) > index - config.window)
       out = decode_attention(q, *kv, mask, **options)
-    out = Projection(config.width, config, config.out_bias, name='o')(out.reshape(*x.shape[:-1], -1))
-    return out, kv
+    out = out.reshape(*x.shape[:-1], -1)
+    return Projection(config.width, config, config.out_bias, name='o')(out), kv
 
 
 class Block(nn.Module):
-  """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or both from the same x (parallel)."""
+  """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or both of one x (parallel)."""
 
   config: Config
 
@@ -135,7 +136,7 @@ class Embedding(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Embedding, L layers under one scan, a last norm. Parameter shapes: L leads in 'layers/block'."""
+  """Embedding, L layers under one scan, a last norm. In 'layers/block' every shape begins with L."""
 
   config: Config
 
@@ -153,7 +154,7 @@ class Transformer(nn.Module):
     self.final_norm = Norm(config)
 
   def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Hidden states f[B, T, D] after the last norm, of i32[B, T] tokens and their bool[B, T] mask."""
+    """Hidden states f[B, T, D] after the last norm, of tokens i32[B, T] and mask bool[B, T]."""
     positions = masked.positions(mask)
     x, _ = self.layers(self.embed.embed(tokens, positions), positions, mask)
     return self.final_norm(x)

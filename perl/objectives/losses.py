@@ -1,4 +1,4 @@
-"""Losses of pretraining, SFT and reward modelling. Elementwise values, or a Mean not yet divided."""
+"""Losses, as elementwise values or as a Mean not yet divided."""
 
 import jax
 import jax.numpy as jnp

@@ -68,5 +68,5 @@ def batch_mean_baseline(returns: jax.Array, mask: jax.Array, weight: jax.Array) 
 
 
 def sequence_kl(logprobs: jax.Array, reference_logprobs: jax.Array, mask: jax.Array) -> jax.Array:
-  """f32[B]: sum_t log pi - log pi_ref over the response: the k1 estimate of KL(pi || anchor), nats."""
+  """f32[B]: sum_t log pi - log pi_ref over the response, k1's estimate of the KL, in nats."""
   return masked.masked_sum(logprobs - reference_logprobs, mask, axis=-1)

@@ -1,13 +1,14 @@
 """Adapters as a tree beside the base: make, merge, unmerge, head, stack, count, split.
 
-The protocol of a method, in `perl/peft/<name>.py`: a flax.struct class with ``project(x, w, key)`` and
-``merge(w)``, class constants FIXED (fields that are data and never trained), and a function
+The protocol of a method, in `perl/peft/<name>.py`: a flax.struct class with ``project(x, w, key)``
+and ``merge(w)``, a class constant FIXED (fields that are data and never trained), and a function
 ``init(key, weight, **options) -> adapter``. A method that acts on every parameter says
 ``TAKES_TARGETS = False``. `find(name)` imports the file: there is no registry.
 """
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 
 import jax
@@ -41,7 +42,13 @@ def projections(base: Tree) -> list[str]:
 
 
 def init(
-  key: jax.Array, base: Tree, method: str, *, targets=('attn/(q|k|v|o)',), head: bool = False, **options
+  key: jax.Array,
+  base: Tree,
+  method: str,
+  *,
+  targets: Sequence[str] = ('attn/(q|k|v|o)',),
+  head: bool = False,
+  **options,
 ) -> Tree:
   """A fresh adapter: the base's function exactly (for methods that can), plus a head if asked.
 
@@ -132,7 +139,7 @@ def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
 
 
 def stack(adapters: list[Tree]) -> Tree:
-  """n adapters of one structure -> one with a leading axis of n, to be mapped with jax.vmap.
+  """N adapters of one structure -> one with a leading axis of n, to be mapped with jax.vmap.
 
   Raises:
     ValueError: the structures or shapes differ.

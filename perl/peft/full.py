@@ -1,4 +1,4 @@
-"""Full tuning, the baseline of every paper, through the same protocol: a trained copy of all weights."""
+"""Full tuning, the papers' baseline, through the same protocol: a trained copy of all weights."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ class Full(struct.PyTreeNode):
   w: jax.Array  # f32[...], of the parameter's shape
 
   def project(self, x: jax.Array, w: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """x W'; the frozen w is not read."""
+    """X W'; the frozen w is not read."""
     del w, key
     return x @ self.w.astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""From rollouts to experience: scores, anchor log-probs, shaped rewards; all under stop-gradient."""
+"""From rollouts to experience: scores, anchor log-probs, shaped rewards; all without gradient."""
 
 from collections.abc import Callable
 
@@ -23,9 +23,9 @@ def make_experience(
   """The jitted function ``(base, frozen, rollout, weight, offset=0) -> (experience, metrics)``.
 
   `frozen` holds the adapters that do not learn: 'reference' (the anchor, an explicit adapter) and
-  'reward' (with its head). Both are adapters over the policy's own base. `offset` f32[] is taken from
-  the scores before they are shaped: their mean over samples of the anchor, so that the return starts
-  out centred. Metrics and `scores` are without it.
+  'reward' (with its head). Both are adapters over the policy's own base. `offset` f32[] is taken
+  from the scores before they are shaped: their mean over samples of the anchor, so that the return
+  starts out centred. Metrics and `scores` are without it.
 
   Args:
     model: the base's module; all roles share it.

@@ -1,11 +1,11 @@
-"""The loop around every train step: resume, log, evaluate, checkpoint, stop on signals and on NaN."""
+"""The loop around every train step: resume, log, evaluate, checkpoint, stop on signals and NaN."""
 
 import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import flax.serialization
 import jax
@@ -24,11 +24,11 @@ class Stream(Protocol):
 
 
 class Interrupted(SystemExit):
-  """A signal asked the run to stop; everything is saved. The exit status is the shell's for SIGTERM."""
+  """A signal asked the run to stop; everything is saved. The exit status is that of SIGTERM."""
 
   def __init__(self, step: int, folder: str):
     super().__init__(143)
-    self.message = f'stopped by a signal at step {step}; saved in {folder}; the same command resumes'
+    self.message = f'stopped by a signal at step {step}, saved in {folder}: run it again to resume'
 
 
 def to_arrays(state: TrainState) -> dict:
@@ -74,10 +74,10 @@ def fit(
     workdir: holds checkpoints/, metrics.jsonl and tensorboard/.
     meta: stored in each checkpoint and compared with what a resumed checkpoint says.
     name: shown beside the progress bar.
-    evaluate: called on the state before the first step, every `evaluate_every_steps`, and at the end.
+    evaluate: called on the state before the first step, every so many steps, and at the end.
     checkpoint_every_steps: 0 saves at evaluations and at the end alone.
     log_every_steps: metrics are means over so many steps.
-    keep_last, best_metric, best_mode: see checkpoint.Checkpoints; the metric is one of `evaluate`'s.
+    keep_last, best_metric, best_mode: see checkpoint.Checkpoints; the metric is `evaluate`'s.
 
   Returns:
     the last state (or the best, where best_metric is given), and what `evaluate` said of it along

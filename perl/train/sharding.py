@@ -1,4 +1,4 @@
-"""One mesh ('data', 'fsdp', 'tensor'); the base sharded over it, adapters replicated, batches spread.
+"""One mesh ('data', 'fsdp', 'tensor'): the base sharded, adapters replicated, batches spread.
 
 The same program runs on one device and on many: only the placements below differ.
 """
@@ -103,7 +103,8 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
       'change batch_size, or config.mesh.data and config.mesh.fsdp'
     )
   sharding = batch_sharding(mesh)
-  return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+  put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+  return {name: put(x) for name, x in batch.items()}
 
 
 def place(tree: Tree, shardings: Tree) -> Tree:

@@ -114,7 +114,8 @@ def make_train_step(
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
   """[B, ...] -> [parts, B / parts, ...], row b into part b % parts: a batch that is spread over
-  devices stays spread in every part."""
+  devices stays spread in every part.
+  """
   if x.shape[0] % parts:
     raise ValueError(
       f'expected a batch that {parts} microbatches divide, found {x.shape[0]} rows; '

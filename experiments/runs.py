@@ -1,0 +1,54 @@
+"""Reads what finished and unfinished stages left in a workdir; nothing missing is an error."""
+
+import json
+import pathlib
+from typing import Any
+
+STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
+
+
+def read_json(path: pathlib.Path, default: Any) -> Any:
+  """The JSON in a file; `default` if there is no file, or none that can be read."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return default
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict]:
+  """The rows of metrics.jsonl; lines that a running or killed job left half-written are skipped."""
+  try:
+    lines = (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+  except OSError:
+    return []
+  rows = []
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(row, dict) and 'step' in row:
+      rows.append(row)
+  return rows
+
+
+def summary(folder: pathlib.Path) -> dict:
+  """The stage's summary.json; {} if it is not finished."""
+  found = read_json(folder / 'summary.json', {})
+  return found if isinstance(found, dict) else {}
+
+
+def summaries(workdir: pathlib.Path) -> dict[str, dict]:
+  """{stage: its summary} of the stages that are finished in workdir."""
+  found = {stage: summary(workdir / stage) for stage in STAGES}
+  return {stage: value for stage, value in found.items() if value}
+
+
+def config(workdir: pathlib.Path) -> dict:
+  """The pipeline's config.json, or that of the last stage that has one."""
+  places = [workdir, *(workdir / stage for stage in reversed(STAGES))]
+  for place in places:
+    found = read_json(place / 'config.json', {})
+    if found:
+      return found
+  return {}

@@ -1,0 +1,199 @@
+"""How well scores tell thumbs up from down, and chosen from rejected: pure functions of arrays.
+
+Scores are the reward model's outputs (logits): sigmoid(score) is the probability of label 1, and a
+score above 0 says 1. Labels are 1 or 0. N rows throughout.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import rankdata
+
+from perl.evaluate.bootstrap import Statistic, group_bootstrap, group_replicates, interval
+
+__all__ = [
+  'accuracy', 'auc', 'balanced_accuracy', 'calibration_error', 'group_bootstrap', 'labelled_report',
+  'log_loss', 'majority_rate', 'pair_accuracy', 'preference_report', 'reliability',
+]
+
+
+def accuracy(scores: Sequence[float], labels: Sequence[float]) -> float:
+  """Mean of [score > 0] = label."""
+  scores, labels = _checked(scores, labels)
+  return float(((scores > 0) == labels).mean())
+
+
+def balanced_accuracy(scores: Sequence[float], labels: Sequence[float]) -> float:
+  """(recall of 1 + recall of 0) / 2; 1/2 for a constant answer. NaN with a single class."""
+  scores, labels = _checked(scores, labels)
+  if labels.all() or not labels.any():
+    return float('nan')
+  return float(((scores[labels] > 0).mean() + (scores[~labels] <= 0).mean()) / 2)
+
+
+def auc(scores: Sequence[float], labels: Sequence[float]) -> float:
+  """P(score of a 1 > score of a 0) + P(they are equal) / 2, over all pairs; NaN with one class.
+
+  By ranks, ties at their mean rank (Mann-Whitney): (R_1 - n_1 (n_1 + 1) / 2) / (n_1 n_0), with R_1
+  the sum of the ranks of the n_1 rows with label 1.
+  """
+  scores, labels = _checked(scores, labels)
+  ones = int(labels.sum())
+  zeros = len(labels) - ones
+  if not ones or not zeros:
+    return float('nan')
+  above = rankdata(scores)[labels].sum() - ones * (ones + 1) / 2
+  return float(above / (ones * zeros))
+
+
+def majority_rate(labels: Sequence[float]) -> float:
+  """The accuracy of always giving the commoner label."""
+  rate = float(_as_labels(labels).mean())
+  return max(rate, 1 - rate)
+
+
+def log_loss(scores: Sequence[float], labels: Sequence[float]) -> float:
+  """Mean of -y log sigma(s) - (1 - y) log(1 - sigma(s)), in nats."""
+  scores, labels = _checked(scores, labels)
+  return float(np.logaddexp(0.0, np.where(labels, -scores, scores)).mean())
+
+
+def reliability(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> list[dict]:
+  """Predicted probability against frequency, in `bins` equal parts of [0, 1]; empty ones left out.
+
+  Returns:
+    [{'low', 'high': edges, 'count', 'predicted': mean probability, 'observed': share of label 1}]
+  """
+  scores, labels = _checked(scores, labels)
+  probability = expit(scores)
+  which = np.minimum((probability * bins).astype(int), bins - 1)  # probability 1 is in the last
+  return [
+    {'low': b / bins, 'high': (b + 1) / bins, 'count': int((which == b).sum()),
+     'predicted': float(probability[which == b].mean()),
+     'observed': float(labels[which == b].mean())}
+    for b in np.unique(which).tolist()
+  ]
+
+
+def calibration_error(
+  scores: Sequence[float], labels: Sequence[float], bins: int = 10
+) -> float:
+  """sum_b (n_b / N) |observed_b - predicted_b| (Naeini et al. 2015; ECE), see `reliability`."""
+  parts = reliability(scores, labels, bins)
+  total = sum(p['count'] for p in parts)
+  return sum(p['count'] * abs(p['observed'] - p['predicted']) for p in parts) / total
+
+
+def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> float:
+  """Share of pairs whose chosen response scores higher; a tie counts half."""
+  chosen, rejected = _finite('chosen', chosen), _finite('rejected', rejected)
+  return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())
+
+
+def labelled_report(
+  scores: Sequence[float], labels: Sequence[float], groups: Sequence, bootstrap: int = 1000,
+  seed: int = 0,
+) -> dict[str, float | int]:
+  """All that there is to say of scores against thumbs.
+
+  Args:
+    scores: [N], logits.
+    labels: [N], 1 or 0.
+    groups: [N], what is drawn together in the bootstrap.
+    bootstrap: replicates; 0 leaves the intervals out.
+    seed: of the bootstrap.
+
+  Returns:
+    accuracy, balanced_accuracy, auc (each with _low and _high, 95 %), loss, calibration_error,
+    majority_rate; the counts (ints) examples, groups, and degenerate_replicates (draws of a single
+    class, which were drawn again).
+
+  Raises:
+    ValueError: a score that is not finite, a label other than 1 and 0, no rows, unequal lengths.
+  """
+  statistics = {'accuracy': accuracy, 'balanced_accuracy': balanced_accuracy, 'auc': auc}
+  report = {
+    **_with_intervals(statistics, groups, (scores, labels), bootstrap, seed),
+    'loss': log_loss(scores, labels),
+    'calibration_error': calibration_error(scores, labels),
+    'majority_rate': majority_rate(labels),
+    'examples': len(labels),
+    'groups': len(set(groups)),
+  }
+  return report
+
+
+def preference_report(
+  chosen: Sequence[float], rejected: Sequence[float], groups: Sequence, bootstrap: int = 1000,
+  seed: int = 0,
+) -> dict[str, float | int]:
+  """All that there is to say of scores of preference pairs.
+
+  Args:
+    chosen, rejected: [N], scores of either response.
+    groups, bootstrap, seed: see `labelled_report`.
+
+  Returns:
+    pair_accuracy, also as accuracy, and auc (chosen against rejected over all prompts; what a
+    threshold on the score would see), each with _low and _high; loss (-log sigmoid of the margin),
+    margin (mean of chosen - rejected), calibration_error of the more probable side; counts.
+  """
+  chosen, rejected = _finite('chosen', chosen), _finite('rejected', rejected)
+  statistics = {'pair_accuracy': pair_accuracy, 'auc': _pooled_auc}
+  report = _with_intervals(statistics, groups, (chosen, rejected), bootstrap, seed)
+  same = {k.replace('pair_', ''): v for k, v in report.items() if k.startswith('pair_')}
+  margin = chosen - rejected
+  return {
+    **report,
+    **same,
+    'loss': float(np.logaddexp(0.0, -margin).mean()),
+    'margin': float(margin.mean()),
+    'calibration_error': calibration_error(np.abs(margin), margin > 0),
+    'examples': len(margin),
+    'groups': len(set(groups)),
+  }
+
+
+def _pooled_auc(chosen: np.ndarray, rejected: np.ndarray) -> float:
+  return auc(np.concatenate([chosen, rejected]), np.repeat([1, 0], [len(chosen), len(rejected)]))
+
+
+def _with_intervals(
+  statistics: dict[str, Statistic], groups: Sequence, arrays: Sequence, n: int, seed: int
+) -> dict[str, float | int]:
+  """{name, name_low, name_high, ...}; the count of degenerate draws is the largest one's."""
+  report: dict[str, float | int] = {name: f(*arrays) for name, f in statistics.items()}
+  if not n:
+    return report
+  degenerate = 0
+  for name, statistic in statistics.items():
+    found = group_replicates(statistic, groups, *arrays, n=n, seed=seed)
+    degenerate = max(degenerate, found.degenerate)
+    report[f'{name}_low'], report[f'{name}_high'] = interval(found.values)
+  return {**report, 'degenerate_replicates': degenerate}
+
+
+def _checked(scores: Sequence[float], labels: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+  scores, labels = _finite('scores', scores), _as_labels(labels)
+  if len(scores) != len(labels):
+    raise ValueError(f'expected as many scores as labels, found {len(scores)} and {len(labels)}')
+  return scores, labels
+
+
+def _finite(name: str, values: Sequence[float]) -> np.ndarray:
+  values = np.asarray(values, np.float64)
+  bad = np.flatnonzero(~np.isfinite(values))
+  if values.ndim != 1 or not len(values) or len(bad):
+    found = f'{len(bad)} not finite, the first in row {bad[0]}' if len(bad) else values.shape
+    raise ValueError(f'expected {name} as one finite number a row, at least one row, found '
+                     f'{found}; leave out rows without a score')
+  return values
+
+
+def _as_labels(labels: Sequence[float]) -> np.ndarray:
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or not len(labels) or not np.isin(labels, (0, 1)).all():
+    raise ValueError('expected labels 1 (up) or 0 (down), at least one, found '
+                     f'{np.unique(labels)[:5].tolist()}; binarise ratings first')
+  return labels.astype(bool)

@@ -1,0 +1,9 @@
+"""Eight virtual CPU devices for every test; set before jax is imported for the first time."""
+
+import os
+
+DEVICES = '--xla_force_host_platform_device_count'
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+if DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DEVICES}=8'.strip()
