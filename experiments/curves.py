@@ -11,8 +11,8 @@ TITLES = {
   'reward': 'Reward model', 'rl': 'Reinforcement learning',
 }
 CHIEF = {
-  'pretrain': ('loss', 'perplexity'),
-  'sft': ('loss', 'gold_reward', 'exact_match'),
+  'pretrain': ('loss', 'grad_norm'),
+  'sft': ('loss', 'gold_reward', 'exact_match', 'grad_norm'),
   'reward': ('loss', 'auc', 'pair_accuracy', 'accuracy', 'balanced_accuracy'),
   'rl': ('reward', 'gold_reward', 'kl', 'response_tokens'),
 }
@@ -56,9 +56,10 @@ def _section(stage: str, metrics: dict, optimum: float | None) -> str:
   chief = [name for name in CHIEF.get(stage, ('loss',)) if name in metrics]
   rest = [name for name in metrics if name not in chief]
   draw = lambda name: chart(name, metrics[name], optimum if name == 'gold_reward' else None)
-  body = ''.join(map(draw, chief)) + (against_kl(metrics, optimum) if stage == 'rl' else '')
+  body = ''.join(map(draw, chief)) + (against_kl(metrics) if stage == 'rl' else '')
   folded = ''.join(map(draw, rest))
-  more = f'<details><summary>{len(rest)} more curves</summary><div class="charts">{folded}</div></details>'
+  more = (f'<details><summary>{len(rest)} more curves</summary><div class="charts">{folded}</div>'
+          '</details>')
   return (f'<div class="charts">{body}</div>' if body else '') + (more if folded else '')
 
 
@@ -70,8 +71,9 @@ def chart(name: str, kinds: dict[str, list], optimum: float | None = None) -> st
     noisy = kind == 'train' and len(points) >= 20
     if noisy:
       series.append(Series(kind, points, faint=True, colour=colour))
-    series.append(Series(kind, smooth(points) if noisy else points, dots=kind != 'train',
-                         colour=colour))
+    # The mean's memory is about a twentieth part of the curve, whatever its length.
+    drawn = smooth(points, 1 - 20 / max(len(points), 21)) if noisy else points
+    series.append(Series(kind, drawn, dots=kind != 'train', colour=colour))
   return line_chart(series, title=title_of(name), y_label=UNITS.get(name, ''),
                     reference=('optimum', optimum) if optimum is not None else None)
 
@@ -81,7 +83,7 @@ def title_of(name: str) -> str:
   return NAMES.get(name) or name.replace('_', ' ').capitalize()
 
 
-def against_kl(metrics: dict, optimum: float | None) -> str:
+def against_kl(metrics: dict) -> str:
   """Reward and gold reward against sqrt(KL) (Gao et al. 2023): where they part, it is hacked."""
   kind = 'dev' if len(metrics.get('kl', {}).get('dev', ())) > 2 else 'train'
   distance = dict(metrics.get('kl', {}).get(kind, ()))
@@ -91,6 +93,4 @@ def against_kl(metrics: dict, optimum: float | None) -> str:
     # The estimate of KL is a sample's, and may fall below 0 by chance.
     path = [(max(distance[step], 0.0) ** 0.5, y) for step, y in points if step in distance]
     series.append(Series(title_of(name).lower(), path, dots=len(path) <= 60, colour=colour))
-  return line_chart(series, title='Reward against distance from the anchor', x_label='√KL',
-                    reference=('optimum', optimum) if optimum is not None and series[1].points
-                    else None)
+  return line_chart(series, title='Reward against KL', x_label='√KL to the anchor, √nats')

@@ -27,7 +27,8 @@ def turns(prompt: str) -> list[tuple[str, str]]:
 
 def _sample(sample: dict) -> str:
   prompt = ''.join(
-    f'<p class="turn {speaker}"><b>{SPEAKERS.get(speaker, "")}</b> <span>{html.escape(text)}</span></p>'
+    f'<p class="turn {speaker}"><b>{SPEAKERS.get(speaker, "Text")}</b> '
+    f'<span>{html.escape(text)}</span></p>'
     for speaker, text in turns(str(sample.get('prompt', '')))
   )
   before, after = sample.get('before'), sample.get('after')

@@ -1,6 +1,6 @@
-"""report.html of a pipeline's workdir: figures, curves, dialogues, config; one file, no links.
+"""Writes report.html of a workdir: results, curves, dialogues, config; one file, no links.
 
-    python -m experiments.report --workdir=runs/demo
+python -m experiments.report --workdir=runs/demo
 """
 
 import argparse
@@ -13,8 +13,6 @@ from collections.abc import Iterable, Sequence
 
 from experiments import curves, dialogues, runs
 from experiments.style import STYLE
-
-
 
 
 def write(workdir: str) -> str:
@@ -104,8 +102,8 @@ def _headline(found: dict[str, dict]) -> str:
     return ''
   text = f'Gold reward went from <b>{start:.3f}</b> (SFT) to <b>{end:.3f}</b> (RL)'
   if is_number(best) and best > start:
-    text += (f', of an optimum of <b>{best:.3f}</b>: {100 * (end - start) / (best - start):.0f} % of '
-             'the way')
+    share = 100 * (end - start) / (best - start)
+    text += f', of an optimum of <b>{best:.3f}</b>: {share:.0f} % of the way'
   if is_number(kl):
     text += f', at a KL to the anchor of <b>{kl:.2f}</b> nats a response'
   return f'<p class="headline">{text}.</p>'
@@ -148,8 +146,10 @@ def figure(value, low=None, high=None) -> str:
   """'0.71 [0.65, 0.77]', as far as it is known."""
   if not is_number(value):
     return '–'
-  text = f'{value:.3f}' if abs(value) < 100 else f'{value:.4g}'
-  return f'{text} [{low:.3f}, {high:.3f}]' if is_number(low) and is_number(high) else text
+  digits = 3 if abs(value) < 10 else 1
+  text = f'{value:.{digits}f}'
+  bounded = is_number(low) and is_number(high)
+  return f'{text} [{low:.{digits}f}, {high:.{digits}f}]' if bounded else text
 
 
 def _header(name: str, config: dict, found: dict[str, dict]) -> str:

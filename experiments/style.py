@@ -17,7 +17,8 @@ body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif; }
 main { max-width: 1040px; margin: 0 auto; padding: 40px 24px 72px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0; letter-spacing: -.01em; }
-h2 { font-size: 19px; margin: 44px 0 12px; padding-bottom: 5px; border-bottom: 1px solid var(--rule); }
+h2 { font-size: 19px; margin: 44px 0 12px; padding-bottom: 5px;
+  border-bottom: 1px solid var(--rule); }
 header p, small, .label { color: var(--soft); }
 header p { margin: 6px 0 0; }
 .headline { font-size: 18px; margin: 0 0 18px; max-width: 46em; }
@@ -33,7 +34,8 @@ tbody th { font-weight: 500; white-space: nowrap; }
 .chart { margin: 0; }
 figcaption { font-weight: 600; font-size: 14.5px; margin-bottom: 4px; }
 figcaption small { font-weight: 400; margin-left: 4px; }
-.key { font-weight: 400; font-size: 13px; margin-left: 14px; color: var(--soft); white-space: nowrap; }
+.key { font-weight: 400; font-size: 13px; margin-left: 14px; color: var(--soft);
+  white-space: nowrap; }
 .key::before { content: ''; display: inline-block; width: 14px; height: 3px; margin-right: 5px;
   vertical-align: middle; border-radius: 2px; background: var(--k); }
 .c0 { --k: var(--c0); } .c1 { --k: var(--c1); } .c2 { --k: var(--c2); } .c3 { --k: var(--c3); }

@@ -14,6 +14,7 @@ from typing import Any
 
 from perl.data import dialogue
 from perl.data.examples import (
+  SPLITS,
   Demonstration,
   Document,
   Example,
@@ -78,12 +79,21 @@ _MAKERS = {
 
 
 def examples(builder_class: Callable[..., Any], split: str, kind: str, mirror: str,
-             data_dir: str) -> list[Example]:
-  """The examples of a split; see `load` of the datasets."""
+             data_dir: str, *, apart: bool = False) -> list[Example]:
+  """The examples of a split; see `load` of the datasets.
+
+  `apart` leaves out the dialogues that open like a judged one of any split: what a base or an anchor
+  learns from is then foreign to every fold of a cross-validation over the thumbs.
+  """
   name = builder_class.source.name
   check_request(name, split, kind)
   config, make = _MAKERS[kind]
-  found = make(records(builder_class, config, split, mirror, data_dir))
+  rows = records(builder_class, config, split, mirror, data_dir)
+  if apart and config == 'dialogues':
+    judged = {dialogue.split_key(row['turns']) for part in SPLITS
+              for row in records(builder_class, 'thumbs', part, mirror, data_dir)}
+    rows = [row for row in rows if dialogue.split_key(row['turns']) not in judged]
+  found = make(rows)
   if not found:
     raise ValueError(f'{name}: expected examples of kind {kind!r} in split {split!r}; found none; '
                      'add files to the mirror')

@@ -109,6 +109,8 @@ def _independent_markers(settings: dict[str, Any]) -> re.Pattern | None:
   """
   plain = {'type': 'ByteLevel', 'add_prefix_space': False}
   split = settings['pre_tokenizer'] or {}
+  if split.get('type') == 'Sequence' and split['pretokenizers'][0]['type'] == 'Split':
+    split = split['pretokenizers'][-1]
   tokens = settings['added_tokens']
   tied = any(token['lstrip'] or token['rstrip'] or token['single_word'] for token in tokens)
   if settings['normalizer'] or tied or not tokens or not plain.items() <= split.items():
@@ -234,7 +236,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
     raise ValueError(f'train_bpe: expected vocab_size >= {least} ({len(special)} special tokens '
                      f'and 256 bytes); found {vocab_size}; set tokenizer.vocab_size higher')
   backend = tokenizers.Tokenizer(models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  # Words keep their underscores, so that get_menu_items is one piece; GPT-2's pattern splits it.
+  words = tokenizers.Regex(r' ?[\p{L}_]+| ?\p{N}+| ?[^\s\p{L}\p{N}_]+|\s+')
+  backend.pre_tokenizer = pre_tokenizers.Sequence([
+    pre_tokenizers.Split(words, 'isolated'),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])
   backend.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size, special_tokens=special, show_progress=False,

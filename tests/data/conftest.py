@@ -43,7 +43,8 @@ def write(path, rows):
 def mirror(tmp_path):
   """Two of the eight files of each folder."""
   root = tmp_path / 'mirror'
-  dialogs = [dialog(i, order) for i, order in enumerate(ORDERS)]
+  dialogs = [dialog(i, f'hello, {order}') for i, order in enumerate(ORDERS)]
+  dialogs.append(dialog(len(ORDERS), ORDERS[0]))  # opens like a judged one: to be left out
   for folder, stem, rows in (('TM-4-2024/data', 'data', dialogs),
                              ('TM-4-2024/reward', 'reward', judged_rows()),
                              ('TM-3-2020/reward', 'reward', judged_rows())):

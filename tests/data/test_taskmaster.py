@@ -74,6 +74,14 @@ def test_a_turn_with_both_labels_gives_no_pair(mirror, tmp_path):
   assert sum(map(len, found.values())) == 60
 
 
+def test_dialogues_that_open_like_a_judged_one_are_left_out(mirror, tmp_path):
+  found = load_all(taskmaster_coffee, 'document', mirror, tmp_path)
+  judged = load_all(taskmaster_coffee, 'labelled', mirror, tmp_path)
+  groups = lambda examples: {e.group for split in SPLITS for e in examples[split]}
+  assert len(groups(found)) == 60
+  assert not groups(found) & groups(judged)
+
+
 def test_demonstrations_are_every_agent_turn(mirror, tmp_path):
   found = load_all(taskmaster_coffee, 'demonstration', mirror, tmp_path)
   examples = [example for split in SPLITS for example in found[split]]

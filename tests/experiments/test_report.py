@@ -76,8 +76,8 @@ def fake_pipeline(workdir: pathlib.Path) -> pathlib.Path:
     for step in range(10, 401, 10):
       loss = level * (1 + 2 * math.exp(-step / 80))
       rows.append({'step': step, 'time': 1., 'train/loss': loss * rng.uniform(.93, 1.07),
-                   'train/grad_norm': rng.uniform(.5, 1.), 'train/learning_rate': 1e-3 * (400 - step),
-                   'train/step_seconds': .31})
+                   'train/grad_norm': rng.uniform(.5, 1.), 'train/step_seconds': .31,
+                   'train/learning_rate': 1e-3 * (400 - step)})
       if step % 50 == 0:
         rows.append({'step': step, 'time': 1., 'dev/loss': loss * 1.05,
                      'dev/auc': .5 + .3 * step / 400, 'dev/auc_low': .4})
@@ -95,7 +95,8 @@ def fake_pipeline(workdir: pathlib.Path) -> pathlib.Path:
                  'train/response_tokens': 22 + rng.gauss(0, 1), 'train/finished': 1.})
     if step % 25 == 0:
       rows.append({'step': step, 'time': 2., 'dev/reward': 3 * gold - 1, 'dev/gold_reward': gold,
-                   'dev/kl': max(6 * gold - 3.72, 0), 'dev/response_tokens': 22, 'dev/finished': 1.})
+                   'dev/kl': max(6 * gold - 3.72, 0), 'dev/response_tokens': 22,
+                   'dev/finished': 1.})
   log(workdir / 'rl', rows)
   save(workdir / 'rl' / 'summary.json', {
     **common, 'reward_start': .86, 'reward': 1.72, 'gold_reward_start': .62, 'gold_reward': .92,
@@ -107,11 +108,13 @@ def fake_pipeline(workdir: pathlib.Path) -> pathlib.Path:
     'exact_match_before': .41, 'exact_match': .78, 'valid_api_call_before': .8,
     'valid_api_call': .83, 'response_tokens_before': 22.4, 'response_tokens': 23.1,
     'finished_before': 1., 'finished': 1., 'gold_optimum': 1.})
-  prompt = '<|user|>hi, could i get a large latte with oat milk<|agent|>Anything else?<|user|>{}<|agent|>'
+  prompt = ('<|user|>hi, could i get a large latte with oat milk<|agent|>Anything else?'
+            '<|user|>{}<|agent|>')
   call = '{"add_order_item":{"item":"latte","size":"large","milk":"oat"}}'
   save(workdir / 'evaluate' / 'samples.json', [
-    {'prompt': prompt.format('no, make that two please'), 'reference': call, 'before': call[:-20],
-     'after': call, 'gold_before': .31, 'gold_after': 1., 'reward_before': -.2, 'reward_after': 2.1},
+    {'prompt': prompt.format('no, make that two please'), 'reference': call,
+     'before': call[:-20], 'after': call, 'gold_before': .31, 'gold_after': 1.,
+     'reward_before': -.2, 'reward_after': 2.1},
     {'prompt': HOSTILE, 'reference': None, 'before': '', 'after': HOSTILE, 'gold_before': None,
      'gold_after': None, 'reward_before': None, 'reward_after': 0.5},
   ] * 2)
@@ -204,5 +207,6 @@ def test_metrics_are_gathered_by_name():
 
 
 def test_turns_of_a_prompt():
-  assert dialogues.turns('<|user|>hi<|api|>{"a":1}<|agent|>') == [('user', 'hi'), ('api', '{"a":1}')]
+  found = dialogues.turns('<|user|>hi<|api|>{"a":1}<|agent|>')
+  assert found == [('user', 'hi'), ('api', '{"a":1}')]
   assert dialogues.turns('plain text') == [('', 'plain text')]

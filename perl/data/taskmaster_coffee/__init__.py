@@ -28,8 +28,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
   """The examples of one split ('train', 'dev', 'test') and kind.
 
   Args:
-    kind: 'document' and 'demonstration' (every agent turn) come from the dialogues; 'labelled',
-      'preference' (same context, opposite thumbs) and 'prompt' (distinct contexts) from the thumbs.
+    kind: 'document' and 'demonstration' (every agent turn) come from the dialogues, less the few
+      (23 of 3,710) that open like a judged one; 'labelled', 'preference' (same context, opposite thumbs) and 'prompt' (distinct contexts) from the thumbs.
     mirror: a folder laid out like the public home (TM-4-2024/...); '' downloads from there.
     data_dir: where prepared data is kept; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     seed: not used; the data are given.
@@ -41,7 +41,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
   del seed
   from perl.data.taskmaster_coffee import builder  # here: it imports tensorflow_datasets
 
-  return taskmaster.examples(builder.TaskmasterCoffee, split, kind, mirror, data_dir)
+  return taskmaster.examples(
+    builder.TaskmasterCoffee, split, kind, mirror, data_dir, apart=True)
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:

@@ -1,0 +1,49 @@
+"""Means over seeds with t-intervals, and what two of them say of each other."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A mean over n seeds with its 95 % t-interval; low and high are NaN for a single seed."""
+
+  mean: float
+  low: float
+  high: float
+  n: int
+
+
+def estimate(values: Sequence[float], level: float = 0.95) -> Estimate | None:
+  """mean -+ t_(n - 1) s / sqrt(n), s with n - 1 in its denominator; None without finite values."""
+  values = [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+  n = len(values)
+  if not n:
+    return None
+  mean = math.fsum(values) / n
+  if n == 1:
+    return Estimate(mean, math.nan, math.nan, 1)
+  deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+  half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n)
+  return Estimate(mean, mean - half, mean + half, n)
+
+
+def within(value: float, interval: Estimate) -> str:
+  """'yes', 'no, above it', 'no, below it'; 'unknown' of a single seed, which has no interval."""
+  if interval.n < 2:
+    return 'unknown'
+  if value > interval.high:
+    return 'no, above it'
+  return 'yes' if value >= interval.low else 'no, below it'
+
+
+def sign(change: Estimate) -> str:
+  """'rises' or 'falls' if the interval of a change leaves 0 out; else 'unclear'."""
+  if change.n < 2:
+    return 'unclear'
+  if change.low > 0:
+    return 'rises'
+  return 'falls' if change.high < 0 else 'unclear'
