@@ -47,15 +47,17 @@ def config(family: str = 'llama', **overrides) -> Config:
 def make(family: str = 'llama', seed: int = 0, **overrides) -> tuple[Transformer, dict]:
   """(model, base); every parameter is random, norms and biases too, so that each one matters."""
   model = Transformer(config(family, **overrides))
-  base = jax.jit(lambda key: lm.init(model, key))(jax.random.key(seed))
-  return model, noisy(base, 0.2, seed)
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), lm.abstract(model))
+  for name, leaf in trees.flat(zeros).items():
+    leaf += float(name.endswith('scale') and not model.config.norm_offset)
+  return model, noisy(zeros, 0.2, seed)
 
 
 def noisy(tree, size: float, seed: int = 0):
   """The tree plus normal noise."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
-    lambda x: x + jnp.asarray(size * rng.normal(size=x.shape), x.dtype), tree
+    lambda x: jnp.asarray(np.asarray(x) + (size * rng.normal(size=x.shape)).astype(x.dtype)), tree
   )
 
 

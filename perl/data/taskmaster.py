@@ -82,8 +82,8 @@ def examples(builder_class: Callable[..., Any], split: str, kind: str, mirror: s
              data_dir: str, *, apart: bool = False) -> list[Example]:
   """The examples of a split; see `load` of the datasets.
 
-  `apart` leaves out the dialogues that open like a judged one of any split: what a base or an anchor
-  learns from is then foreign to every fold of a cross-validation over the thumbs.
+  `apart` leaves out the dialogues that open like a judged one of any split: what a base or an
+  anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
   """
   name = builder_class.source.name
   check_request(name, split, kind)

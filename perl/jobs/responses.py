@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from perl.data.examples import Demonstration, Example, Prompt
+from perl.data.examples import Example, Prompt
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
 from perl.rl.experience import make_experience
@@ -25,14 +25,16 @@ class Responses:
   kl: np.ndarray  # f32[N], nats, log pi - log pi_ref of the sample; NaN without a reference
 
 
-def examples(setting: Setting, split: str) -> list[Example]:
-  """Prompts of a split with the reference response where the data has one, at most
-  config.evaluate.max_examples, spread evenly over the split.
+def examples(setting: Setting, split: str, kind: str = 'prompt') -> list[Example]:
+  """Examples to answer: at most config.evaluate.max_examples, spread evenly over the split.
+
+  Returns:
+    none where the dataset has no examples of that kind.
   """
   try:
-    found = setting.examples(split, 'demonstration')
+    found = setting.examples(split, kind)
   except ValueError:
-    found = setting.examples(split, 'prompt')
+    return []
   limit = setting.config.evaluate.max_examples or len(found)
   return found[:: max(1, len(found) // limit)][:limit]
 
@@ -120,8 +122,3 @@ def gold_rewards(setting: Setting, examples: list[Example], texts: list[str]) ->
   if gold is None:
     return None
   return np.array([gold(e.prompt, text) for e, text in zip(examples, texts)])
-
-
-def reference(example: Example) -> str | None:
-  """The data's own response, if it has one."""
-  return example.response if isinstance(example, Demonstration) else None

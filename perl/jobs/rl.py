@@ -23,7 +23,7 @@ from perl.types import Batch, Tree
 
 
 def run(config, workdir: str) -> dict:
-  """Leaves adapter/ (the policy's) in workdir; returns reward, KL and gold reward on dev."""
+  """Leaves adapter/ (the policy's); returns reward, KL and gold reward of the test prompts."""
   setting = settings.begin(config, workdir, 'rl')
   anchor = artefacts.load_anchor(setting)
   algorithm = importlib.import_module(f'perl.rl.{config.rl.algorithm}')
@@ -35,18 +35,21 @@ def run(config, workdir: str) -> dict:
   tx = _optimizer(setting, roles)
   state = steps.init_state(learning, tx, setting.key, adapters.split)
   state = sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
-  evaluate = _make_evaluation(setting, anchor, frozen)
-  start = evaluate(state)
-  step = Step(setting, anchor, frozen, algorithm, tx, offset=start['reward'])
+  dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
+  start, offset = test(state), dev(state)['reward']
+  step = Step(setting, anchor, frozen, algorithm, tx, offset=offset)
   rows = setting.rows(setting.examples('train', 'prompt'), 'prompt')
   state, result = loop.fit(
     step, state, setting.stream(rows, 'prompt'),
-    meta=artefacts.run_meta(setting, anchor, head=False), evaluate=evaluate,
+    meta=artefacts.run_meta(setting, anchor, head=False),
+    evaluate=dev,
     **setting.loop_options(),
   )
   artefacts.save_adapter(setting, anchor, state.adapters['policy'])
   return setting.finish({
-    **result,
+    **{f'dev_{name}': value for name, value in result.items() if name != 'step_seconds'},
+    'step_seconds': result.get('step_seconds'),
+    **test(state),
     **{f'{name}_start': value for name, value in start.items()},
     **step.memory(state),
     'parameters_trainable': adapters.count(state.adapters['policy']),
@@ -122,9 +125,11 @@ class Step:
     return memory.of_step(self.update, state, self.anchor.params, experience)
 
 
-def _make_evaluation(setting: settings.Setting, anchor: artefacts.Base, frozen: dict[str, Tree]):
-  """State -> reward, KL, length, gold reward of one sample for each dev prompt."""
-  examples = responses.examples(setting, 'dev')
+def _make_evaluation(
+  setting: settings.Setting, anchor: artefacts.Base, frozen: dict[str, Tree], split: str
+):
+  """State -> reward, KL, length, gold reward of one sample for each prompt of the split."""
+  examples = responses.examples(setting, split)
   key = jax.random.fold_in(setting.key, 2)
 
   def evaluate(state: steps.TrainState) -> dict[str, float]:

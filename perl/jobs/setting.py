@@ -87,7 +87,9 @@ class Setting:
   def model(self, vocab_size: int) -> Transformer:
     """The transformer that config.model describes."""
     c = self.config.model
-    unroll = c.scan_unroll or (64 if jax.default_backend() == 'cpu' else 1)
+    # On CPU a loop over few small layers runs on one thread; unrolled, it runs on all.
+    small = jax.default_backend() == 'cpu' and _layers(c.size) <= 4
+    unroll = c.scan_unroll or (4 if small else 1)
     return Transformer(model_config.sized(
       c.size, vocab_size=vocab_size, dtype=c.dtype, param_dtype=c.param_dtype, remat=c.remat,
       scan_unroll=unroll,
@@ -162,6 +164,10 @@ class Setting:
     summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
     metrics.summary(self.workdir, summary)
     return summary
+
+
+def _layers(size: str) -> int:
+  return model_config.SIZES.get(size, {}).get('layers', 0)
 
 
 def begin(config, workdir: str, stage: str) -> Setting:

@@ -1,6 +1,6 @@
 """Attention over whole sequences and over a KV cache, one function for every platform.
 
-Axes: B batch, T queries, S keys, H query heads, G key heads, R = H / G queries a key head, K head width.
+Axes: B batch, T queries, S keys, H query heads, G key heads, R = H / G, K head width.
 Scores and softmax are fp32, the result has the type of the query.  A query that sees no key
 (padding) gives zeros, and zero gradients.
 """
@@ -168,7 +168,8 @@ def _library(q, k, v, mask, scale, causal, window, impl):
   return jnp.where(seen.any(-1).transpose(0, 2, 1)[..., None], out, 0)
 
 
-# Blocked attention.  Internally [B, G, R, T, K], so that every product is a plain matrix product.
+# Blocked attention.  XLA's CPU products run 1.7 times faster as x.T @ y with a wide y than as
+# x @ y.T, so scores read feature-major operands, and dk, dv are accumulated feature-major.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -196,8 +197,8 @@ def _hidden(mask, rows, keys, causal, window):
 
 
 def _scores(q, k, softcap):
-  """Scores (after the softcap) and the slope of the softcap (None without one)."""
-  scores = jnp.einsum('bgrtk,bgsk->bgrts', q, k, preferred_element_type=jnp.float32)
+  """Scores of q [B, G, K, R, t] and k [B, G, K, s], bent, and the slope of the softcap or None."""
+  scores = jnp.einsum('bgkrt,bgks->bgrts', q, k, preferred_element_type=jnp.float32)
   if softcap is None:
     return scores, None
   bent = jnp.tanh(scores / softcap)
@@ -211,6 +212,11 @@ def _head_major(q, k, v, scale):
   return q.transpose(0, 2, 3, 1, 4), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
 
+def _feature_major(x):
+  """[B, G, R, T, K] -> [B, G, K, R, T]; [B, G, S, K] -> [B, G, K, S]."""
+  return x.transpose(0, 1, 4, 2, 3) if x.ndim == 5 else x.transpose(0, 1, 3, 2)
+
+
 def _token_major(x, shape, dtype):
   """[B, G, R, T, K] -> [B, T, H, K]."""
   return x.transpose(0, 3, 1, 2, 4).reshape(shape).astype(dtype)
@@ -220,8 +226,9 @@ def _blocked_forward(q, k, v, mask, options):
   scale, causal, window, softcap = options
   qh, kh, vh = _head_major(q, k, v, scale)
   outs, log_sums = [], []
+  qf, kf = _feature_major(qh), _feature_major(kh)
   for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window):
-    scores, _ = _scores(qh[:, :, :, rows], kh[:, :, keys], softcap)
+    scores, _ = _scores(qf[..., rows], kf[..., keys], softcap)
     scores += _hidden(mask, rows, keys, causal, window)
     top = jnp.maximum(scores.max(-1, keepdims=True), LOWEST)
     weights = jnp.exp(scores - top)
@@ -243,24 +250,25 @@ def _blocked_backward(options, residuals, d_out):
   dh, _, _ = _head_major(d_out.astype(q.dtype), k, v, 1.0)
   oh, _, _ = _head_major(out, k, v, 1.0)
   inner = jnp.sum(dh.astype(jnp.float32) * oh, -1, keepdims=True)
-  dq, dk, dv = [], jnp.zeros(kh.shape, jnp.float32), jnp.zeros(vh.shape, jnp.float32)
+  dq, dk = [], jnp.zeros((*kh.shape[:2], kh.shape[3], kh.shape[2]), jnp.float32)
+  dv = jnp.zeros_like(dk)
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  qf, kf, vf, df = (_feature_major(x) for x in (qh, kh, vh, dh))
   for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window):
     qb, db = qh[:, :, :, rows], dh[:, :, :, rows]
-    scores, slope = _scores(qb, kh[:, :, keys], softcap)
+    scores, slope = _scores(qf[..., rows], kf[..., keys], softcap)
     hidden = _hidden(mask, rows, keys, causal, window)
     weights = jnp.exp(scores + hidden - log_sum[:, :, :, rows])
-    d_weights = jnp.einsum('bgrtk,bgsk->bgrts', db, vh[:, :, keys],
-                           preferred_element_type=jnp.float32)
+    d_weights = product('bgkrt,bgks->bgrts', df[..., rows], vf[..., keys])
     d_scores = weights * (d_weights - inner[:, :, :, rows])
     if slope is not None:
       d_scores *= slope
     weights, d_scores = weights.astype(v.dtype), d_scores.astype(q.dtype)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dv = dv.at[:, :, keys].add(product('bgrts,bgrtk->bgsk', weights, db))
-    dk = dk.at[:, :, keys].add(product('bgrts,bgrtk->bgsk', d_scores, qb))
+    dv = dv.at[..., keys].add(product('bgrts,bgrtk->bgks', weights, db))
+    dk = dk.at[..., keys].add(product('bgrts,bgrtk->bgks', d_scores, qb))
     dq.append(product('bgrts,bgsk->bgrtk', d_scores, kh[:, :, keys]) * scale)
   dq = _token_major(jnp.concatenate(dq, 3), q.shape, q.dtype)
-  dk, dv = (x.transpose(0, 2, 1, 3).astype(y.dtype) for x, y in ((dk, k), (dv, v)))
+  dk, dv = (x.transpose(0, 3, 1, 2).astype(y.dtype) for x, y in ((dk, k), (dv, v)))
   return dq, dk, dv, None
 
 

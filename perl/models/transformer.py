@@ -136,7 +136,7 @@ class Embedding(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Embedding, L layers under one scan, a last norm. In 'layers/block' every shape begins with L."""
+  """Embedding, L layers under one scan, a last norm. Shapes of 'layers/block' begin with L."""
 
   config: Config
 
@@ -149,7 +149,7 @@ class Transformer(nn.Module):
       split_rngs={'params': True, 'dropout': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=config.layers,
-      unroll=min(config.scan_unroll, config.layers) or config.layers,
+      unroll=min(config.scan_unroll, config.layers),
     )(config)
     self.final_norm = Norm(config)
 

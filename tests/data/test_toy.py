@@ -118,8 +118,17 @@ def test_demonstrations_are_valid_and_of_mixed_quality(monkeypatch):
 def test_the_demonstrators_mode_is_wrong_after_a_correction():
   rng = random.Random(0)
   mentions = grammar.listen('<|user|>a small tea. no, large<|agent|>')
-  turns = [people.demonstrate(rng, mentions)['api'][grammar.API] for _ in range(1000)]
-  assert sum(turn.get('size') == 'small' for turn in turns) > 500
+  turns = [people.demonstrate(rng, mentions) for _ in range(2000)]
+  calls = [turn['api'][grammar.API] for turn in turns if 'api' in turn]
+  assert sum(call.get('size') == 'small' for call in calls) > len(calls) / 2
+
+
+def test_candidates_include_questions_that_nobody_needed():
+  rng = random.Random(0)  # without them a reward model cannot learn that they are wrong
+  context = [{'role': 'user', 'text': 'a small tea'}]
+  mentions = grammar.listen('<|user|>a small tea<|agent|>')
+  responses = [people.candidate(rng, context, mentions) for _ in range(500)]
+  assert sum(response in grammar.QUESTIONS.values() for response in responses) > 20
 
 
 @pytest.mark.parametrize('difference, temperature', [(0., .1), (.2, .1), (-.2, .2), (.5, .25)])

@@ -29,7 +29,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
 
   Args:
     kind: 'document' and 'demonstration' (every agent turn) come from the dialogues, less the few
-      (23 of 3,710) that open like a judged one; 'labelled', 'preference' (same context, opposite thumbs) and 'prompt' (distinct contexts) from the thumbs.
+      (23 of 3,710) that open like a judged one; 'labelled', 'preference' (same context, opposite
+      thumbs) and 'prompt' (distinct contexts) from the thumbs.
     mirror: a folder laid out like the public home (TM-4-2024/...); '' downloads from there.
     data_dir: where prepared data is kept; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     seed: not used; the data are given.

@@ -3,7 +3,7 @@
 A user orders drinks (size, milk, extra, count), perhaps with a correction; the agent's next turn
 is the call of `add_order_item` with the slots that were mentioned last, or, if the drink or the
 size is missing, the question for it. Demonstrations come from a hurried demonstrator (`people`): their mean
-gold reward is about 0.6, and their mode is often wrong. Preferences and thumbs are sampled
+gold reward is 0.59, and their mode is often wrong. Preferences and thumbs are sampled
 from the gold reward. Everything follows from `seed`.
 
 Splits: the first user's turn of a dialogue is its group and decides its split

@@ -1,0 +1,155 @@
+"""Log-probs, values and scores: their shifts, masks and chunks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from perl.models import lm
+
+LENGTHS = [10, 7, 1, 4]
+
+
+@pytest.fixture(scope='module')
+def made():
+  model, base = tiny.make('llama')
+  return model, base, tiny.trained(tiny.lora(base))
+
+
+@pytest.fixture(scope='module')
+def ask(made):
+  model, base, adapter = made
+
+  @jax.jit
+  def everything(tokens, mask):
+    arguments = model, base, adapter, tokens, mask
+    return {
+      'logits': lm.logits(*arguments),
+      'hidden': lm.hidden(*arguments),
+      'logprobs': lm.logprobs(*arguments, temperature=0.7),
+      'values': lm.values(*arguments),
+      'score': lm.score(*arguments),
+    }
+
+  return everything
+
+
+def test_token_logprobs_by_hand():
+  logits = jnp.log(jnp.asarray([[1.0, 2.0, 5.0]]))
+  found = lm.token_logprobs(logits, jnp.asarray([1]))
+  np.testing.assert_allclose(found, [np.log(2 / 8)], rtol=1e-6)
+  found = lm.token_logprobs(logits, jnp.asarray([1]), temperature=0.5)  # squares: 1, 4, 25
+  np.testing.assert_allclose(found, [np.log(4 / 30)], rtol=1e-6)
+  assert lm.token_logprobs(logits.astype(jnp.bfloat16), jnp.asarray([1])).dtype == jnp.float32
+
+
+def test_logprobs_are_of_the_token_at_their_own_place(ask):
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  out = jax.device_get(ask(tokens, mask))
+  for b, length in enumerate(LENGTHS):
+    expected = np.zeros(10)
+    for t in range(1, length):
+      scaled = out['logits'][b, t - 1].astype(np.float64) / 0.7
+      expected[t] = scaled[tokens[b, t]] - np.log(np.exp(scaled).sum())
+    np.testing.assert_allclose(out['logprobs'][b], expected, atol=1e-5)
+
+
+def test_values_are_read_one_token_earlier_and_scores_at_the_last(made, ask):
+  head = made[2]['head']
+  out = jax.device_get(ask(tiny.tokens(), tiny.right_mask(LENGTHS)))
+  read = out['hidden'] @ np.asarray(head['kernel'])[:, 0] + np.asarray(head['bias'])
+  for b, length in enumerate(LENGTHS):
+    expected = np.zeros(10)
+    expected[1:length] = read[b, : length - 1]
+    np.testing.assert_allclose(out['values'][b], expected, atol=1e-5)
+    np.testing.assert_allclose(out['score'][b], read[b, length - 1], atol=1e-5)
+
+
+def test_padding_on_either_side_gives_the_same_answers(ask):
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  shift = lambda x: jnp.stack([jnp.roll(row, 10 - n, 0) for row, n in zip(x, LENGTHS)])
+  right, left = ask(tokens, mask), ask(shift(tokens), shift(mask))
+  np.testing.assert_allclose(left['score'], right['score'], atol=1e-5)
+  for name in ('logprobs', 'values'):
+    np.testing.assert_allclose(left[name], shift(right[name]), atol=1e-5, err_msg=name)
+
+
+def test_garbage_under_the_mask_changes_nothing(ask):
+  mask = tiny.right_mask(LENGTHS)
+  a, b = (jnp.where(mask, tiny.tokens(), tiny.tokens(seed=s)) for s in (1, 2))
+  a, b = ask(a, mask), ask(b, mask)
+  for name in ('logprobs', 'values', 'score'):
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_batch_size_changes_nothing(ask):
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  whole, alone = ask(tokens, mask), ask(tokens[1:2], mask[1:2])
+  tiny.close({k: v[1:2] for k, v in whole.items()}, alone)
+
+
+def test_start_leaves_the_prompt_out(made):
+  tokens, mask = tiny.tokens(), tiny.right_mask([10] * 4)
+  whole = lm.logprobs(*made, tokens, mask)
+  late = lm.logprobs(*made, tokens, mask, start=6)
+  np.testing.assert_array_equal(late[:, :6], 0.0)
+  np.testing.assert_allclose(late[:, 6:], whole[:, 6:], atol=1e-5)
+
+
+def intermediates(jaxpr):
+  """The shapes of everything a jaxpr computes, inner ones included."""
+  for equation in jaxpr.eqns:
+    yield from (v.aval.shape for v in equation.outvars)
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from intermediates(getattr(inner, 'jaxpr', inner))
+
+
+@pytest.mark.parametrize('at_once', [1, 3, 4])
+def test_chunks_change_neither_logprobs_nor_gradient(made, monkeypatch, at_once):
+  """With `at_once` positions a chunk, and no [B, T, V] array forward or backward."""
+  model, base, adapter = made
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+
+  def loss(adapter):
+    out = lm.logprobs(model, base, adapter, tokens, mask, temperature=0.7)
+    return (out * jnp.arange(10)).sum(), out
+
+  whole = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
+  monkeypatch.setattr(lm, '_CHUNK_ELEMENTS', at_once * 4 * tiny.V)
+  chunked = jax.jit(jax.value_and_grad(lambda a: loss(a), has_aux=True))
+  tiny.close(whole, chunked(adapter), atol=1e-4)
+  shapes = list(intermediates(jax.make_jaxpr(chunked)(adapter).jaxpr))
+  logits = [s for s in shapes if s and s[-1] == tiny.V]
+  assert logits, 'expected to see chunks of logits in the jaxpr'
+  assert max(np.prod(s) for s in logits) <= at_once * 4 * tiny.V
+
+
+def test_logprobs_of_a_long_vocabulary_take_no_memory_for_all_logits(monkeypatch):
+  """The compiled gradient's temporaries are below the size of [B, T, V] in float32."""
+  model, base = tiny.make('llama', layers=1, vocab_size=4096)
+  adapter = tiny.lora(base, head=False)
+  tokens, mask = jnp.zeros((4, 129), jnp.int32), jnp.ones((4, 129), bool)
+  monkeypatch.setattr(lm, '_CHUNK_ELEMENTS', 4 * 8 * 4096)
+  loss = lambda adapter, base: lm.logprobs(model, base, adapter, tokens, mask).sum()
+  found = jax.jit(jax.grad(loss)).lower(adapter, base).compile().memory_analysis()
+  assert found.temp_size_in_bytes < 4 * 128 * 4096 * 4 / 2
+
+
+@pytest.mark.parametrize('name', ['llama', 'mistral', 'gpt2'])
+def test_gradients_are_finite_beside_padding(name):
+  model, base = tiny.make(name)
+  mask = tiny.right_mask(LENGTHS)[:, ::-1]
+  loss = functools.partial(lm.logprobs, model, base, tokens=tiny.tokens(), mask=mask)
+  grads = jax.jit(jax.grad(lambda a: loss(a).sum()))(tiny.trained(tiny.lora(base, head=False)))
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+  assert any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize('ask_for', [lm.values, lm.score])
+def test_no_head_is_an_error_with_a_remedy(made, ask_for):
+  model, base, _ = made
+  with pytest.raises(ValueError, match=r'expected an adapter with a head.*head=True'):
+    ask_for(model, base, {}, tiny.tokens(), tiny.right_mask(LENGTHS))

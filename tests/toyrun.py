@@ -1,0 +1,125 @@
+"""A finished pipeline of a nano model on the toy task, made once a session for all who read it.
+
+Everything is as small as it can be: what such a run costs is compilation.
+"""
+
+import collections
+import contextlib
+import fcntl
+import functools
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, demo
+from experiments import launch
+from perl.data import toy
+from perl.train import loop, sharding
+
+ROWS = {'train': 64, 'dev': 16, 'test': 16}
+COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+WALL = ('time', 'train/step_seconds')
+"""What two runs of the same thing need not share."""
+
+
+def config(**overrides) -> ConfigDict:
+  """The demo, tiny; `overrides` are paths with '__' for '.': sft__steps=3."""
+  made = demo.get_config()
+  made.name = 'toyrun'
+  made.model.size = 'nano'
+  made.tokenizer.vocab_size = 300
+  made.data.update(max_prompt_tokens=24, max_response_tokens=8)
+  made.peft.rank = 2
+  made.rl.max_new_tokens = 8
+  for stage in base.TRAINED:
+    made[stage].update(steps=6, batch_size=8, evaluate_every_steps=2, checkpoint_every_steps=2,
+                       log_every_steps=1)
+    made[stage].optim.warmup_steps = 1
+  made.evaluate.update(batch_size=16, max_examples=16, samples=3, bootstrap=20)
+  made.update_from_flattened_dict({k.replace('__', '.'): v for k, v in overrides.items()})
+  return made
+
+
+@contextlib.contextmanager
+def small_world(devices: int = 1) -> Iterator[pytest.MonkeyPatch]:
+  """Little data, `devices` of the eight, and a cache of compiled programs."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(toy, 'SIZES', dict.fromkeys(toy.SIZES, ROWS))
+    mesh = functools.partial(sharding.mesh, devices=jax.devices()[:devices])
+    patch.setattr(sharding, 'mesh', mesh)
+    yield patch
+
+
+def in_step(patch: pytest.MonkeyPatch, number: int, action: Callable) -> None:
+  """Before the step `number` (from 1, of those that this process does): state = action(state)."""
+  fit = loop.fit
+
+  def patched(step_fn, state, stream, **options):
+    calls = itertools.count(1)
+
+    def step(state, batch):
+      return step_fn(action(state) if next(calls) == number else state, batch)
+
+    return fit(step, state, stream, **options)
+
+  patch.setattr(loop, 'fit', patched)
+
+
+@contextlib.contextmanager
+def counted_compilations(patch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+  """{stage: programs compiled after its first step returned, until its loop ended}."""
+  counts, active = collections.Counter(), []
+  listen = lambda event, seconds, **_: counts.update(active if event == COMPILE_EVENT else ())
+  fit = loop.fit
+
+  def patched(step_fn, state, stream, *, name, **options):
+    def step(state, batch):
+      result = step_fn(state, batch)
+      active[:] = [name]
+      return result
+
+    try:
+      return fit(step, state, stream, name=name, **options)
+    finally:
+      active.clear()
+
+  patch.setattr(loop, 'fit', patched)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield counts
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def read(path: str | os.PathLike) -> dict:
+  """The JSON in a file."""
+  return json.loads(pathlib.Path(path).read_text())
+
+
+def rows(folder: str | os.PathLike) -> list[dict]:
+  """metrics.jsonl of a stage, without what the clock says."""
+  lines = (pathlib.Path(folder) / 'metrics.jsonl').read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if k not in WALL} for line in lines]
+
+
+@pytest.fixture(scope='session')
+def toyrun(tmp_path_factory, worker_id) -> pathlib.Path:
+  """The workdir of the finished pipeline; to be read, never written. Workers share one."""
+  shared = tmp_path_factory.getbasetemp()
+  if worker_id != 'master':
+    shared = shared.parent  # the base of all workers
+  with open(shared / 'toyrun.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    workdir = shared / 'toyrun'
+    if not (workdir / 'compilations.json').exists():
+      made = config()
+      with small_world() as patch, counted_compilations(patch) as counts:
+        launch.run_stages(made, made.stages, workdir)
+      (workdir / 'compilations.json').write_text(json.dumps(counts))
+  return workdir
