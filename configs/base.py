@@ -136,6 +136,8 @@ FIELDS: dict[str, Field] = {
                          source='Llama 2, 3.2.2'),
   'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
                          source='Eisenstein et al. 2023', low=0.0),
+  'reward.likelihood': Field(False, 'The head also reads how likely the model finds the response '
+                             '(models.lm.score); not in the paper, whose models are large.'),
   'reward.folds': Field(0, 'Cross-validate over groups too, in so many folds; 0 is the fixed '
                         'split alone.',
                         'folds', low=0),

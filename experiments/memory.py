@@ -45,7 +45,8 @@ def measure(method: str, *, size: str, vocab_size: int, pairs: int, tokens: int,
 
 def _batch(pairs: int, tokens: int) -> dict:
   shape = lambda *s, dtype: jax.ShapeDtypeStruct(s, dtype)
-  batch = {'margin': shape(pairs, dtype=jnp.float32), 'weight': shape(pairs, dtype=jnp.float32)}
+  batch = {name: shape(pairs, dtype=jnp.float32) for name in ('margin', 'weight')}
+  batch['prompt_tokens'] = shape(pairs, dtype=jnp.int32)
   for name in ('chosen', 'rejected'):
     batch[name] = shape(pairs, tokens, dtype=jnp.int32)
     batch[f'{name}_mask'] = shape(pairs, tokens, dtype=jnp.bool_)

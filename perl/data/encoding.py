@@ -83,7 +83,7 @@ def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: _Limit
     return [_language_row(prompt, limits.response(ids['response']))]
   if kind == 'labelled':
     tokens = np.array(prompt + limits.response(ids['response']), np.int32)
-    return [{'tokens': tokens, 'label': float(example.label)}]
+    return [{'tokens': tokens, 'label': float(example.label), 'prompt_tokens': len(prompt)}]
   if kind == 'prompt':
     return [{'tokens': np.array(prompt, np.int32)}]
   chosen, rejected = limits.response(ids['chosen']), limits.response(ids['rejected'])
@@ -91,7 +91,8 @@ def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: _Limit
     limits.counts['identical_pairs'] += 1
     return []
   return [{'chosen': np.array(prompt + chosen, np.int32),
-           'rejected': np.array(prompt + rejected, np.int32), 'margin': float(example.margin)}]
+           'rejected': np.array(prompt + rejected, np.int32), 'margin': float(example.margin),
+           'prompt_tokens': len(prompt)}]
 
 
 _TEXTS = {

@@ -4,6 +4,7 @@ A batch is a dict of numpy arrays:
   document, demonstration  tokens i32[B, T], mask bool[B, T], loss_mask bool[B, T]    right-padded
   preference               chosen, chosen_mask, rejected, rejected_mask, margin f32[B] right-padded
   labelled                 tokens, mask, label f32[B]                                  right-padded
+    (both with prompt_tokens i32[B]: where the response starts)
   prompt                   tokens, mask                                                LEFT-padded
 and in all: weight f32[B] (0 for filler rows) and index i32[B] (the example's position in its list).
 Masks come from lengths, so the id under the padding (`pad_id`) is never looked at.
@@ -65,9 +66,9 @@ def _collate(rows: Sequence[Row], kind: str, length: int, pad_id: int) -> dict[s
     batch[mask_name] = _pad([np.ones(len(row[name]), bool) for row in rows], length, False, left)
   if 'loss_mask' in rows[0]:
     batch['loss_mask'] = _pad([row['loss_mask'] for row in rows], length, False, left)
-  for name in ('margin', 'label'):
+  for name, dtype in (('margin', np.float32), ('label', np.float32), ('prompt_tokens', np.int32)):
     if name in rows[0]:
-      batch[name] = np.array([row[name] for row in rows], np.float32)
+      batch[name] = np.array([row[name] for row in rows], dtype)
   batch['weight'] = np.ones(len(rows), np.float32)
   batch['index'] = np.array([row['index'] for row in rows], np.int32)
   return batch

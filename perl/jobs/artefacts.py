@@ -58,10 +58,13 @@ def peft_options(setting: Setting) -> dict:
   return options
 
 
-def new_adapter(setting: Setting, base: Base, key: jax.Array, *, head: bool = False) -> Tree:
+def new_adapter(
+  setting: Setting, base: Base, key: jax.Array, *, head: bool = False, likelihood: bool = False
+) -> Tree:
   """A fresh adapter of the config's method over the base, on the mesh."""
   adapter = adapters.init(
-    key, base.params, setting.config.peft.name, head=head, **peft_options(setting)
+    key, base.params, setting.config.peft.name, head=head, likelihood=likelihood,
+    **peft_options(setting),
   )
   return place_adapter(adapter, base.params, setting)
 
@@ -109,8 +112,10 @@ def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]
   expected = {'base_digest': base.digest, 'tokenizer': setting.tokenizer.digest}
   checkpoint.check_meta(expected, meta)
   options = {k: v for k, v in meta.items() if k in peft_options(setting)}
+  likelihood = 'likelihood' in tree.get('head', {})
   make = lambda: adapters.init(
-    jax.random.key(0), base.params, meta['method'], head=meta['head'], **options
+    jax.random.key(0), base.params, meta['method'], head=meta['head'], likelihood=likelihood,
+    **options,
   )
   adapter = flax.serialization.from_state_dict(jax.eval_shape(make), tree)
   return place_adapter(adapter, base.params, setting), meta

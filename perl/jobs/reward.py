@@ -5,9 +5,11 @@ recipe is also cross-validated over groups, beside a bag of words on the same fo
 """
 
 import dataclasses
+import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from perl import trees
@@ -65,21 +67,25 @@ def make_loss(model: Transformer, *, kind: str, margin: bool, centre: float, dro
     dropout: train with the adapter's dropout.
   """
 
-  def score(adapter, base, tokens, mask, key):
-    return lm.score(model, base, adapter, tokens, mask, dropout_key=key if dropout else None)
+  def score(adapter, base, tokens, mask, prompt_tokens, key):
+    return lm.score(
+      model, base, adapter, tokens, mask, response_mask=_after(mask, prompt_tokens),
+      dropout_key=key if dropout else None,
+    )
 
   def pointwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
-    r = score(adapter, base, batch['tokens'], batch['mask'], key)
+    r = score(adapter, base, batch['tokens'], batch['mask'], batch['prompt_tokens'], key)
     right = (r > 0) == (batch['label'] > 0.5)
     loss = losses.pointwise(r, batch['label'])
     return Mean.of(loss, batch['weight']), {'accuracy': Mean.of(right, batch['weight'])}
 
   def pairwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
     # One forward of 2 B rows: the weights are read once.
-    both = lambda suffix: jax.numpy.concatenate(
+    both = lambda suffix: jnp.concatenate(
       [batch[f'chosen{suffix}'], batch[f'rejected{suffix}']]
     )
-    chosen, rejected = jax.numpy.split(score(adapter, base, both(''), both('_mask'), key), 2)
+    starts = jnp.tile(batch['prompt_tokens'], 2)
+    chosen, rejected = jnp.split(score(adapter, base, both(''), both('_mask'), starts, key), 2)
     loss = losses.pairwise(chosen, rejected, batch['margin'] if margin else 0.0, centre)
     metrics = {'pair_accuracy': chosen > rejected, 'score': (chosen + rejected) / 2}
     weight = batch['weight']
@@ -100,7 +106,9 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx):
 
 
 def _initial_state(setting: settings.Setting, anchor: artefacts.Base, tx) -> steps.TrainState:
-  adapter = artefacts.new_adapter(setting, anchor, setting.key, head=True)
+  adapter = artefacts.new_adapter(
+    setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
+  )
   state = steps.init_state(adapter, tx, setting.key, adapters.split)
   return sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
 
@@ -144,12 +152,23 @@ def predict(
     real = batch['weight'] > 0
     for column, field in enumerate(fields):
       mask = placed['mask' if field == 'tokens' else f'{field}_mask']
-      scores = _score(anchor.model, anchor.params, adapter, placed[field], mask)
+      scores = _score(
+        anchor.model, anchor.params, adapter, placed[field], mask, placed['prompt_tokens']
+      )
       out[batch['index'][real], column] = np.asarray(scores)[real]
   return out if kind == 'preference' else out[:, 0]
 
 
-_score = jax.jit(lm.score, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
+  return lm.score(
+    model, base, adapter, tokens, mask, response_mask=_after(mask, prompt_tokens)
+  )
+
+
+def _after(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:
+  """bool[B, T]: the real tokens from column prompt_tokens i32[B] on, in right-padded rows."""
+  return mask & (jnp.arange(mask.shape[-1]) >= prompt_tokens[:, None])
 
 
 def _report(

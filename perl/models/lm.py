@@ -73,9 +73,13 @@ def logprobs(
     start: the first position that is asked for (the prompts' length); earlier ones cost nothing.
     dropout_key: see the module's docstring.
   """
-  start = max(start, 1)
-  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)[:, start - 1 : -1]
-  parts = variables(base, adapter)
+  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
+  return _logprobs_of(h, model, variables(base, adapter), tokens, mask, temperature, max(start, 1))
+
+
+def _logprobs_of(h, model, parts, tokens, mask, temperature=1.0, start=1) -> jax.Array:
+  """`logprobs` of hidden states f[B, T, D]."""
+  h = h[:, start - 1 : -1]
 
   @jax.checkpoint
   def of_chunk(h: jax.Array, targets: jax.Array) -> jax.Array:
@@ -123,9 +127,40 @@ def values(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array
   return jnp.pad(jnp.where(counted, _read(head, h), 0.0), ((0, 0), (1, 0)))
 
 
-def score(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array:
-  """f32[B]: the head's value at the last real token of each row."""
+def score(
+  model, base, adapter, tokens, mask, *, response_mask=None, dropout_key=None
+) -> jax.Array:
+  """f32[B]: the head's value at the last real token of each row.
+
+  A head with weights 'likelihood' f32[4] also reads how likely the model itself finds the response:
+  score += likelihood . (mean, min, last, sum / 16) of log pi over the response's tokens. A small
+  model that was trained on good responses knows more of a response from these than its last hidden
+  state says. They come from the same forward pass.
+
+  Args:
+    model, base, adapter, tokens, mask, dropout_key: see the module's docstring.
+    response_mask: bool[B, T], the response's tokens, its EOS included; only such a head needs it.
+
+  Raises:
+    ValueError: the adapter has no head, or its head needs a response_mask and there is none.
+  """
   head = _head(adapter)
   h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
   last = masked.last_index(mask)
-  return _read(head, jnp.take_along_axis(h, last[:, None, None], 1)[:, 0])
+  out = _read(head, jnp.take_along_axis(h, last[:, None, None], 1)[:, 0])
+  if 'likelihood' not in head:
+    return out
+  if response_mask is None:
+    raise ValueError(
+      'expected a response_mask, for the head reads the likelihood of the response; found none'
+    )
+  logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
+  return out + likelihood_features(logprobs, response_mask & mask) @ head['likelihood']
+
+
+def likelihood_features(logprobs: jax.Array, mask: jax.Array) -> jax.Array:
+  """f32[B, 4]: mean, least, last and sum / 16 of logprobs f32[B, T] over mask bool[B, T]."""
+  least = jnp.where(mask, logprobs, 0.0).min(-1)  # log-probs are never above 0
+  last = jnp.take_along_axis(logprobs, masked.last_index(mask)[:, None], 1)[:, 0]
+  total = masked.masked_sum(logprobs, mask, axis=-1)
+  return jnp.stack([masked.masked_mean(logprobs, mask, axis=-1), least, last, total / 16], -1)

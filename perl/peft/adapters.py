@@ -48,6 +48,7 @@ def init(
   *,
   targets: Sequence[str] = ('attn/(q|k|v|o)',),
   head: bool = False,
+  likelihood: bool = False,
   **options,
 ) -> Tree:
   """A fresh adapter: the base's function exactly (for methods that can), plus a head if asked.
@@ -58,6 +59,7 @@ def init(
     method: a file of perl/peft.
     targets: patterns over `projections(base)`; methods that act on everything ignore them.
     head: add a reward or value head.
+    likelihood: the head also reads the response's log-probs, see models.lm.score.
     **options: the method's own (rank, alpha, ...).
 
   Returns:
@@ -75,7 +77,7 @@ def init(
   adapter = trees.nest({n: module.init(keys[n], leaves[n], **options) for n in names})
   if head:
     width = leaves['final_norm/scale'].shape[-1]
-    adapter['head'] = init_head(jax.random.fold_in(key, 1), width)
+    adapter['head'] = init_head(jax.random.fold_in(key, 1), width, likelihood=likelihood)
   if trees.count(split(adapter)[0]) == 0:
     raise ValueError(
       f'expected something to train, found no trainable leaf for {method!r} with targets {targets};'
@@ -84,10 +86,14 @@ def init(
   return adapter
 
 
-def init_head(key: jax.Array, width: int) -> Tree:
-  """A scalar head: kernel normal with std 1 / sqrt(D + 1), bias 0 (Stiennon et al. 2020)."""
+def init_head(key: jax.Array, width: int, *, likelihood: bool = False) -> Tree:
+  """A scalar head: kernel normal with std 1 / sqrt(D + 1), bias 0 (Stiennon et al. 2020).
+
+  With `likelihood` it also has four weights for the response's log-probs, 0 at init.
+  """
   kernel = jax.random.normal(key, (width, 1), jnp.float32) / np.sqrt(width + 1)
-  return {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
+  head = {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
+  return head | ({'likelihood': jnp.zeros((4,), jnp.float32)} if likelihood else {})
 
 
 def is_adapter(node) -> bool:

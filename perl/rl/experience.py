@@ -39,7 +39,9 @@ def make_experience(
   def build(base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array, offset=0.0):
     tokens, mask = rollout.tokens, rollout.mask
     start = tokens.shape[1] - max_new_tokens
-    scores = lm.score(model, base, frozen['reward'], tokens, mask)
+    scores = lm.score(
+      model, base, frozen['reward'], tokens, mask, response_mask=rollout.response_mask
+    )
     scores = scores - missing_eos_penalty * (~rollout.finished)
     reference = lm.logprobs(
       model, base, frozen['reference'], tokens, mask, temperature=temperature, start=start
