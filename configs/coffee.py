@@ -36,7 +36,7 @@ RATES = {
   ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},
   ('small', 'full'): {'sft': 5e-5, 'reward': 2e-5, 'rl': 1e-5, 'value': 2e-5},
 }
-PRETRAIN_RATE = {'tiny': 2e-3, 'mini': 1e-3, 'small': 5e-4}
+PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 
 
 def get_config(text: str = '') -> ConfigDict:
@@ -49,12 +49,13 @@ def get_config(text: str = '') -> ConfigDict:
   base.use_method(config, given.peft, **RATES[given.size, given.peft])
 
   config.data.update(
-    name='taskmaster_coffee', mirror=given.mirror, max_prompt_tokens=256, max_response_tokens=64
+    name='taskmaster_coffee', mirror=given.mirror, max_prompt_tokens=384, max_response_tokens=96,
+    buckets=(128, 256),
   )
   config.tokenizer.vocab_size = 2048
   config.rl.max_new_tokens = 64
 
-  config.pretrain.update(steps=600, batch_size=32)
+  config.pretrain.update(steps=1200, batch_size=8)
   config.pretrain.optim.learning_rate = PRETRAIN_RATE[given.size]
   config.sft.update(steps=300, batch_size=32)
   config.reward.update(steps=400, batch_size=32, kind=given.kind)
@@ -62,6 +63,8 @@ def get_config(text: str = '') -> ConfigDict:
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=20)
+  config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)
+  config.pretrain.optim.update(warmup_steps=50, weight_decay=0.1, b2=0.95)
   config.rl.optim.schedule = 'constant'
   config.evaluate.max_examples = 512
   return config

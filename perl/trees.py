@@ -97,7 +97,7 @@ def combine(first: Tree, second: Tree) -> Tree:
   )
 
 
-def get(tree: Tree, path: str):
+def get(tree: Tree, path: str) -> Tree:
   """The node at 'a/b/c' of nested dicts; KeyError names the path that is missing."""
   for key in path.split('/') if path else ():
     if key not in tree:

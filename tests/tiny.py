@@ -10,7 +10,7 @@ from perl.models.config import Config
 from perl.models.transformer import Transformer
 from perl.peft import adapters
 
-V = 32
+V = 37
 SHAPE = dict(
   vocab_size=V, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=32
 )

@@ -9,6 +9,7 @@ agent's own turn by the dataset's response_metrics (exact match, valid API calls
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from perl.data.examples import Example
 from perl.evaluate import generation
@@ -18,7 +19,7 @@ from perl.peft import adapters
 from perl.train import metrics
 
 
-def run(config, workdir: str) -> dict:
+def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves samples.json in workdir; returns each metric before (`<name>_before`) and after RL."""
   setting = settings.begin(config, workdir, 'evaluate')
   anchor = artefacts.load_anchor(setting)

@@ -8,11 +8,11 @@ import jax
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import losses
-from perl.train.step import TrainState
+from perl.train.step import LossFn, TrainState
 from perl.types import Batch, Mean, Tree
 
 
-def make_loss(model: Transformer, *, dropout: bool):
+def make_loss(model: Transformer, *, dropout: bool) -> LossFn:
   """The LossFn of next-token prediction over loss_mask (token-mean)."""
 
   def loss(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Mean]]:

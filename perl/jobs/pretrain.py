@@ -4,6 +4,8 @@ Pretraining is full tuning of random weights: the same step, the same adapter pr
 end one merge.
 """
 
+from ml_collections import ConfigDict
+
 from perl import trees
 from perl.jobs import artefacts, language
 from perl.jobs import setting as settings
@@ -13,7 +15,7 @@ from perl.train import loop, sharding
 from perl.train import step as steps
 
 
-def run(config, workdir: str) -> dict:
+def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves base/ in workdir; returns the dev loss, nats per token."""
   setting = settings.begin(config, workdir, 'pretrain')
   model = setting.model(setting.tokenizer.vocab_size)

@@ -11,6 +11,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from perl import trees
 from perl.data.examples import Example
@@ -31,7 +32,7 @@ VALIDATION = {'pairwise': 'pair_accuracy', 'pointwise': 'auc'}
 """reward.kind -> what picks the best checkpoint."""
 
 
-def run(config, workdir: str) -> dict:
+def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ in workdir; returns the test metrics of the chosen checkpoint."""
   setting = settings.begin(config, workdir, 'reward')
   anchor = artefacts.load_anchor(setting)
@@ -56,7 +57,9 @@ def run(config, workdir: str) -> dict:
   })
 
 
-def make_loss(model: Transformer, *, kind: str, margin: bool, centre: float, dropout: bool):
+def make_loss(
+  model: Transformer, *, kind: str, margin: bool, centre: float, dropout: bool
+) -> steps.LossFn:
   """The LossFn of a reward model; a mean over pairs or rows.
 
   Args:

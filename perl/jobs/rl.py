@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from perl import trees
 from perl.jobs import artefacts, responses
@@ -19,10 +20,10 @@ from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import loop, memory, sharding
 from perl.train import step as steps
-from perl.types import Batch, Tree
+from perl.types import Batch, Experience, Mean, Tree
 
 
-def run(config, workdir: str) -> dict:
+def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ (the policy's); returns reward, KL and gold reward of the test prompts."""
   setting = settings.begin(config, workdir, 'rl')
   anchor = artefacts.load_anchor(setting)
@@ -104,7 +105,9 @@ class Step:
     state, more = self.update(state, self.anchor.params, experience)
     return state, {name: m.value() for name, m in metrics.items()} | more
 
-  def gather(self, state: steps.TrainState, batch: Batch):
+  def gather(
+    self, state: steps.TrainState, batch: Batch
+  ) -> tuple[Experience, dict[str, Mean]]:
     """The experience of one batch of prompts, and its metrics."""
     # The update draws from fold_in(key, step); the rollout from a branch of its own.
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)

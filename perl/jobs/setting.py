@@ -8,9 +8,12 @@ import logging
 import os
 import time
 from types import ModuleType
+from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from perl.data import pipeline, tokenizer
 from perl.data.examples import Example
@@ -34,7 +37,7 @@ class Setting:
     stage: its name, which is also that of its section of the config.
   """
 
-  config: object
+  config: ConfigDict
   workdir: str
   stage: str
   started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -135,7 +138,7 @@ class Setting:
     """The batch on the mesh."""
     return sharding.place_batch(batch, self.mesh)
 
-  def optimizer(self, **overrides):
+  def optimizer(self, **overrides: Any) -> optax.GradientTransformation:
     """The stage's optax chain."""
     section = self.config[self.stage]
     options = {**section.optim.to_dict(), **overrides}
@@ -170,7 +173,7 @@ def _layers(size: str) -> int:
   return model_config.SIZES.get(size, {}).get('layers', 0)
 
 
-def begin(config, workdir: str, stage: str) -> Setting:
+def begin(config: ConfigDict, workdir: str, stage: str) -> Setting:
   """Makes the folder, leaves the config in it, and returns the setting."""
   os.makedirs(workdir, exist_ok=True)
   plain = json.loads(config.to_json_best_effort())

@@ -1,6 +1,7 @@
 """Stage `sft`: supervised fine-tuning of an adapter on demonstrations. Its result is the anchor."""
 
 import jax
+from ml_collections import ConfigDict
 
 from perl import trees
 from perl.evaluate import merging
@@ -11,7 +12,7 @@ from perl.train import loop, sharding
 from perl.train import step as steps
 
 
-def run(config, workdir: str) -> dict:
+def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ in workdir; returns the dev loss, and the gold reward where there is one."""
   setting = settings.begin(config, workdir, 'sft')
   base = artefacts.load_base(setting)

@@ -2,12 +2,14 @@
 
 import itertools
 
+from ml_collections import ConfigDict
+
 from perl.data import tokenizer
 from perl.data.examples import Example
 from perl.jobs import setting as settings
 
 
-def run(config, workdir: str) -> dict:
+def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves tokenizer.json (or *.model) in workdir; returns vocab_size and characters per token."""
   setting = settings.begin(config, workdir, 'tokenizer')
   texts = list(_texts(setting))

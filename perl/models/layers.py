@@ -5,6 +5,8 @@ path) replaces the product by ``delta.project(x, w)``. Any other parameter is re
 ``delta.merge(w)``. Where nothing lies, the layer is the plain base: an empty adapter is the base.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,7 +14,9 @@ from flax import linen as nn
 from perl.models.config import Config
 
 
-def adapted(module: nn.Module, name: str, init, shape: tuple[int, ...], dtype) -> jax.Array:
+def adapted(
+  module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
   """The parameter `name` of `module`, as the adapter beside it (if any) would have it."""
   weight = module.param(name, init, shape, dtype)
   if module.has_variable('adapter', name):
@@ -85,7 +89,7 @@ def rotate(x: jax.Array, positions: jax.Array, config: Config) -> jax.Array:
   return jnp.concatenate(out, -1).astype(x.dtype)
 
 
-def activation(name: str):
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   """The nonlinearity of that name."""
   return {
     'silu': jax.nn.silu,

@@ -33,13 +33,23 @@ def variables(base: Tree, adapter: Tree) -> dict:
   return {'params': base, 'adapter': {k: v for k, v in adapter.items() if k != 'head'}}
 
 
-def hidden(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array:
+def hidden(
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  dropout_key: jax.Array | None = None,
+) -> jax.Array:
   """Hidden states after the last norm, f[B, T, D]."""
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   return model.apply(variables(base, adapter), tokens, mask, rngs=rngs)
 
 
-def logits(model, base, adapter, tokens, mask) -> jax.Array:
+def logits(
+  model: Transformer, base: Tree, adapter: Tree, tokens: jax.Array, mask: jax.Array
+) -> jax.Array:
   """Next-token logits f32[B, T, V]: entry t is for the token at t + 1. Not for training: large."""
   return model.apply(variables(base, adapter), tokens, mask, method='logits')
 
@@ -60,7 +70,15 @@ def token_logprobs(logits: jax.Array, targets: jax.Array, temperature: float = 1
 
 
 def logprobs(
-  model, base, adapter, tokens, mask, *, temperature=1.0, start: int = 0, dropout_key=None
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  temperature: float = 1.0,
+  start: int = 0,
+  dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """f32[B, T]: log pi(tokens[t] | tokens[:t]); 0 at t = 0, under the mask and before `start`.
 
@@ -119,7 +137,15 @@ def _head(adapter: Tree) -> Tree:
   return adapter['head']
 
 
-def values(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array:
+def values(
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  dropout_key: jax.Array | None = None,
+) -> jax.Array:
   """f32[B, T]: entry t is V(tokens[:t]), read one token earlier; 0 at t = 0 and under the mask."""
   head = _head(adapter)
   h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)[:, :-1]
@@ -128,7 +154,14 @@ def values(model, base, adapter, tokens, mask, *, dropout_key=None) -> jax.Array
 
 
 def score(
-  model, base, adapter, tokens, mask, *, response_mask=None, dropout_key=None
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  response_mask: jax.Array | None = None,
+  dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """f32[B]: the head's value at the last real token of each row.
 

@@ -53,11 +53,12 @@ def reinforce(logprobs: jax.Array, advantages: jax.Array, mask: jax.Array) -> ja
     advantages: f32[B, T], Z_t - V(x_t); no gradient flows through it.
     mask: bool[B, T], the response's tokens.
   """
-  gain = logprobs * jax.lax.stop_gradient(advantages)
-  return -jnp.where(mask, gain, 0.0).sum(-1)
+  # Masked before the product: 0 * NaN would be NaN in the gradient.
+  advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0.0))
+  return -(jnp.where(mask, logprobs, 0.0) * advantages).sum(-1)
 
 
 def value(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
   """sum_t (Z_t - V(x_t))^2, f32[B] (PERL, sec. 3)."""
-  error = jnp.square(jax.lax.stop_gradient(returns) - values)
-  return jnp.where(mask, error, 0.0).sum(-1)
+  error = jnp.where(mask, jax.lax.stop_gradient(returns) - values, 0.0)
+  return jnp.square(error).sum(-1)

@@ -62,7 +62,8 @@ def batch_mean_baseline(returns: jax.Array, mask: jax.Array, weight: jax.Array) 
     weight: f32[B], 0 for filler rows.
   """
   first = jnp.argmax(mask, -1)
-  whole = jnp.take_along_axis(returns, first[:, None], 1)[:, 0] * weight
+  whole = jnp.take_along_axis(returns, first[:, None], 1)[:, 0]
+  whole = jnp.where(weight > 0, whole, 0.0) * weight  # a filler row may hold anything
   others = jnp.maximum(weight.sum() - weight, 1.0)
   return jnp.where(mask, ((whole.sum() - whole) / others)[:, None], 0.0)
 

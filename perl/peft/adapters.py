@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def init_head(key: jax.Array, width: int, *, likelihood: bool = False) -> Tree:
   return head | ({'likelihood': jnp.zeros((4,), jnp.float32)} if likelihood else {})
 
 
-def is_adapter(node) -> bool:
+def is_adapter(node: Any) -> bool:
   """True for an object of the protocol, False for arrays and dicts."""
   return hasattr(node, 'project') and hasattr(node, 'merge')
 

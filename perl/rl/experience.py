@@ -49,8 +49,12 @@ def make_experience(
     rewards = returns.shaped_rewards(
       scores - offset, rollout.logprobs, reference, rollout.response_mask, beta=beta
     )
+    z = returns.returns_to_go(rewards, rollout.response_mask)
     experience = Experience(
-      tokens, mask, rollout.response_mask, rollout.logprobs, reference, rewards, scores, weight
+      tokens=tokens, mask=mask, response_mask=rollout.response_mask,
+      behaviour_logprobs=rollout.logprobs, reference_logprobs=reference, rewards=rewards, returns=z,
+      batch_mean=returns.batch_mean_baseline(z, rollout.response_mask, weight), scores=scores,
+      weight=weight,
     )
     kl = returns.sequence_kl(rollout.logprobs, reference, rollout.response_mask)
     entropy = masked.masked_sum(-rollout.logprobs, rollout.response_mask, axis=-1)

@@ -13,7 +13,7 @@ import jax
 
 from perl.models import lm
 from perl.models.transformer import Transformer
-from perl.objectives import losses, returns
+from perl.objectives import losses
 from perl.types import Experience, Mean, Tree
 
 BASELINES = ('value', 'batch_mean')
@@ -51,12 +51,12 @@ def make_loss(
       model, base, adapters['policy'], e.tokens, e.mask,
       temperature=temperature, start=start,
     )
-    z = returns.returns_to_go(e.rewards, mask)
+    z = e.returns
     if learnt:
       v = lm.values(model, base, adapters['critic'], e.tokens, e.mask)
       critic = losses.value(v, z, mask)
     else:
-      v, critic = returns.batch_mean_baseline(z, mask, weight), 0.0
+      v, critic = e.batch_mean, 0.0
     policy = losses.reinforce(logprobs, z - v, mask)
     gap = logprobs - e.behaviour_logprobs
     counted = mask & (weight > 0)[:, None]

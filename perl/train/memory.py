@@ -1,5 +1,7 @@
 """Memory of a compiled step, from the compiler: nothing is run and nothing measured twice."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -22,7 +24,7 @@ def analysis(compiled: jax.stages.Compiled) -> dict[str, int]:
   return {f'{name}_bytes': int(size) for name, size in parts.items()} | {'total_bytes': int(total)}
 
 
-def of_step(step, *arguments) -> dict[str, int]:
+def of_step(step: Any, *arguments: Any) -> dict[str, int]:
   """{'peak_memory_bytes': ...} of a jitted step with these arguments (arrays or their shapes)."""
   return {'peak_memory_bytes': analysis(step.lower(*arguments).compile())['total_bytes']}
 

@@ -3,6 +3,8 @@
 The same program runs on one device and on many: only the placements below differ.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -24,7 +26,9 @@ _RULES = (
 )
 
 
-def mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def mesh(
+  *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """The mesh of all devices.
 
   Args:

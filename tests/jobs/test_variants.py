@@ -1,0 +1,100 @@
+"""Jobs on a mesh of eight devices, on local files, with thumbs, folds and full tuning."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toyrun as run
+from test_resume import from_run
+
+from experiments import launch
+from perl.data import toy
+from perl.jobs import reward, sft
+from perl.train import checkpoint
+
+
+def column(folder, name):
+  """A metric over the steps."""
+  return [row[name] for row in run.rows(folder) if name in row]
+
+
+def test_eight_devices_give_the_losses_of_one(toyrun, tmp_path):
+  config = from_run(toyrun, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+  with run.small_world(devices=8):
+    sft.run(config, str(tmp_path / 'sft'))
+  for name in ('train/loss', 'dev/loss', 'train/grad_norm'):
+    ours, theirs = (column(f / 'sft', name) for f in (tmp_path, toyrun))
+    assert len(ours) >= 4
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mesh_that_is_not_the_devices_is_refused(toyrun, tmp_path):
+  config = from_run(toyrun, mesh__data=2, mesh__fsdp=2, mesh__tensor=3)
+  with pytest.raises(ValueError, match=r'product is the 8 devices, found \[2, 2, 3\]'):
+    sft.run(config, str(tmp_path / 'sft'))
+
+
+# --- Local files
+
+
+def write_pairs(folder, broken=''):
+  """A folder of preference files with the toy's pairs; `broken` is appended to train."""
+  folder.mkdir()
+  for split, count in (('train', 32), ('dev', 8), ('test', 8)):
+    pairs = toy.load(split, 'preference')[:count]
+    lines = [json.dumps({n: getattr(p, n) for n in ('prompt', 'chosen', 'rejected', 'group')})
+             for p in pairs]
+    text = '\n'.join([*lines, broken] if broken and split == 'train' else lines)
+    (folder / f'{split}.jsonl').write_text(text + '\n')
+  return str(folder)
+
+
+def local(toyrun, mirror):
+  return from_run(toyrun, data__name='local', data__mirror=mirror, reward__steps=2)
+
+
+def test_a_reward_model_learns_from_local_files(toyrun, tmp_path):
+  with run.small_world():
+    found = reward.run(local(toyrun, write_pairs(tmp_path / 'data')), str(tmp_path / 'reward'))
+  assert 0 <= found['pair_accuracy'] <= 1 and np.isfinite(found['dev_loss'])
+  assert (tmp_path / 'reward' / 'adapter').exists()
+  assert run.read(tmp_path / 'reward' / 'summary.json')['pair_accuracy'] == found['pair_accuracy']
+
+
+def test_a_malformed_row_is_named_by_file_and_line(toyrun, tmp_path):
+  mirror = write_pairs(tmp_path / 'data', broken='{"prompt": "a", "chosen": ')
+  with run.small_world(), pytest.raises(ValueError) as error:
+    reward.run(local(toyrun, mirror), str(tmp_path / 'reward'))
+  assert 'train.jsonl' in str(error.value) and '33' in str(error.value)
+  assert not (tmp_path / 'reward' / 'summary.json').exists()
+
+
+# --- Thumbs, folds, full tuning
+
+
+def test_thumbs_with_folds_are_compared_with_a_bag_of_words(toyrun, tmp_path):
+  config = from_run(toyrun, reward__kind='pointwise', reward__folds=2, reward__steps=2)
+  with run.small_world():
+    found = reward.run(config, str(tmp_path / 'reward'))
+  assert 0 <= found['auc'] <= 1 and 0 <= found['baseline_auc'] <= 1
+  for name in ('fold_auc', 'baseline_fold_auc'):
+    assert len(found[name]) == 2 and all(0 <= x <= 1 for x in found[name])
+    assert found[f'{name}_mean'] == pytest.approx(np.mean(found[name]))
+  assert {p.name for p in (tmp_path / 'reward').glob('fold*')} == {'fold0', 'fold1'}
+
+
+def test_full_tuning_goes_through_the_same_stages(toyrun, tmp_path):
+  config = run.config(
+    inputs__tokenizer=str(toyrun / 'tokenizer'), inputs__base=str(toyrun / 'pretrain'),
+    peft__name='full', sft__steps=2, reward__steps=2, rl__steps=2,
+  )
+  with run.small_world():
+    found = launch.run_stages(config, ('sft', 'reward', 'rl', 'evaluate'), tmp_path)
+  total = found['sft']['parameters_total']
+  assert found['sft']['parameters_trainable'] == found['rl']['parameters_trainable'] == total
+  assert found['reward']['parameters_trainable'] > total  # the head
+  assert abs(run.rows(tmp_path / 'rl')[0]['dev/kl']) < 1e-4
+  base, _ = checkpoint.load_tree(toyrun / 'pretrain' / 'base')
+  adapter, meta = checkpoint.load_tree(tmp_path / 'sft' / 'adapter')
+  assert meta['method'] == 'full' and len(jax.tree.leaves(adapter)) == len(jax.tree.leaves(base))

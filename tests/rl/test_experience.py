@@ -1,0 +1,96 @@
+"""Experience: scores, KL and shaped rewards of a rollout, under stop-gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from perl.models import lm
+from perl.rl.experience import make_experience
+from perl.rl.rollout import rollout
+
+PROMPT, RESPONSE, BETA = 5, 4, 0.25
+MODEL, BASE = tiny.make('llama', layers=1)
+POLICY = tiny.trained(tiny.lora(BASE, head=False), seed=1)
+REWARD = tiny.trained(tiny.lora(BASE), seed=2)
+WEIGHT = jnp.asarray([1.0, 1.0, 1.0, 0.0])
+OTHER = tiny.lora(BASE, head=False)  # the base itself
+
+
+@pytest.fixture(scope='module')
+def out():
+  mask = tiny.right_mask([5, 3, 1, 4], PROMPT)[:, ::-1]
+  sampled = rollout(
+    MODEL, BASE, POLICY, tiny.tokens(4, PROMPT), mask, jax.random.key(0),
+    max_new_tokens=RESPONSE, temperature=0.7, eos_id=1, pad_id=0,
+  )
+  # Two rows by hand: one ended early, two cut off.
+  short = sampled.response_mask.at[0, PROMPT + 2 :].set(False)
+  return sampled.replace(
+    response_mask=short, mask=sampled.mask & (short | (jnp.arange(PROMPT + RESPONSE) < PROMPT)),
+    logprobs=jnp.where(short, sampled.logprobs, 0.0),
+    finished=jnp.asarray([True, False, True, False]),
+  )
+
+
+@pytest.fixture(scope='module')
+def build():
+  return make_experience(
+    MODEL, max_new_tokens=RESPONSE, beta=BETA, temperature=0.7, missing_eos_penalty=2.0)
+
+
+def test_scores_take_the_penalty_of_a_missing_eos(out, build):
+  e, _ = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
+  expected = lm.score(MODEL, BASE, REWARD, out.tokens, out.mask)
+  np.testing.assert_allclose(e.scores, expected - 2.0 * jnp.asarray([0, 1, 0, 1]), atol=1e-5)
+
+
+def test_rewards_are_floats_at_the_last_token_with_k1_everywhere(out, build):
+  e, _ = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT, 0.5)
+  assert e.rewards.dtype == jnp.float32
+  reference = lm.logprobs(MODEL, BASE, {}, out.tokens, out.mask, temperature=0.7)
+  k1 = np.where(out.response_mask, out.logprobs - reference, 0.0)
+  expected = -BETA * k1
+  for b in range(4):
+    last = np.flatnonzero(out.response_mask[b])[-1]
+    expected[b, last] += (1 - BETA) * (e.scores[b] - 0.5)
+  np.testing.assert_allclose(e.rewards, expected, atol=1e-5)
+  assert np.abs(k1).max() > 0.01
+
+
+def test_the_offset_is_in_the_rewards_and_not_in_scores_or_metrics(out, build):
+  frozen = {'reference': OTHER, 'reward': REWARD}
+  (a, m), (b, n) = (build(BASE, frozen, out, WEIGHT, jnp.float32(x)) for x in (0.0, 3.0))
+  np.testing.assert_array_equal(a.scores, b.scores)
+  tiny.equal(m, n)
+  np.testing.assert_allclose((a.rewards - b.rewards).sum(-1), 0.75 * 3.0, rtol=1e-4)
+
+
+def test_metrics_leave_filler_rows_out(out, build):
+  e, metrics = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
+  np.testing.assert_allclose(metrics['reward'].value(), e.scores[:3].mean(), rtol=1e-5)
+  kl = jnp.where(e.response_mask, e.behaviour_logprobs - e.reference_logprobs, 0.0).sum(-1)
+  np.testing.assert_allclose(metrics['kl'].value(), kl[:3].mean(), rtol=1e-5)
+  tokens = out.response_mask.sum(-1)[:3].mean()
+  np.testing.assert_allclose(metrics['response_tokens'].value(), tokens, rtol=1e-6)
+  np.testing.assert_allclose(metrics['finished'].value(), 2 / 3, rtol=1e-6)
+  objective = 0.75 * metrics['reward'].value() - 0.25 * metrics['kl'].value()
+  np.testing.assert_allclose(metrics['objective'].value(), objective, rtol=1e-5)
+
+
+def test_the_kl_to_itself_is_zero_but_for_the_samplers_rounding(out, build):
+  """Teacher-forced on both sides it is 0 to the bit: one formula, one forward."""
+  _, metrics = build(BASE, {'reference': POLICY, 'reward': REWARD}, out, WEIGHT)
+  assert abs(metrics['kl'].value()) < 1e-5
+  ask = lambda adapter: lm.logprobs(MODEL, BASE, adapter, out.tokens, out.mask, temperature=0.7)
+  np.testing.assert_array_equal(ask(OTHER), ask({}))
+
+
+def test_nothing_of_it_is_differentiated(out, build):
+  def total(reward):
+    e, metrics = build(BASE, {'reference': OTHER, 'reward': reward}, out, WEIGHT)
+    return e.rewards.sum() + e.scores.sum() + metrics['reward'].value()
+
+  grads = jax.grad(total)(REWARD)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))

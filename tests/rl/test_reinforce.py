@@ -1,0 +1,199 @@
+"""REINFORCE: its sampled gradient is the enumerated one, and it finds known optima."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from perl.models import lm
+from perl.objectives import returns
+from perl.peft import adapters
+from perl.rl import reinforce
+from perl.rl.experience import make_experience
+from perl.rl.rollout import rollout
+from perl.train import optim, step
+from perl.types import Experience
+
+V, EOS, BETA, TEMPERATURE, ROWS = 5, 1, 0.25, 0.7, 4096
+MODEL, BASE = tiny.make('llama', layers=1, vocab_size=V)
+POLICY = tiny.trained(tiny.lora(BASE, head=False), 0.3, seed=1)
+REFERENCE = tiny.trained(tiny.lora(BASE, head=False), 0.3, seed=2)
+REWARD, CRITIC = (tiny.trained(tiny.lora(BASE), 0.3, seed=s) for s in (3, 4))
+PROMPT = jnp.asarray([[0, 2, 3]], jnp.int32)
+FROZEN = {'reference': REFERENCE, 'reward': REWARD}
+
+
+def repeated(rows):
+  return jnp.tile(PROMPT, (rows, 1)), jnp.ones((rows, 3), bool)
+
+
+def sampled(policy, key, *, response, rows=ROWS):
+  return rollout(
+    MODEL, BASE, policy, *repeated(rows), key, max_new_tokens=response, temperature=TEMPERATURE,
+    eos_id=EOS, pad_id=0,
+  )
+
+
+def enumerated(response):
+  """Every response of at most two tokens: ids, mask and response mask, [N, 3 + response]."""
+  rows = [(a, b) for a, b in itertools.product(range(V), repeat=2) if a != EOS or b == 0]
+  rows = [row[:response] for row in rows]
+  real = [[True, row[0] != EOS][:response] for row in rows]
+  count = len(rows)
+  prompts, whole = repeated(count)
+  mask = jnp.concatenate([whole, jnp.asarray(real)], 1)
+  tokens = jnp.concatenate([prompts, jnp.asarray(rows, jnp.int32)], 1)
+  return tokens, mask, mask & (jnp.arange(3 + response) >= 3)
+
+
+def objective(policy):
+  """(1 - beta) E r - beta KL(pi || reference), over all responses of two tokens."""
+  tokens, mask, response_mask = enumerated(2)
+  ask = functools.partial(
+    lm.logprobs, MODEL, BASE, tokens=tokens, mask=mask, temperature=TEMPERATURE, start=3)
+  logprobs = jnp.where(response_mask, ask(policy), 0.0).sum(-1)
+  log_ratio = logprobs - jnp.where(response_mask, ask(REFERENCE), 0.0).sum(-1)
+  scores = lm.score(MODEL, BASE, REWARD, tokens, mask)
+  p = jnp.exp(logprobs)
+  return jnp.vdot(p, (1 - BETA) * scores - BETA * log_ratio), p.sum()
+
+
+@pytest.mark.parametrize('baseline', reinforce.BASELINES)
+def test_the_sampled_gradient_is_the_enumerated_one(baseline):
+  """Through sampler, reward model, shaping, baseline and loss; projected on random directions."""
+  learnt, fixed = adapters.split(POLICY)
+  (_, mass), exact = jax.jit(jax.value_and_grad(
+    lambda x: objective(adapters.trees.combine(x, fixed)), has_aux=True))(learnt)
+  exact = exact if not isinstance(exact, tuple) else exact[0]
+  build = make_experience(MODEL, max_new_tokens=2, beta=BETA, temperature=TEMPERATURE)
+  loss = reinforce.make_loss(
+    MODEL, max_new_tokens=2, temperature=TEMPERATURE, baseline=baseline)
+  parts = 16
+
+  @jax.jit
+  def gradients(experience):
+    def one(part):
+      tree = lambda x: {'policy': adapters.trees.combine(x, fixed), 'critic': CRITIC}
+      return jax.grad(lambda x: loss(tree(x), BASE, part, None)[0].value())(learnt)
+
+    cut = jax.tree.map(lambda x: x.reshape(parts, ROWS // parts, *x.shape[1:]), experience)
+    return jax.lax.map(one, cut)
+
+  out = sampled(POLICY, jax.random.key(7), response=2)
+  found = gradients(build(BASE, FROZEN, out, jnp.ones(ROWS))[0])
+  rng = np.random.default_rng(0)
+  expected, estimates = 0.0, []
+  directions = [jax.tree.map(lambda g: rng.normal(size=g.shape), exact) for _ in range(6)]
+  for direction in [exact, *directions]:
+    leaves = zip(*map(jax.tree.leaves, (direction, exact, found)))
+    pairs = [(np.vdot(d, e), -np.tensordot(f, d, d.ndim)) for d, e, f in map(
+      lambda group: tuple(np.asarray(x, np.float64) for x in group), leaves)]
+    expected = sum(e for e, _ in pairs)
+    estimates = sum(f for _, f in pairs)
+    error = estimates.std(ddof=1) / parts**0.5
+    assert abs(estimates.mean() - expected) < 4 * error
+  # Along its own direction the gradient is far from zero, so that the test can fail.
+  along = sum(np.vdot(g, g) for g in jax.tree.leaves(exact))
+  assert along > 0.0 and mass == pytest.approx(1.0, abs=1e-5)
+
+
+def experience_of(out, table, weight=None):
+  """A one-step bandit: the reward of an arm is in a table, and nothing else counts."""
+  reward = jnp.where(out.response_mask, table[out.tokens], 0.0)
+  rows = out.tokens.shape[0]
+  return Experience(
+    out.tokens, out.mask, out.response_mask, out.logprobs, jnp.zeros_like(out.logprobs), reward,
+    reward.sum(-1), jnp.ones(rows) if weight is None else weight,
+  )
+
+
+def learn(reward, *, method, steps, rate, beta=0.0, rows=128):
+  """Probabilities of the arms after some steps from the base, with the batch-mean baseline."""
+  policy = adapters.init(jax.random.key(0), BASE, method, rank=2)
+  tx = optim.make('adamw', learning_rate=rate, steps=steps, schedule_name='cosine')
+  state = step.init_state({'policy': policy}, tx, jax.random.key(1), adapters.split)
+  loss = reinforce.make_loss(
+    MODEL, max_new_tokens=1, temperature=TEMPERATURE, baseline='batch_mean')
+  update = step.make_train_step(loss, tx, split=adapters.split)
+  anchor = arms({})
+
+  @jax.jit
+  def build(out):
+    e = experience_of(out, (1 - beta) * reward)
+    k1 = jnp.where(out.response_mask, out.logprobs - jnp.log(anchor)[out.tokens], 0.0)
+    return e.replace(rewards=e.rewards - beta * k1)
+
+  for i in range(steps):
+    key = jax.random.fold_in(jax.random.key(2), i)
+    out = sampled(state.adapters['policy'], key, response=1, rows=rows)
+    state, metrics = update(state, BASE, build(out))
+    assert i or metrics['sampler_gap'] < 1e-5
+  assert update._cache_size() == 1
+  return anchor, arms(state.adapters['policy'])
+
+
+def arms(policy):
+  logits = lm.logits(MODEL, BASE, policy, *repeated(1))[0, -1]
+  return jax.nn.softmax(logits / TEMPERATURE)
+
+
+def test_it_finds_the_best_arm():
+  reward = jnp.asarray([0.0, 0.3, 1.0, 0.5, 0.1])
+  before, after = learn(reward, method='lora', steps=60, rate=0.05)
+  assert before[2] < 0.6 and after[2] > 0.95
+
+
+def test_it_finds_the_gibbs_policy_of_the_regularised_bandit():
+  """The optimum of (1 - beta) r - beta KL is pi ~ anchor exp((1 - beta) r / beta)."""
+  reward, beta = jnp.asarray([0.0, 0.3, 1.0, 0.5, 0.1]), 0.4
+  before, after = learn(reward, method='full', steps=120, rate=0.02, beta=beta, rows=512)
+  optimum = before * jnp.exp((1 - beta) * reward / beta)
+  optimum = optimum / optimum.sum()
+  assert jnp.abs(before - optimum).sum() > 0.2
+  assert jnp.abs(after - optimum).sum() < 0.06
+
+
+def test_the_baseline_of_a_batch_ignores_filler_rows():
+  out = sampled(POLICY, jax.random.key(3), response=1, rows=4)
+  table = jnp.arange(V, dtype=jnp.float32)
+  loss = reinforce.make_loss(
+    MODEL, max_new_tokens=1, temperature=TEMPERATURE, baseline='batch_mean')
+  ask = lambda e: loss({'policy': POLICY}, BASE, e, None)[0]
+  filled = experience_of(out, table, jnp.asarray([1.0, 1.0, 1.0, 0.0]))
+  filled = filled.replace(rewards=filled.rewards.at[3].set(1e6))
+  fewer = jax.tree.map(lambda x: x[:3], experience_of(out, table))
+  np.testing.assert_allclose(ask(filled).value(), ask(fewer).value(), rtol=1e-5)
+
+
+def test_each_term_trains_its_own_adapter_and_dropout_is_off():
+  tree = {
+    'policy': tiny.trained(tiny.lora(BASE, head=False, dropout=0.5), 0.3, seed=1),
+    'critic': tiny.trained(tiny.lora(BASE, dropout=0.5), 0.3, seed=4),
+  }
+  out = sampled(POLICY, jax.random.key(3), response=2, rows=4)
+  e = experience_of(out, jnp.arange(V, dtype=jnp.float32))
+  loss = reinforce.make_loss(MODEL, max_new_tokens=2, temperature=TEMPERATURE)
+  run = jax.jit(jax.value_and_grad(
+    lambda tree, key: (lambda mean, metrics: (mean.value(), metrics))(*loss(tree, BASE, e, key)),
+    has_aux=True))
+  (value, metrics), grads = run(tree, jax.random.key(0))
+  tiny.equal(((value, metrics), grads), run(tree, jax.random.key(1)))
+  np.testing.assert_allclose(
+    value, metrics['policy_loss'].value() + metrics['value_loss'].value(), rtol=1e-5)
+  assert metrics['sampler_gap'].value() < 1e-5
+  v = lm.values(MODEL, BASE, CRITIC, out.tokens, out.mask)
+  z = returns.returns_to_go(e.rewards, e.response_mask)
+  expected = jnp.where(e.response_mask, (z - v) ** 2, 0.0).sum(-1).mean()
+  np.testing.assert_allclose(metrics['value_loss'].value(), expected, rtol=1e-5)
+  only_critic = lambda head: loss(
+    {**tree, 'critic': {**tree['critic'], 'head': head}}, BASE, e, None)[1]['policy_loss'].value()
+  assert not np.any(jax.grad(only_critic)(tree['critic']['head'])['kernel'])
+
+
+def test_an_unknown_baseline_is_an_error():
+  with pytest.raises(ValueError, match=r"\('value', 'batch_mean'\), found 'mean'"):
+    reinforce.trains('mean')
