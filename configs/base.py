@@ -138,6 +138,8 @@ FIELDS: dict[str, Field] = {
                          source='Eisenstein et al. 2023', low=0.0),
   'reward.likelihood': Field(False, 'The head also reads how likely the model finds the response '
                              '(models.lm.score); not in the paper, whose models are large.'),
+  'reward.probe': Field(False, 'Start the head from a logistic regression over the anchor.',
+                        source='Kumar et al. 2022'),
   'reward.folds': Field(0, 'Cross-validate over groups too, in so many folds; 0 is the fixed '
                         'split alone.',
                         'folds', low=0),

@@ -58,7 +58,10 @@ def get_config(text: str = '') -> ConfigDict:
   config.pretrain.update(steps=1200, batch_size=8)
   config.pretrain.optim.learning_rate = PRETRAIN_RATE[given.size]
   config.sft.update(steps=300, batch_size=32)
-  config.reward.update(steps=400, batch_size=32, kind=given.kind)
+  config.reward.update(
+    steps=400, batch_size=16, kind=given.kind, likelihood=True, probe=True
+  )
+  config.peft.update(rank=16, alpha=32.0, dropout=0.1)
   config.rl.update(steps=200, batch_size=16)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)

@@ -31,18 +31,23 @@ def get_config(text: str = '') -> ConfigDict:
   config.seed = given.seed
   base.use_method(config, given.peft, **RATES[given.peft])
 
+  config.model.size = 'micro'
+  config.tokenizer.vocab_size = 420
   config.data.name = 'toy'
-  config.data.max_prompt_tokens = 96
+  config.data.max_prompt_tokens = 64
   config.data.max_response_tokens = 32
   config.rl.max_new_tokens = 32
 
-  config.pretrain.update(steps=300, batch_size=32)
-  config.sft.update(steps=150, batch_size=32)
-  config.reward.update(steps=300, batch_size=32, kind='pairwise')
-  config.rl.update(steps=150, batch_size=64, temperature=1.0)
+  config.pretrain.update(steps=500, batch_size=64)
+  config.sft.update(steps=100, batch_size=64)
+  config.reward.update(steps=300, batch_size=64, kind='pairwise')
+  config.rl.update(steps=120, batch_size=64, temperature=1.0, beta=0.1)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
+  config.pretrain.evaluate_every_steps = 100
+  config.pretrain.optim.learning_rate = 2e-3
+  config.rl.evaluate_every_steps = 20
   config.rl.optim.schedule = 'constant'
-  config.evaluate.max_examples = 256
+  config.evaluate.update(max_examples=256, batch_size=128)
   return config

@@ -86,7 +86,10 @@ def test_files_are_small(name):
 
 
 def public_functions(name: str):
-  """(qualified name, function, whether it is a method) of every public function of a file."""
+  """(qualified name, function, whether it is a method) of every public function of a file.
+
+  Linen's `setup` is a hook, like __call__.
+  """
   tree = parsed(name)
   owners = [(tree, '', False)] + [
     (node, f'{node.name}.', True) for node in tree.body
@@ -94,8 +97,7 @@ def public_functions(name: str):
   ]
   for owner, prefix, method in owners:
     for node in owner.body:
-      hook = node.name == 'setup' if isinstance(node, ast.FunctionDef) else True  # Linen calls it
-      if not hook and not node.name.startswith('_'):
+      if isinstance(node, ast.FunctionDef) and not node.name.startswith(('_', 'setup')):
         yield prefix + node.name, node, method
 
 

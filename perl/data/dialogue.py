@@ -9,7 +9,7 @@ as in the reward files of github.com/google-research-datasets/Taskmaster (TM-3-2
 Rendered, a turn opens with the marker of its role, and an agent turn closes with '<|eos|>':
   <|user|>a latte<|agent|>{"get_menu_items":{"query":"latte"}}<|eos|>
   <|api|>{"items":{"latte-1":"Latte"}}<|agent|>
-in one line. Calls and responses are compact JSON; ids are renamed, copies staying copies (`_Names`).
+in one line. Calls and responses are compact JSON; ids are renamed, copies stay copies (`_Names`).
 """
 
 import hashlib

@@ -5,7 +5,6 @@ recipe is also cross-validated over groups, beside a bag of words on the same fo
 """
 
 import dataclasses
-import functools
 import os
 
 import jax
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from perl import trees
 from perl.data.examples import Example
 from perl.evaluate import baseline, classification
-from perl.jobs import artefacts
+from perl.jobs import artefacts, scoring
 from perl.jobs import setting as settings
 from perl.models import lm
 from perl.models.transformer import Transformer
@@ -26,8 +25,6 @@ from perl.train import loop, memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Mean, Tree
 
-EXAMPLES = {'pairwise': 'preference', 'pointwise': 'labelled'}
-"""reward.kind -> the kind of examples that it learns from."""
 VALIDATION = {'pairwise': 'pair_accuracy', 'pointwise': 'auc'}
 """reward.kind -> what picks the best checkpoint."""
 
@@ -36,11 +33,11 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ in workdir; returns the test metrics of the chosen checkpoint."""
   setting = settings.begin(config, workdir, 'reward')
   anchor = artefacts.load_anchor(setting)
-  kind = EXAMPLES[config.reward.kind]
+  kind = scoring.example_kind(setting)
   train, dev, test = (setting.examples(split, kind) for split in ('train', 'dev', 'test'))
   adapter, result = _train(setting, anchor, train, dev)
   artefacts.save_adapter(setting, anchor, adapter, head=True)
-  report = _report(setting, test, predict(setting, anchor, adapter, test))
+  report = _report(setting, test, scoring.predict(setting, anchor, adapter, test))
   result = {f'dev_{k}': v for k, v in result.items() if k != 'step_seconds'} | {
     k: v for k, v in result.items() if k == 'step_seconds'
   }
@@ -72,7 +69,7 @@ def make_loss(
 
   def score(adapter, base, tokens, mask, prompt_tokens, key):
     return lm.score(
-      model, base, adapter, tokens, mask, response_mask=_after(mask, prompt_tokens),
+      model, base, adapter, tokens, mask, response_mask=scoring.after_prompt(mask, prompt_tokens),
       dropout_key=key if dropout else None,
     )
 
@@ -108,10 +105,15 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx):
   )
 
 
-def _initial_state(setting: settings.Setting, anchor: artefacts.Base, tx) -> steps.TrainState:
+def _initial_state(
+  setting: settings.Setting, anchor: artefacts.Base, tx, train: list[Example]
+) -> steps.TrainState:
   adapter = artefacts.new_adapter(
     setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
   )
+  if setting.config.reward.probe and train:
+    adapter['head'] = scoring.probed_head(setting, anchor, adapter, train)
+    adapter = artefacts.place_adapter(adapter, anchor.params, setting)
   state = steps.init_state(adapter, tx, setting.key, adapters.split)
   return sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
 
@@ -120,17 +122,18 @@ def _train(
   setting: settings.Setting, anchor: artefacts.Base, train: list[Example], dev: list[Example]
 ) -> tuple[Tree, dict]:
   """The best adapter by validation, and its dev metrics."""
-  section, kind = setting.config.reward, EXAMPLES[setting.config.reward.kind]
+  section, kind = setting.config.reward, scoring.example_kind(setting)
   tx = setting.optimizer()
   step = _make_step(setting, anchor, tx)
 
   def evaluate(state: steps.TrainState) -> dict[str, float]:
-    report = _report(setting, dev, predict(setting, anchor, state.adapters, dev), bootstrap=0)
+    scores = scoring.predict(setting, anchor, state.adapters, dev)
+    report = _report(setting, dev, scores, bootstrap=0)
     return {k: v for k, v in report.items() if isinstance(v, float)}
 
   state, result = loop.fit(
     lambda state, batch: step(state, anchor.params, setting.place(batch)),
-    _initial_state(setting, anchor, tx),
+    _initial_state(setting, anchor, tx, train),
     setting.stream(setting.rows(train, kind), kind),
     meta=artefacts.run_meta(setting, anchor, head=True),
     evaluate=evaluate,
@@ -138,40 +141,6 @@ def _train(
     **setting.loop_options(),
   )
   return state.adapters, result
-
-
-def predict(
-  setting: settings.Setting, anchor: artefacts.Base, adapter: Tree, examples: list[Example]
-) -> np.ndarray:
-  """Scores of the examples in their order: f32[N], or f32[N, 2] (chosen, rejected) of pairs.
-
-  Examples that were left out (overlong, identical pairs) score NaN.
-  """
-  kind = EXAMPLES[setting.config.reward.kind]
-  fields = ('chosen', 'rejected') if kind == 'preference' else ('tokens',)
-  out = np.full((len(examples), len(fields)), np.nan, np.float32)
-  for batch in setting.evaluation_batches(setting.rows(examples, kind), kind):
-    placed = setting.place(batch)
-    real = batch['weight'] > 0
-    for column, field in enumerate(fields):
-      mask = placed['mask' if field == 'tokens' else f'{field}_mask']
-      scores = _score(
-        anchor.model, anchor.params, adapter, placed[field], mask, placed['prompt_tokens']
-      )
-      out[batch['index'][real], column] = np.asarray(scores)[real]
-  return out if kind == 'preference' else out[:, 0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
-  return lm.score(
-    model, base, adapter, tokens, mask, response_mask=_after(mask, prompt_tokens)
-  )
-
-
-def _after(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:
-  """bool[B, T]: the real tokens from column prompt_tokens i32[B] on, in right-padded rows."""
-  return mask & (jnp.arange(mask.shape[-1]) >= prompt_tokens[:, None])
 
 
 def _report(
@@ -219,7 +188,7 @@ def cross_validate(
     part = dataclasses.replace(setting, workdir=os.path.join(setting.workdir, f'fold{number}'))
     os.makedirs(part.workdir, exist_ok=True)
     adapter, _ = _train(part, anchor, pick(inside[chosen]), pick(inside[held]))
-    scores = predict(setting, anchor, adapter, pick(outside))
+    scores = scoring.predict(setting, anchor, adapter, pick(outside))
     ours.append(classification.auc(scores, labels[outside]))
     theirs.append(
       classification.auc(baseline.fit_predict(pick(inside), pick(outside)), labels[outside])
@@ -232,12 +201,12 @@ def cross_validate(
 
 def step_memory(setting: settings.Setting, anchor: artefacts.Base) -> dict:
   """Bytes that the compiled train step needs, at the longest bucket; nothing is run."""
-  kind = EXAMPLES[setting.config.reward.kind]
+  kind = scoring.example_kind(setting)
   tx = setting.optimizer()
   rows = setting.rows(setting.examples('dev', kind), kind)
   batch = memory.longest(setting.evaluation_batches(rows, kind))
   batch = memory.resized(batch, setting.config.reward.batch_size)
   return memory.of_step(
-    _make_step(setting, anchor, tx), _initial_state(setting, anchor, tx), anchor.params,
+    _make_step(setting, anchor, tx), _initial_state(setting, anchor, tx, []), anchor.params,
     setting.place(batch),
   )

@@ -13,6 +13,7 @@ _LIKE_GEMMA = dict(
 SIZES: dict[str, dict] = {
   # Ours; the vocabulary is the tokenizer's. Counts are with a vocabulary of 1,024 (small: 16,384).
   'nano': dict(layers=2, width=64, heads=2, kv_heads=2, head_dim=32, mlp_width=192),  # 0.17 M
+  'micro': dict(layers=3, width=96, heads=4, kv_heads=4, head_dim=24, mlp_width=256),  # 0.43 M
   'tiny': dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, mlp_width=384),  # 0.98 M
   'mini': dict(layers=8, width=320, heads=5, kv_heads=5, head_dim=64, mlp_width=864),  # 10.2 M
   'medium': dict(layers=8, width=512, heads=8, kv_heads=8, head_dim=64, mlp_width=1152),  # 22.6 M

@@ -178,17 +178,40 @@ def score(
     ValueError: the adapter has no head, or its head needs a response_mask and there is none.
   """
   head = _head(adapter)
-  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
-  last = masked.last_index(mask)
-  out = _read(head, jnp.take_along_axis(h, last[:, None, None], 1)[:, 0])
-  if 'likelihood' not in head:
-    return out
-  if response_mask is None:
+  likely = 'likelihood' in head
+  if likely and response_mask is None:
     raise ValueError(
       'expected a response_mask, for the head reads the likelihood of the response; found none'
     )
+  features = head_features(
+    model, base, adapter, tokens, mask, response_mask=response_mask if likely else None,
+    dropout_key=dropout_key,
+  )
+  out = _read(head, features[:, : model.config.width])
+  return out + features[:, model.config.width :] @ head['likelihood'] if likely else out
+
+
+def head_features(
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  response_mask: jax.Array | None = None,
+  dropout_key: jax.Array | None = None,
+) -> jax.Array:
+  """What a reward head reads, f32[B, D], or f32[B, D + 4] with a response_mask.
+
+  The hidden state at the last real token, then `likelihood_features` of the response.
+  """
+  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
+  last = masked.last_index(mask)
+  out = jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)
+  if response_mask is None:
+    return out
   logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
-  return out + likelihood_features(logprobs, response_mask & mask) @ head['likelihood']
+  return jnp.concatenate([out, likelihood_features(logprobs, response_mask & mask)], -1)
 
 
 def likelihood_features(logprobs: jax.Array, mask: jax.Array) -> jax.Array:

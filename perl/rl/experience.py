@@ -1,5 +1,6 @@
 """From rollouts to experience: scores, anchor log-probs, shaped rewards; all without gradient."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from perl.objectives import returns
 from perl.types import Experience, Mean, Rollout, Tree
 
 
+@functools.cache  # the same function for the same arguments: compiled once, wherever it is made
 def make_experience(
   model: Transformer,
   *,

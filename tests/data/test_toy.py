@@ -17,7 +17,7 @@ QUESTION = '<|user|>a latte with honey<|agent|>'
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch):
   sizes = {'train': 150, 'dev': 40, 'test': 40}
-  monkeypatch.setattr(toy, 'SIZES', {kind: sizes for kind in KINDS})
+  monkeypatch.setattr(toy, 'SIZES', dict.fromkeys(KINDS, sizes))
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -100,7 +100,9 @@ def test_gold_reward_of_garbage_lies_in_the_unit_interval():
 def test_response_metrics():
   right = toy.response_metrics(PROMPT, BEST, 'what size?')
   assert right == {'gold_reward': 1., 'exact_match': 1., 'valid_api_call': 1.}
-  assert toy.response_metrics(QUESTION, 'what size?', '')['valid_api_call'] == 0.
+  assert toy.response_metrics(QUESTION, 'what size?', '')['valid_api_call'] == 1.
+  for invalid in (BEST[:-1], BEST.replace('oat', 'cow'), BEST.replace('milk', 'syrup'), 'hello'):
+    assert toy.response_metrics(PROMPT, invalid, '')['valid_api_call'] == 0.
   assert toy.response_metrics(PROMPT, BEST.replace('oat', 'soy'), '')['exact_match'] == 0.
 
 

@@ -154,3 +154,23 @@ def test_no_head_is_an_error_with_a_remedy(made, ask_for):
   model, base, _ = made
   with pytest.raises(ValueError, match=r'expected an adapter with a head.*head=True'):
     ask_for(model, base, {}, tiny.tokens(), tiny.right_mask(LENGTHS))
+
+
+def test_a_head_may_read_the_likelihood_of_the_response(made):
+  """score += weights . (mean, least, last, sum / 16) of log pi over the response's tokens."""
+  model, base, adapter = made
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  response = mask & (jnp.arange(10) >= 3)
+  weights = jnp.asarray([1.0, -2.0, 3.0, 0.5])
+  ask = jax.jit(lambda w, m: lm.score(
+    model, base, {**adapter, 'head': adapter['head'] | {'likelihood': w}}, tokens, mask,
+    response_mask=m))
+  plain = lm.score(model, base, adapter, tokens, mask)
+  np.testing.assert_allclose(ask(jnp.zeros(4), response), plain, atol=1e-6)
+  found, logprobs = ask(weights, response) - plain, lm.logprobs(model, base, adapter, tokens, mask)
+  for b, length in enumerate(LENGTHS):
+    x = np.asarray(logprobs[b, 3:length])
+    expected = x.mean() - 2 * x.min() + 3 * x[-1] + x.sum() / 32 if len(x) else 0.0
+    np.testing.assert_allclose(found[b], expected, atol=1e-4)
+  with pytest.raises(ValueError, match='expected a response_mask'):
+    ask(weights, None)

@@ -21,10 +21,10 @@ def test_next_token_is_the_mean_over_tokens():
 
 
 def test_pairwise_by_hand():
-  difference = np.log(3.0)  # sigmoid 3/4
+  difference = jnp.float32(np.log(3.0))  # sigmoid 3/4
   found = losses.pairwise(jnp.asarray([difference, 0.0]), jnp.asarray([0.0, difference]))
   np.testing.assert_allclose(found, [-np.log(3 / 4), -np.log(1 / 4)], rtol=1e-6)
-  margin = losses.pairwise(jnp.float32(difference), jnp.float32(0.0), margin=jnp.float32(difference))
+  margin = losses.pairwise(difference, jnp.float32(0.0), margin=difference)
   np.testing.assert_allclose(margin, np.log(2.0), rtol=1e-6)
   centred = losses.pairwise(jnp.float32(2.0), jnp.float32(1.0), centre=0.1)
   np.testing.assert_allclose(centred, np.log1p(np.exp(-1.0)) + 0.9, rtol=1e-6)

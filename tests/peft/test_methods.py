@@ -42,15 +42,16 @@ def method(request):
 
 
 def test_a_fresh_adapter_is_the_base(method):
-  plain = method.logits(method.base, {}, tiny.tokens(), MASK)
-  np.testing.assert_array_equal(method.logits(method.base, method.fresh, tiny.tokens(), MASK), plain)
+  ask = lambda adapter: method.logits(method.base, adapter, tiny.tokens(), MASK)
+  np.testing.assert_array_equal(ask(method.fresh), ask({}))
 
 
 def test_project_is_merge(method):
   """x through the adapter == x through the merged matrix, and so for whole models."""
   rng = np.random.default_rng(0)
   x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 6), (6, 5)))
-  delta = tiny.trained(method.module.init(jax.random.key(1), w, **OPTIONS), 0.3)
+  delta = method.module.init(jax.random.key(1), w, **OPTIONS)
+  delta = tiny.trained({'kernel': delta}, 0.3)['kernel']
   np.testing.assert_allclose(delta.project(x, w), x @ delta.merge(w), atol=1e-5)
   merged = adapters.merge(method.base, method.adapter)
   assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, method.base)
@@ -75,9 +76,11 @@ def test_gradients_are_finite_differences(method):
   with jax.enable_x64(True):
     double = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
     x, w = (jnp.asarray(rng.normal(size=s)) for s in ((3, 6), (6, 5)))
-    delta = double(tiny.trained(method.module.init(jax.random.key(1), w, **OPTIONS), 0.3))
+    delta = method.module.init(jax.random.key(1), w, **OPTIONS)
+    delta = double(tiny.trained({'kernel': delta}, 0.3))
     learnt, fixed = adapters.split(delta)
-    loss = lambda learnt, x: jnp.sin(trees.combine(learnt, fixed).project(x, w)).sum()
+    loss = lambda learnt, x: jnp.sin(
+      trees.combine(learnt, fixed)['kernel'].project(x, w)).sum()
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (learnt, x))
     moved = lambda size: jax.tree.map(lambda a, d: a + size * d, (learnt, x), direction)
     expected = (loss(*moved(1e-6)) - loss(*moved(-1e-6))) / 2e-6

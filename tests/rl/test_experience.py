@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from perl.models import lm
+from perl.objectives import returns
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 
@@ -57,6 +58,14 @@ def test_rewards_are_floats_at_the_last_token_with_k1_everywhere(out, build):
     expected[b, last] += (1 - BETA) * (e.scores[b] - 0.5)
   np.testing.assert_allclose(e.rewards, expected, atol=1e-5)
   assert np.abs(k1).max() > 0.01
+
+
+def test_returns_and_the_batch_mean_are_those_of_the_rewards(out, build):
+  e, _ = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
+  z = returns.returns_to_go(e.rewards, out.response_mask)
+  np.testing.assert_allclose(e.returns, z, atol=1e-6)
+  mean = returns.batch_mean_baseline(z, out.response_mask, WEIGHT)
+  np.testing.assert_allclose(e.batch_mean, mean, atol=1e-6)
 
 
 def test_the_offset_is_in_the_rewards_and_not_in_scores_or_metrics(out, build):

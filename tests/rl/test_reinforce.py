@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from perl import trees
 from perl.models import lm
 from perl.objectives import returns
 from perl.peft import adapters
@@ -66,9 +67,9 @@ def objective(policy):
 def test_the_sampled_gradient_is_the_enumerated_one(baseline):
   """Through sampler, reward model, shaping, baseline and loss; projected on random directions."""
   learnt, fixed = adapters.split(POLICY)
-  (_, mass), exact = jax.jit(jax.value_and_grad(
-    lambda x: objective(adapters.trees.combine(x, fixed)), has_aux=True))(learnt)
-  exact = exact if not isinstance(exact, tuple) else exact[0]
+  whole = lambda x: trees.combine(x, fixed)
+  enumerate_all = jax.value_and_grad(lambda x: objective(whole(x)), has_aux=True)
+  (_, mass), exact = jax.jit(enumerate_all)(learnt)
   build = make_experience(MODEL, max_new_tokens=2, beta=BETA, temperature=TEMPERATURE)
   loss = reinforce.make_loss(
     MODEL, max_new_tokens=2, temperature=TEMPERATURE, baseline=baseline)
@@ -77,7 +78,7 @@ def test_the_sampled_gradient_is_the_enumerated_one(baseline):
   @jax.jit
   def gradients(experience):
     def one(part):
-      tree = lambda x: {'policy': adapters.trees.combine(x, fixed), 'critic': CRITIC}
+      tree = lambda x: {'policy': whole(x), 'critic': CRITIC}
       return jax.grad(lambda x: loss(tree(x), BASE, part, None)[0].value())(learnt)
 
     cut = jax.tree.map(lambda x: x.reshape(parts, ROWS // parts, *x.shape[1:]), experience)
@@ -85,29 +86,28 @@ def test_the_sampled_gradient_is_the_enumerated_one(baseline):
 
   out = sampled(POLICY, jax.random.key(7), response=2)
   found = gradients(build(BASE, FROZEN, out, jnp.ones(ROWS))[0])
-  rng = np.random.default_rng(0)
-  expected, estimates = 0.0, []
-  directions = [jax.tree.map(lambda g: rng.normal(size=g.shape), exact) for _ in range(6)]
-  for direction in [exact, *directions]:
-    leaves = zip(*map(jax.tree.leaves, (direction, exact, found)))
-    pairs = [(np.vdot(d, e), -np.tensordot(f, d, d.ndim)) for d, e, f in map(
-      lambda group: tuple(np.asarray(x, np.float64) for x in group), leaves)]
-    expected = sum(e for e, _ in pairs)
-    estimates = sum(f for _, f in pairs)
+  assert mass == pytest.approx(1.0, abs=1e-5)
+  flat = lambda tree, lead: np.concatenate(
+    [np.asarray(x, np.float64).reshape(*lead, -1) for x in jax.tree.leaves(tree)], -1)
+  exact, found = flat(exact, ()), -flat(found, (parts,))
+  assert np.linalg.norm(exact) > 0.05  # so that the test can fail
+  for direction in [exact, *np.random.default_rng(0).normal(size=(6, exact.size))]:
+    estimates = found @ direction
     error = estimates.std(ddof=1) / parts**0.5
-    assert abs(estimates.mean() - expected) < 4 * error
-  # Along its own direction the gradient is far from zero, so that the test can fail.
-  along = sum(np.vdot(g, g) for g in jax.tree.leaves(exact))
-  assert along > 0.0 and mass == pytest.approx(1.0, abs=1e-5)
+    assert abs(estimates.mean() - exact @ direction) < 4 * error
+  assert found.mean(0) @ exact == pytest.approx(exact @ exact, rel=0.25)
 
 
-def experience_of(out, table, weight=None):
-  """A one-step bandit: the reward of an arm is in a table, and nothing else counts."""
-  reward = jnp.where(out.response_mask, table[out.tokens], 0.0)
-  rows = out.tokens.shape[0]
+def experience_of(out, rewards, weight=None):
+  """Of rewards f32[B, T] by hand, instead of a reward model's."""
+  weight = jnp.ones(out.tokens.shape[0]) if weight is None else weight
+  rewards = jnp.where(out.response_mask, rewards, 0.0)
+  z = returns.returns_to_go(rewards, out.response_mask)
   return Experience(
-    out.tokens, out.mask, out.response_mask, out.logprobs, jnp.zeros_like(out.logprobs), reward,
-    reward.sum(-1), jnp.ones(rows) if weight is None else weight,
+    tokens=out.tokens, mask=out.mask, response_mask=out.response_mask,
+    behaviour_logprobs=out.logprobs, reference_logprobs=jnp.zeros_like(out.logprobs),
+    rewards=rewards, returns=z, scores=rewards.sum(-1), weight=weight,
+    batch_mean=returns.batch_mean_baseline(z, out.response_mask, weight),
   )
 
 
@@ -123,9 +123,8 @@ def learn(reward, *, method, steps, rate, beta=0.0, rows=128):
 
   @jax.jit
   def build(out):
-    e = experience_of(out, (1 - beta) * reward)
-    k1 = jnp.where(out.response_mask, out.logprobs - jnp.log(anchor)[out.tokens], 0.0)
-    return e.replace(rewards=e.rewards - beta * k1)
+    k1 = out.logprobs - jnp.log(anchor)[out.tokens]
+    return experience_of(out, (1 - beta) * reward[out.tokens] - beta * k1)
 
   for i in range(steps):
     key = jax.random.fold_in(jax.random.key(2), i)
@@ -159,14 +158,32 @@ def test_it_finds_the_gibbs_policy_of_the_regularised_bandit():
 
 def test_the_baseline_of_a_batch_ignores_filler_rows():
   out = sampled(POLICY, jax.random.key(3), response=1, rows=4)
-  table = jnp.arange(V, dtype=jnp.float32)
   loss = reinforce.make_loss(
     MODEL, max_new_tokens=1, temperature=TEMPERATURE, baseline='batch_mean')
   ask = lambda e: loss({'policy': POLICY}, BASE, e, None)[0]
-  filled = experience_of(out, table, jnp.asarray([1.0, 1.0, 1.0, 0.0]))
-  filled = filled.replace(rewards=filled.rewards.at[3].set(1e6))
-  fewer = jax.tree.map(lambda x: x[:3], experience_of(out, table))
+  rewards = jnp.asarray(out.tokens, jnp.float32)
+  filled = experience_of(out, rewards.at[3].set(1e6), jnp.asarray([1.0, 1.0, 1.0, 0.0]))
+  first = lambda x: x[:3]
+  fewer = experience_of(jax.tree.map(first, out), first(rewards))
   np.testing.assert_allclose(ask(filled).value(), ask(fewer).value(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('baseline', reinforce.BASELINES)
+def test_microbatches_are_the_full_batch(baseline):
+  out = sampled(POLICY, jax.random.key(3), response=2, rows=8)
+  build = make_experience(MODEL, max_new_tokens=2, beta=BETA, temperature=TEMPERATURE)
+  e, _ = build(BASE, FROZEN, out, jnp.ones(8).at[5].set(0.0))
+  loss = reinforce.make_loss(MODEL, max_new_tokens=2, temperature=TEMPERATURE, baseline=baseline)
+  tx = optim.make('sgd', learning_rate=1.0, steps=1, clip_norm=0.0)
+  roles = {'policy': POLICY, 'critic': CRITIC}
+  found = []
+  for parts in (1, 4):
+    fresh = {role: jax.tree.map(jnp.copy, roles[role]) for role in reinforce.trains(baseline)}
+    state = step.init_state(fresh, tx, jax.random.key(0), adapters.split)
+    update = step.make_train_step(loss, tx, split=adapters.split, microbatches=parts)
+    found.append(update(state, BASE, e))
+  tiny.close(*(state.adapters for state, _ in found), rtol=1e-4)
+  tiny.close(*(metrics for _, metrics in found), rtol=1e-4)
 
 
 def test_each_term_trains_its_own_adapter_and_dropout_is_off():
@@ -175,7 +192,7 @@ def test_each_term_trains_its_own_adapter_and_dropout_is_off():
     'critic': tiny.trained(tiny.lora(BASE, dropout=0.5), 0.3, seed=4),
   }
   out = sampled(POLICY, jax.random.key(3), response=2, rows=4)
-  e = experience_of(out, jnp.arange(V, dtype=jnp.float32))
+  e = experience_of(out, jnp.asarray(out.tokens, jnp.float32))
   loss = reinforce.make_loss(MODEL, max_new_tokens=2, temperature=TEMPERATURE)
   run = jax.jit(jax.value_and_grad(
     lambda tree, key: (lambda mean, metrics: (mean.value(), metrics))(*loss(tree, BASE, e, key)),
@@ -186,8 +203,7 @@ def test_each_term_trains_its_own_adapter_and_dropout_is_off():
     value, metrics['policy_loss'].value() + metrics['value_loss'].value(), rtol=1e-5)
   assert metrics['sampler_gap'].value() < 1e-5
   v = lm.values(MODEL, BASE, CRITIC, out.tokens, out.mask)
-  z = returns.returns_to_go(e.rewards, e.response_mask)
-  expected = jnp.where(e.response_mask, (z - v) ** 2, 0.0).sum(-1).mean()
+  expected = jnp.where(e.response_mask, (e.returns - v) ** 2, 0.0).sum(-1).mean()
   np.testing.assert_allclose(metrics['value_loss'].value(), expected, rtol=1e-5)
   only_critic = lambda head: loss(
     {**tree, 'critic': {**tree['critic'], 'head': head}}, BASE, e, None)[1]['policy_loss'].value()

@@ -2,8 +2,8 @@
 
 A user orders drinks (size, milk, extra, count), perhaps with a correction; the agent's next turn
 is the call of `add_order_item` with the slots that were mentioned last, or, if the drink or the
-size is missing, the question for it. Demonstrations come from a hurried demonstrator (`people`): their mean
-gold reward is 0.59, and their mode is often wrong. Preferences and thumbs are sampled
+size is missing, the question for it. Demonstrations come from a hurried demonstrator (`people`):
+their mean gold reward is 0.59, and their mode is often wrong. Preferences and thumbs are sampled
 from the gold reward. Everything follows from `seed`.
 
 Splits: the first user's turn of a dialogue is its group and decides its split
@@ -80,14 +80,25 @@ def best_response(prompt: str) -> str:
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
-  """`gold_reward`, `exact_match` with the best response, and `valid_api_call`, each in [0, 1].
+  """Three figures in [0, 1]: `gold_reward`, `exact_match`, `valid_api_call`.
 
-  `reference` is a demonstration, which may be wrong, so that it is not compared with.
+  exact_match: the response is the best one, up to the order of the slots and white space;
+    `reference` is a demonstration, which may be wrong, and is not compared with.
+  valid_api_call: the response could be carried out: it calls the API with known slots and values,
+    or is one of the questions (a reply is valid too, as for the Taskmaster datasets).
   """
   del reference
   same = dialogue.parse_response(response) == dialogue.parse_response(best_response(prompt))
   return {'gold_reward': gold_reward(prompt, response), 'exact_match': float(same),
-          'valid_api_call': float(_called(response) is not None)}
+          'valid_api_call': float(_valid(response))}
+
+
+def _valid(response: str) -> bool:
+  called = _called(response)
+  if called is None:
+    return response.strip() in grammar.QUESTIONS.values()
+  return bool(called) and all(value in grammar.VALUES.get(slot, ())
+                              for slot, value in called.items())
 
 
 def _called(response: str) -> dict | None:

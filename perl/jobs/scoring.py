@@ -1,0 +1,92 @@
+"""Scores of reward models over lists of examples, and the head that a linear probe gives."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perl.data.examples import Example
+from perl.jobs import probe
+from perl.jobs.artefacts import Base
+from perl.jobs.setting import Setting
+from perl.models import lm
+from perl.types import Tree
+
+EXAMPLES = {'pairwise': 'preference', 'pointwise': 'labelled'}
+"""reward.kind -> the kind of examples that it learns from."""
+
+
+def example_kind(setting: Setting) -> str:
+  """The kind of examples that config.reward.kind asks for."""
+  return EXAMPLES[setting.config.reward.kind]
+
+
+def predict(
+  setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
+) -> np.ndarray:
+  """Scores of the examples in their order: f32[N], or f32[N, 2] (chosen, rejected) of pairs.
+
+  Examples that were left out (overlong, identical pairs) score NaN.
+  """
+  columns = [
+    _over_rows(_score, setting, anchor, adapter, examples, field) for field in _fields(setting)
+  ]
+  return columns[0] if len(columns) == 1 else np.stack(columns, -1)
+
+
+def _fields(setting: Setting) -> tuple[str, ...]:
+  pairs = setting.config.reward.kind == 'pairwise'
+  return ('chosen', 'rejected') if pairs else ('tokens',)
+
+
+def _over_rows(
+  function: Callable, setting: Setting, anchor: Base, adapter: Tree,
+  examples: list[Example], field: str,
+) -> np.ndarray:
+  """f32[N, ...]: function(model, base, adapter, tokens, mask, prompt_tokens) of every example."""
+  kind = example_kind(setting)
+
+  def parts():
+    for batch in setting.evaluation_batches(setting.rows(examples, kind), kind):
+      placed = setting.place(batch)
+      mask = placed['mask' if field == 'tokens' else f'{field}_mask']
+      found = function(
+        anchor.model, anchor.params, adapter, placed[field], mask, placed['prompt_tokens']
+      )
+      yield np.asarray(found), batch['index'], batch['weight']
+
+  return probe.gather(parts(), len(examples))
+
+
+def probed_head(
+  setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
+) -> Tree:
+  """The adapter's head, fitted to what the anchor says of the training examples."""
+  features = functools.partial(_features, likelihood='likelihood' in adapter['head'])
+  found = [
+    _over_rows(features, setting, anchor, adapter, examples, field) for field in _fields(setting)
+  ]
+  keep = np.isfinite(found[0]).all(-1)
+  if len(found) == 2:
+    return probe.fit_pair_head(found[0][keep], found[1][keep], adapter['head'])
+  labels = np.array([e.label for e in examples])[keep]
+  return probe.fit_head(found[0][keep], labels, adapter['head'])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
+  response_mask = after_prompt(mask, prompt_tokens)
+  return lm.score(model, base, adapter, tokens, mask, response_mask=response_mask)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames='likelihood')
+def _features(model, base, adapter, tokens, mask, prompt_tokens, *, likelihood) -> jax.Array:
+  response_mask = after_prompt(mask, prompt_tokens) if likelihood else None
+  return lm.head_features(model, base, adapter, tokens, mask, response_mask=response_mask)
+
+
+def after_prompt(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:
+  """bool[B, T]: the real tokens from column prompt_tokens i32[B] on, in right-padded rows."""
+  return mask & (jnp.arange(mask.shape[-1]) >= prompt_tokens[:, None])

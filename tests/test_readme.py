@@ -1,0 +1,103 @@
+"""Every command of the README means something: its module, config, overrides and files exist."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from experiments import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / 'README.md'
+OUTPUT = ('--workdir', '--json', '--out')
+"""Flags that name what a command writes."""
+FILE = re.compile(r'[\w./-]+/[\w.-]+\.(py|json|md|ipynb|html|yaml|toml)')
+MODULE = re.compile(r'\bpython[\d.]* -m ([^`\n]+)')
+TARGET = re.compile(r'(?:^|`|&& )make ([a-z-]+)', re.M)
+
+
+def modules(text: str) -> list[list[str]]:
+  """[module, arguments ...] of every `python -m`, in blocks and inline, continued lines joined."""
+  found = MODULE.findall(re.sub(r'\\\n\s*', ' ', text))
+  return [shlex.split(re.split(r'\s(?:&&|\||;)\s', line)[0], comments=True) for line in found]
+
+
+def outside(path: str) -> bool:
+  """True for a path that a clean clone does not hold by design."""
+  resolved = (ROOT / path).resolve()
+  made_by_users = {'runs', 'build', '.venv'}
+  return not resolved.is_relative_to(ROOT) or resolved.relative_to(ROOT).parts[0] in made_by_users
+
+
+def check(module: str, arguments: list[str]) -> None:
+  """Fails where the command would fail for its words alone."""
+  found = importlib.util.find_spec(module)
+  assert found is not None, f'no module {module}'
+  spec = next((a.split('=', 1)[1] for a in arguments if a.startswith('--config=')), None)
+  overrides = [a for a in arguments if a.startswith(('--config.', '--noconfig.'))]
+  if spec is not None and not outside(spec.split(':')[0]):
+    cli.read(spec, overrides)
+  else:
+    cli.check_overrides(overrides)
+  source = pathlib.Path(found.origin).read_text() + pathlib.Path(cli.__file__).read_text()
+  for argument in arguments:
+    flag = re.match(r'--([a-z]\w*)(=|$)', argument)
+    if flag and flag[1] != 'config' and module.split('.')[0] == 'experiments':
+      assert f'--{flag[1]}' in source or f"'{flag[1]}'" in source, f'{module} has no {argument}'
+    for path in FILE.finditer('' if argument.startswith(OUTPUT) else argument):
+      assert outside(path[0]) or (ROOT / path[0]).exists(), f'no file {path[0]}'
+
+
+def readme() -> str:
+  """Its text; empty while there is none."""
+  return README.read_text() if README.exists() else ''
+
+
+@pytest.fixture(autouse=True)
+def from_root(monkeypatch):
+  """Commands are run from the root of the repository."""
+  monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize('words', modules(readme()), ids=' '.join)
+def test_a_python_command_of_the_readme_is_valid(words):
+  check(words[0], words[1:])
+
+
+@pytest.mark.parametrize('target', sorted(set(TARGET.findall(readme()))))
+def test_a_make_target_of_the_readme_exists(target):
+  assert re.search(rf'^{re.escape(target)}:', (ROOT / 'Makefile').read_text(), re.M)
+
+
+def test_the_readme_says_how_to_run_the_demo():
+  assert {'demo', 'test'} <= set(TARGET.findall(readme()))
+  assert any(words[0] == 'experiments.launch' for words in modules(readme()))
+
+
+# --- The reader of commands itself
+
+
+def test_commands_are_found_in_blocks_and_inline():
+  text = 'x\n```\nmake demo && python -m a.b \\\n    --c=1  # why\n```\n`.venv/bin/python -m d`\n'
+  assert modules(text) == [['a.b', '--c=1'], ['d']] and TARGET.findall(text) == ['demo']
+
+
+@pytest.mark.parametrize('line, wrong', [
+  ('experiments.launch --config=configs/demo.py:seed=1 --workdir=runs/x', None),
+  ('experiments.launch --config=runs/x/config.json --workdir=/elsewhere/y', None),
+  ('experiments.lunch --config=configs/demo.py', 'no module'),
+  ('experiments.launch --config=configs/dmo.py', 'demo.py'),
+  ('experiments.launch --config=configs/demo.py:sed=1', 'seed'),
+  ('experiments.launch --config=configs/demo.py --config.peft.rnk=1', 'peft.rank'),
+  ('experiments.launch --config=configs/demo.py --jbo=rl', 'has no --jbo'),
+  ('experiments.report notebooks/missing.ipynb', 'no file'),
+])
+def test_a_wrong_command_is_noticed(line, wrong):
+  module, *arguments = line.split()
+  if wrong is None:
+    check(module, arguments)
+  else:
+    with pytest.raises((AssertionError, ValueError), match=wrong):
+      check(module, arguments)
