@@ -74,7 +74,9 @@ def test_a_malformed_row_is_named_by_file_and_line(toyrun, tmp_path):
 
 
 def test_thumbs_with_folds_are_compared_with_a_bag_of_words(toyrun, tmp_path):
-  config = from_run(toyrun, reward__kind='pointwise', reward__folds=2, reward__steps=2)
+  for stage in ('tokenizer', 'pretrain', 'sft'):  # a fold finds its siblings as the stage does
+    (tmp_path / stage).symlink_to(toyrun / stage)
+  config = run.config(reward__kind='pointwise', reward__folds=2, reward__steps=2)
   with run.small_world():
     found = reward.run(config, str(tmp_path / 'reward'))
   assert 0 <= found['auc'] <= 1 and 0 <= found['baseline_auc'] <= 1
