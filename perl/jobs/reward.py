@@ -4,7 +4,6 @@ The best checkpoint by validation is the result, as in PERL. With config.reward.
 recipe is also cross-validated over groups, beside a bag of words on the same folds.
 """
 
-import dataclasses
 import os
 
 import jax
@@ -35,7 +34,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   anchor = artefacts.load_anchor(setting)
   kind = scoring.example_kind(setting)
   train, dev, test = (setting.examples(split, kind) for split in ('train', 'dev', 'test'))
-  adapter, result = _train(setting, anchor, train, dev)
+  adapter, result = _train(setting, anchor, train, dev, workdir)
   artefacts.save_adapter(setting, anchor, adapter, head=True)
   report = _report(setting, test, scoring.predict(setting, anchor, adapter, test))
   result = {f'dev_{k}': v for k, v in result.items() if k != 'step_seconds'} | {
@@ -119,9 +118,13 @@ def _initial_state(
 
 
 def _train(
-  setting: settings.Setting, anchor: artefacts.Base, train: list[Example], dev: list[Example]
+  setting: settings.Setting,
+  anchor: artefacts.Base,
+  train: list[Example],
+  dev: list[Example],
+  workdir: str,
 ) -> tuple[Tree, dict]:
-  """The best adapter by validation, and its dev metrics."""
+  """The best adapter by validation, and its dev metrics; checkpoints and metrics in workdir."""
   section, kind = setting.config.reward, scoring.example_kind(setting)
   tx = setting.optimizer()
   step = _make_step(setting, anchor, tx)
@@ -138,7 +141,7 @@ def _train(
     meta=artefacts.run_meta(setting, anchor, head=True),
     evaluate=evaluate,
     best_metric=VALIDATION[section.kind],
-    **setting.loop_options(),
+    **{**setting.loop_options(), 'workdir': workdir},
   )
   return state.adapters, result
 
@@ -185,9 +188,8 @@ def cross_validate(
     chosen, _ = baseline.folds(labels[inside], groups[inside], 10)[0]
     held = np.setdiff1d(np.arange(len(inside)), chosen)
     pick = lambda where: [examples[i] for i in where]
-    part = dataclasses.replace(setting, workdir=os.path.join(setting.workdir, f'fold{number}'))
-    os.makedirs(part.workdir, exist_ok=True)
-    adapter, _ = _train(part, anchor, pick(inside[chosen]), pick(inside[held]))
+    folder = os.path.join(setting.workdir, f'fold{number}')
+    adapter, _ = _train(setting, anchor, pick(inside[chosen]), pick(inside[held]), folder)
     scores = scoring.predict(setting, anchor, adapter, pick(outside))
     ours.append(classification.auc(scores, labels[outside]))
     theirs.append(

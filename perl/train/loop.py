@@ -136,7 +136,7 @@ class _Run:
     self.seconds: list[float] = []  # of the steps between two logs, on average
     self.pending: list[dict[str, jax.Array]] = []
     self.evaluations: dict[int, dict[str, float]] = {}
-    self.since = time.perf_counter()
+    self.since, self.spent, self.timed = time.perf_counter(), 0.0, 0
     self.last_good: int | None = None
     self.warm = False  # compiled: the first stretch of steps is no measure of speed
 
@@ -147,6 +147,7 @@ class _Run:
       return state, 0
     self.stream.set_state(restored.data_state)
     self.evaluations = {int(k): v for k, v in restored.meta.get('evaluations', {}).items()}
+    self.pending = restored.meta.get('pending', [])
     self.last_good = restored.step
     logging.info('resumed from step %d in %s', restored.step, self.folder)
     return from_arrays(state, restored.tree), restored.step
@@ -160,14 +161,29 @@ class _Run:
   def advance(self, state: TrainState, done: int, steps: int) -> TrainState:
     state, values = self.step_fn(state, next(self.stream))
     self.pending.append(values)
+    self.timed += 1
     if done % self.log_every_steps == 0 or done == steps:
       self.log(done)
     return state
 
   def log(self, done: int) -> None:
     """Fetches what the device has meanwhile computed: the only place where Python waits for it."""
-    rows = jax.device_get(self.pending)
+    rows = self.fetch(done)
     self.pending = []
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    mean.pop('finite', None)
+    self.pause()
+    mean['step_seconds'] = self.spent / max(self.timed, 1)
+    if self.warm:
+      self.seconds.append(mean['step_seconds'])
+    self.warm, self.spent, self.timed = True, 0.0, 0
+    self.since = time.perf_counter()
+    self.writer.write(done, mean, prefix='train')
+
+  def fetch(self, done: int) -> list[dict[str, float]]:
+    """The metrics since the last log as numbers; stops the run if a step was not finite."""
+    fetched = jax.device_get(self.pending)
+    rows = [{name: float(value) for name, value in row.items()} for row in fetched]
     if not all(row.get('finite', 1.0) for row in rows):
       self.saver.wait()
       good = f'step {self.last_good} in {self.folder}' if self.last_good is not None else 'none yet'
@@ -176,33 +192,35 @@ class _Run:
         f'before step {done}; the last good checkpoint is {good}. '
         'Lower the learning rate or clip_norm, or look at the data of those steps'
       )
-    mean = {name: float(sum(r[name] for r in rows) / len(rows)) for name in rows[0]}
-    mean.pop('finite', None)
-    now = time.perf_counter()
-    mean['step_seconds'] = (now - self.since) / len(rows)
-    if self.warm:
-      self.seconds.append(mean['step_seconds'])
-    self.warm = True
-    self.since = now
-    self.writer.write(done, mean, prefix='train')
+    return rows
 
   def measure(self, state: TrainState, done: int) -> dict[str, float]:
     if self.pending:
       self.log(done)
+    self.pause()
     values = self.evaluate(state)
     self.evaluations[done] = values
     self.writer.write(done, values, prefix='dev')
-    self.since = time.perf_counter()  # an evaluation is no part of a step
+    self.since = time.perf_counter()
     return values
 
+  def pause(self) -> None:
+    """Stops the clock of the steps: evaluations and saves are no part of them."""
+    self.spent += time.perf_counter() - self.since
+
   def save(self, state: TrainState, done: int) -> None:
-    if self.pending:
-      self.log(done)
+    # A log that is under way goes along, so that a resumed run writes the very same lines.
+    self.pending = self.fetch(done)
+    self.pause()
     self.saver.save(
       done,
       to_arrays(state),
       data_state=self.stream.get_state(),
-      meta={'run': self.meta, 'evaluations': {str(k): v for k, v in self.evaluations.items()}},
+      meta={
+        'run': self.meta,
+        'evaluations': {str(k): v for k, v in self.evaluations.items()},
+        'pending': self.pending,
+      },
       metrics=self.measured(done),
     )
     self.last_good = done

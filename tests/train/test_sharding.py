@@ -100,7 +100,7 @@ def test_the_state_keeps_its_placement_over_a_step():
     logprobs = lm.logprobs(model, base, tree, batch['tokens'], batch['mask'])
     return step.Mean.of(-logprobs), {}
 
-  run = step.make_train_step(loss, tx, split=adapters.split)
+  run = step.make_train_step(loss, tx, split=adapters.split, shardings=places)
   for _ in range(2):
     state, _ = run(state, base, batch)
   assert run._cache_size() == 1

@@ -3,8 +3,8 @@
 A user orders drinks (size, milk, extra, count), perhaps with a correction; the agent's next turn
 is the call of `add_order_item` with the slots that were mentioned last, or, if the drink or the
 size is missing, the question for it. Demonstrations come from a hurried demonstrator (`people`):
-their mean gold reward is 0.59, and their mode is often wrong. Preferences and thumbs are sampled
-from the gold reward. Everything follows from `seed`.
+their mean gold reward is about 0.59, and their mode is often wrong. Preferences and thumbs are
+sampled from the gold reward. Everything follows from `seed`.
 
 Splits: the first user's turn of a dialogue is its group and decides its split
 (`dialogue.split_of`), so that no order text, and no prefix of a context, is in two splits.
@@ -25,7 +25,7 @@ SIZES = {
   'prompt': {'train': 4000, 'dev': 300, 'test': 300},
 }
 OPTIMUM = 1.  # gold_reward of best_response, for every prompt
-TEMPERATURE = .1  # noise of preferences and thumbs, in units of the gold reward
+TEMPERATURE = .05  # noise of preferences and thumbs, in units of the gold reward
 THRESHOLD = .7  # the gold reward at which thumbs up and down are equally likely
 
 
