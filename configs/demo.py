@@ -34,9 +34,10 @@ def get_config(text: str = '') -> ConfigDict:
   config.model.size = 'micro'
   config.tokenizer.vocab_size = 420
   config.data.name = 'toy'
-  config.data.max_prompt_tokens = 64
-  config.data.max_response_tokens = 32
-  config.rl.max_new_tokens = 32
+  config.data.max_prompt_tokens = 40
+  config.data.max_response_tokens = 24
+  config.data.buckets = (40,)
+  config.rl.max_new_tokens = 24
   # All projections: at this size the reward model gains from the MLP's too.
   config.peft.targets = ('attn/(q|k|v|o)', 'mlp/(gate|up|down)')
 

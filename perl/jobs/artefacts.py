@@ -5,6 +5,7 @@ import os
 
 import flax.serialization
 import jax
+import optax
 
 from perl import trees
 from perl.jobs.setting import Setting
@@ -12,6 +13,7 @@ from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters
 from perl.train import checkpoint, provenance, sharding
+from perl.train import step as steps
 from perl.types import Tree
 
 
@@ -72,6 +74,15 @@ def new_adapter(
 def place_adapter(adapter: Tree, params: Tree, setting: Setting) -> Tree:
   """Low-rank adapters replicated, full copies sharded like their base."""
   return sharding.place(adapter, sharding.state_shardings(adapter, params, setting.mesh))
+
+
+def first_state(
+  setting: Setting, base: Tree, learning: Tree, tx: optax.GradientTransformation
+) -> tuple[steps.TrainState, Tree]:
+  """(the state before the first step, on the mesh; its placements, which the step is to keep)."""
+  state = steps.init_state(learning, tx, setting.key, adapters.split)
+  places = sharding.state_shardings(state, base, setting.mesh)
+  return sharding.place(state, places), places
 
 
 def adapter_meta(setting: Setting, base: Base, *, head: bool) -> dict:

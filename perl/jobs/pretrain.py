@@ -25,10 +25,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
   adapter = artefacts.place_adapter(adapters.init(setting.key, params, 'full'), params, setting)
   tx = setting.optimizer()
-  state = steps.init_state(adapter, tx, setting.key)
-  state = sharding.place(state, sharding.state_shardings(state, params, setting.mesh))
+  state, places = artefacts.first_state(setting, params, adapter, tx)
   step = steps.make_train_step(
-    language.make_loss(model, dropout=False), tx, microbatches=config.pretrain.microbatches
+    language.make_loss(model, dropout=False), tx, split=adapters.split, shardings=places,
+    microbatches=config.pretrain.microbatches,
   )
   batches = [setting.place(b) for b in setting.evaluation_batches(dev, 'document')]
   meta = {'seed': config.seed, 'tokenizer': setting.tokenizer.digest}

@@ -20,7 +20,7 @@ from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import losses
 from perl.peft import adapters
-from perl.train import loop, memory, sharding
+from perl.train import loop, memory
 from perl.train import step as steps
 from perl.types import Batch, Mean, Tree
 
@@ -93,28 +93,27 @@ def make_loss(
   return {'pointwise': pointwise, 'pairwise': pairwise}[kind]
 
 
-def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx):
+def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tree):
   section = setting.config.reward
   loss = make_loss(
     anchor.model, kind=section.kind, margin=section.margin, centre=section.centre,
     dropout=setting.config.peft.dropout > 0,
   )
   return steps.make_train_step(
-    loss, tx, split=adapters.split, microbatches=section.microbatches
+    loss, tx, split=adapters.split, shardings=places, microbatches=section.microbatches
   )
 
 
 def _initial_state(
   setting: settings.Setting, anchor: artefacts.Base, tx, train: list[Example]
-) -> steps.TrainState:
+) -> tuple[steps.TrainState, Tree]:
   adapter = artefacts.new_adapter(
     setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
   )
   if setting.config.reward.probe and train:
     adapter['head'] = scoring.probed_head(setting, anchor, adapter, train)
     adapter = artefacts.place_adapter(adapter, anchor.params, setting)
-  state = steps.init_state(adapter, tx, setting.key, adapters.split)
-  return sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
+  return artefacts.first_state(setting, anchor.params, adapter, tx)
 
 
 def _train(
@@ -127,7 +126,8 @@ def _train(
   """The best adapter by validation, and its dev metrics; checkpoints and metrics in workdir."""
   section, kind = setting.config.reward, scoring.example_kind(setting)
   tx = setting.optimizer()
-  step = _make_step(setting, anchor, tx)
+  state, places = _initial_state(setting, anchor, tx, train)
+  step = _make_step(setting, anchor, tx, places)
 
   def evaluate(state: steps.TrainState) -> dict[str, float]:
     scores = scoring.predict(setting, anchor, state.adapters, dev)
@@ -136,7 +136,7 @@ def _train(
 
   state, result = loop.fit(
     lambda state, batch: step(state, anchor.params, setting.place(batch)),
-    _initial_state(setting, anchor, tx, train),
+    state,
     setting.stream(setting.rows(train, kind), kind),
     meta=artefacts.run_meta(setting, anchor, head=True),
     evaluate=evaluate,
@@ -208,7 +208,6 @@ def step_memory(setting: settings.Setting, anchor: artefacts.Base) -> dict:
   rows = setting.rows(setting.examples('dev', kind), kind)
   batch = memory.longest(setting.evaluation_batches(rows, kind))
   batch = memory.resized(batch, setting.config.reward.batch_size)
-  return memory.of_step(
-    _make_step(setting, anchor, tx), _initial_state(setting, anchor, tx, []), anchor.params,
-    setting.place(batch),
-  )
+  state, places = _initial_state(setting, anchor, tx, [])
+  step = _make_step(setting, anchor, tx, places)
+  return memory.of_step(step, state, anchor.params, setting.place(batch))

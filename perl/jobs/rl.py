@@ -18,7 +18,7 @@ from perl.jobs import setting as settings
 from perl.peft import adapters
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
-from perl.train import loop, memory, sharding
+from perl.train import loop, memory
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
@@ -34,11 +34,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   # An explicit copy: the policy's own buffers are donated to the step.
   frozen = {'reference': jax.tree.map(jnp.copy, learning['policy']), 'reward': reward}
   tx = _optimizer(setting, roles)
-  state = steps.init_state(learning, tx, setting.key, adapters.split)
-  state = sharding.place(state, sharding.state_shardings(state, anchor.params, setting.mesh))
+  state, places = artefacts.first_state(setting, anchor.params, learning, tx)
   dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
-  step = Step(setting, anchor, frozen, algorithm, tx, offset=offset)
+  step = Step(setting, anchor, frozen, algorithm, tx, places, offset=offset)
   rows = setting.rows(setting.examples('train', 'prompt'), 'prompt')
   state, result = loop.fit(
     step, state, setting.stream(rows, 'prompt'),
@@ -84,7 +83,7 @@ def _optimizer(setting: settings.Setting, roles: tuple[str, ...]) -> optax.Gradi
 class Step:
   """(state, prompts) -> (state, metrics): rollout, experience, update; three compiled programs."""
 
-  def __init__(self, setting, anchor, frozen, algorithm, tx, *, offset: float):
+  def __init__(self, setting, anchor, frozen, algorithm, tx, places, *, offset: float):
     rl = setting.config.rl
     self.setting, self.anchor, self.frozen, self.offset = setting, anchor, frozen, offset
     common = dict(max_new_tokens=rl.max_new_tokens, temperature=rl.temperature)
@@ -93,7 +92,7 @@ class Step:
     )
     loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
     self.update = steps.make_train_step(
-      loss, tx, split=adapters.split, microbatches=rl.microbatches
+      loss, tx, split=adapters.split, shardings=places, microbatches=rl.microbatches
     )
     ids = setting.tokenizer
     self.sampling = dict(

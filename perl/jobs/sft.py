@@ -8,7 +8,7 @@ from perl.evaluate import merging
 from perl.jobs import artefacts, language, responses
 from perl.jobs import setting as settings
 from perl.peft import adapters
-from perl.train import loop, sharding
+from perl.train import loop
 from perl.train import step as steps
 
 
@@ -20,11 +20,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   dev = setting.rows(setting.examples('dev', 'demonstration'), 'demonstration')
   adapter = artefacts.new_adapter(setting, base, setting.key)
   tx = setting.optimizer()
-  state = steps.init_state(adapter, tx, setting.key, adapters.split)
-  state = sharding.place(state, sharding.state_shardings(state, base.params, setting.mesh))
+  state, places = artefacts.first_state(setting, base.params, adapter, tx)
   step = steps.make_train_step(
     language.make_loss(base.model, dropout=config.peft.dropout > 0), tx, split=adapters.split,
-    microbatches=config.sft.microbatches,
+    shardings=places, microbatches=config.sft.microbatches,
   )
   limit = config.evaluate.max_examples or len(dev)
   batches = [setting.place(b) for b in setting.evaluation_batches(dev[:limit], 'demonstration')]

@@ -48,6 +48,7 @@ def make_train_step(
   *,
   split: Split = _everything,
   microbatches: int = 1,
+  shardings: Tree | None = None,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The jitted step ``(state, base, batch) -> (state, metrics)``.
 
@@ -61,6 +62,8 @@ def make_train_step(
     tx: an optax chain.
     split: which leaves are trained.
     microbatches: parts that the batch (leading axis of every leaf) is cut into, one after another.
+    shardings: placements of the state, which the step keeps; None leaves them to the compiler,
+      which on more than one device may move the state and so compile the next step anew.
 
   Returns:
     the step; metrics are f32[]: the loss_fn's, with `loss`, `grad_norm` and `finite`.
@@ -94,7 +97,7 @@ def make_train_step(
     grads, (loss, metrics) = accumulated(trained, fixed, base, batch, key)
     divisor = jnp.where(loss.weight > 0, loss.weight, 1.0)
     grads = jax.tree.map(lambda g: g / divisor, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     new = optax.apply_updates(trained, updates)
@@ -109,7 +112,8 @@ def make_train_step(
     values |= {'loss': loss.value(), 'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
     return state, values
 
-  return jax.jit(step, donate_argnums=0)
+  placed = None if shardings is None else (shardings, None)
+  return jax.jit(step, donate_argnums=0, out_shardings=placed)
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:

@@ -44,7 +44,8 @@ def theirs(name):
   """A random model of theirs, every parameter moved away from its init."""
   family, options, _ = MODELS[name]
   shape = {'vocab_size': tiny.V} if name == 'gpt2' else SHAPE
-  config = getattr(transformers, f'{family}Config')(**{**shape, **options}, attn_implementation='eager')
+  config = getattr(transformers, f'{family}Config')(
+    **{**shape, **options}, attn_implementation='eager')
   torch.manual_seed(0)
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   with torch.no_grad():
@@ -102,7 +103,7 @@ FIXED['gpt2'] = dict(
   },
 )
 FIXED['neox'] = dict(
-  embedding='gpt_neox.embed_in.weight', head='embed_out.weight', norm='gpt_neox.final_layer_norm',
+  embedding='gpt_neox.embed_in.weight', head='lm_head.weight', norm='gpt_neox.final_layer_norm',
   layer='gpt_neox.layers', modules={
     **{f'attn/{n}': ('attention.query_key_value', i) for i, n in enumerate('qkv')},
     'attn/o': 'attention.dense', 'mlp/up': 'mlp.dense_h_to_4h', 'mlp/down': 'mlp.dense_4h_to_h',
