@@ -49,7 +49,7 @@ def get_config(text: str = '') -> ConfigDict:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.pretrain.evaluate_every_steps = 100
-  config.pretrain.optim.learning_rate = 2e-3
+  config.pretrain.optim.learning_rate = 3e-3
   config.rl.evaluate_every_steps = 20
   config.rl.optim.schedule = 'constant'
   config.evaluate.update(max_examples=256, batch_size=128)

@@ -37,7 +37,7 @@ def config(**overrides) -> ConfigDict:
   made.model.update(size='nano', scan_unroll=1)
   made.tokenizer.vocab_size = 300
   made.data.update(max_prompt_tokens=24, max_response_tokens=8)
-  made.peft.rank = 2
+  made.peft.update(rank=2, targets=('attn/(q|k|v|o)',))
   made.rl.max_new_tokens = 8
   for stage in base.TRAINED:
     made[stage].update(steps=6, batch_size=8, evaluate_every_steps=2, checkpoint_every_steps=2,

@@ -30,12 +30,14 @@ class Projection(nn.Module):
   features: int
   config: Config
   use_bias: bool = False
+  writes: bool = False  # its output is added to the residual stream: small at init
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dtype, store = jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
     shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.normal(0.02), shape, store).astype(dtype)
+    init = nn.initializers.normal(0.02) if self.writes else nn.initializers.lecun_normal()
+    kernel = self.param('kernel', init, shape, store).astype(dtype)
     x = x.astype(dtype)
     if self.has_variable('adapter', 'kernel'):
       key = self.make_rng('dropout') if self.has_rng('dropout') else None
@@ -106,7 +108,9 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     config = self.config
-    project = lambda name, features: Projection(features, config, config.mlp_bias, name=name)
+    project = lambda name, features: Projection(
+      features, config, config.mlp_bias, writes=name == 'down', name=name
+    )
     act = activation(config.activation)
     up = project('up', config.mlp_width)(x)
     hidden = act(project('gate', config.mlp_width)(x)) * up if config.gated else act(up)

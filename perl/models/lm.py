@@ -18,7 +18,11 @@ _CHUNK_ELEMENTS = 2**23
 
 
 def init(model: Transformer, key: jax.Array) -> Tree:
-  """Random base parameters: normal(0.02) matrices and embeddings, unit norms, zero biases."""
+  """Random base parameters: unit norms, zero biases, and normal matrices.
+
+  Standard deviations: 1 / sqrt(I) of a projection that reads the residual stream, 0.02 of one that
+  writes to it, 1 / sqrt(D) of embeddings, so that tied logits begin with unit variance.
+  """
   tokens, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
   return model.init({'params': key}, tokens, mask, method='logits')['params']
 

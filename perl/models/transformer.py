@@ -64,7 +64,7 @@ class Attention(nn.Module):
         mask = mask & (jnp.arange(mask.shape[-1]) > index - config.window)
       out = decode_attention(q, *kv, mask, **options)
     out = out.reshape(*x.shape[:-1], -1)
-    return Projection(config.width, config, config.out_bias, name='o')(out), kv
+    return Projection(config.width, config, config.out_bias, writes=True, name='o')(out), kv
 
 
 class Block(nn.Module):
@@ -104,7 +104,7 @@ class Embedding(nn.Module):
   config: Config
 
   def setup(self):
-    config, init = self.config, nn.initializers.normal(0.02)
+    config, init = self.config, nn.initializers.normal(self.config.width**-0.5)
     store = jnp.dtype(config.param_dtype)
     shape = (config.vocab_size, config.width)
     self.table = adapted(self, 'embedding', init, shape, store)
