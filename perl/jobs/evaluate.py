@@ -35,12 +35,14 @@ def run(config: ConfigDict, workdir: str) -> dict:
   result, greedy = {}, {}
   for when, adapter in (('_before', reference), ('', policy)):
     sampled = responses.respond(setting, anchor, adapter, prompts, setting.key, frozen=frozen)
-    result |= _summary(setting, prompts, sampled, _judged(setting, prompts, sampled), when)
+    judged = _judged(setting, prompts, sampled)
+    result |= _summary(setting, prompts, sampled, judged, when)
     if turns:
       greedy[when] = responses.respond(
         setting, anchor, adapter, turns, setting.key, temperature=0.0, frozen=frozen
       )
       compared = _compared(setting, turns, greedy[when])
+      compared = {name: values for name, values in compared.items() if name not in judged}
       summary = _summary(setting, turns, greedy[when], compared, when)
       result |= {k: v for k, v in summary.items() if k.startswith(tuple(compared))}
     else:
