@@ -1,0 +1,1 @@
+"""Parameter-efficient reinforcement learning from human feedback, in JAX and Flax."""
