@@ -68,8 +68,6 @@ FIELDS: dict[str, Field] = {
   'stages': Field(STAGES, 'Stages of the pipeline, in order.', identity=False),
 
   'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py.'),
-  'model.checkpoint': Field('', 'Published checkpoint to start from, in place of pretrain; \'\' is '
-                            'none.', 'path'),
   'model.dtype': Field('float32', 'Precision of the computation (softmax, norms and log-probs are '
                        'float32 always).', choices=('float32', 'bfloat16', 'float16')),
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
@@ -165,8 +163,8 @@ FIELDS: dict[str, Field] = {
                                   'reward', low=0.0),
 
   'evaluate.batch_size': Field(32, 'Examples a forward pass.', 'examples', low=1, identity=False),
-  'evaluate.max_examples': Field(0, 'Test examples used, the first so many; 0 is all.', 'examples',
-                                 low=0),
+  'evaluate.max_examples': Field(0, 'Examples used of a split, spread evenly over it; 0 is all.',
+                                 'examples', low=0),
   'evaluate.samples': Field(16, 'Sampled responses kept as text, before and after.', 'examples',
                             low=0),
   'evaluate.bootstrap': Field(1000, 'Group-bootstrap replicates of an interval.', 'replicates',

@@ -5,9 +5,9 @@
     python -m experiments.sweep --config=configs/coffee.py:size=tiny \
         --workdir=runs/coffee_sweep --peft=lora,full --seeds=0,1,2
 
-Expected, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC
-is above that of a bag of words (0.713 over grouped 5-fold cross-validation), LoRA within the
-interval of full tuning. What was measured: experiments/results/coffee.json.
+Aim, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC is
+above that of a bag of words (0.713 over grouped 5-fold cross-validation), LoRA within the interval
+of full tuning. Not measured yet: no result file is committed for this experiment.
 
 Arguments: size=tiny|mini|small, peft=lora|full, kind=pointwise|pairwise, seed=0, mirror=<folder>
 (a folder laid out as github.com/google-research-datasets/Taskmaster; without it the files are

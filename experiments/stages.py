@@ -91,8 +91,6 @@ def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Pat
   for stage in stages:
     for name in INPUTS[stage]:
       given, producer = config.inputs[name], PRODUCER[name]
-      if name == 'base' and config.model.checkpoint:
-        continue
       folder = pathlib.Path(given) if given else workdir / producer
       made = not given and producer in stages
       if not made and not is_finished(folder):
