@@ -41,10 +41,10 @@ def get_config(text: str = '') -> ConfigDict:
   # All projections: at this size the reward model gains from the MLP's too.
   config.peft.targets = ('attn/(q|k|v|o)', 'mlp/(gate|up|down)')
 
-  config.pretrain.update(steps=180, batch_size=64)
-  config.sft.update(steps=40, batch_size=64)
-  config.reward.update(steps=300, batch_size=48, kind='pairwise', likelihood=True)
-  config.rl.update(steps=125, batch_size=48, temperature=0.7, beta=0.05)
+  config.pretrain.update(steps=300, batch_size=64)
+  config.sft.update(steps=100, batch_size=64)
+  config.reward.update(steps=300, batch_size=64, kind='pairwise', likelihood=True)
+  config.rl.update(steps=150, batch_size=64, temperature=1.0, beta=0.05)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
