@@ -7,7 +7,7 @@
 
 Aim, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC is
 above that of a bag of words (0.713 over grouped 5-fold cross-validation), LoRA within the interval
-of full tuning. Not measured yet: no result file is committed for this experiment.
+of full tuning. Not measured yet; it will lie in experiments/results/coffee.json.
 
 Arguments: size=tiny|mini|small, peft=lora|full, kind=pointwise|pairwise, seed=0, mirror=<folder>
 (a folder laid out as github.com/google-research-datasets/Taskmaster; without it the files are

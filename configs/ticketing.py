@@ -4,7 +4,7 @@
 
 Aim, size=tiny on 2 cores: a reward model whose AUC is above that of a bag of words (0.769 over
 grouped 5-fold cross-validation on files 00 to 03). The pipeline ends at the reward model.
-Not measured yet: no result file is committed for this experiment.
+Not measured yet; it will lie in experiments/results/ticketing.json.
 
 Arguments: size=tiny|mini|small, peft=lora|full, seed=0, mirror=<folder> (a folder laid out as
 github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).

@@ -35,6 +35,9 @@ def check(module: str, arguments: list[str]) -> None:
   """Fails where the command would fail for its words alone."""
   found = importlib.util.find_spec(module)
   assert found is not None, f'no module {module}'
+  if found.submodule_search_locations:  # a package runs its __main__
+    found = importlib.util.find_spec(f'{module}.__main__')
+    assert found is not None, f'{module} cannot be run'
   spec = next((a.split('=', 1)[1] for a in arguments if a.startswith('--config=')), None)
   overrides = [a for a in arguments if a.startswith(('--config.', '--noconfig.'))]
   if spec is not None and not outside(spec.split(':')[0]):
