@@ -1,6 +1,5 @@
 """Our step, as a job runs it: `python -m experiments.benchmarks.ours --suite=rm --size=tiny`."""
 
-import argparse
 from collections.abc import Callable
 
 from experiments import platform
@@ -89,12 +88,7 @@ def _base(size: str):
 
 def main() -> None:
   """Measures one case and prints its row."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--suite', choices=('rm', 'rl'), required=True)
-  parser.add_argument('--size', choices=tuple(work.SIZES), required=True)
-  parser.add_argument('--steps', type=int, default=8)
-  parser.add_argument('--warmup', type=int, default=2)
-  args = parser.parse_args()
+  args = work.arguments(__doc__)
   step = {'rm': reward_step, 'rl': rl_step}[args.suite](args.size)
   from perl.train import provenance
 

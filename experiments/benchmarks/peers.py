@@ -3,8 +3,6 @@
 python -m experiments.benchmarks.peers --suite=rm --size=tiny
 """
 
-import argparse
-import json
 import os
 import resource
 import tempfile
@@ -115,19 +113,14 @@ def _tokenizer(size: str):
 
 def main() -> None:
   """Measures one case and prints its row."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--suite', choices=('rm', 'rl'), required=True)
-  parser.add_argument('--size', choices=tuple(work.SIZES), required=True)
-  parser.add_argument('--steps', type=int, default=8)
-  parser.add_argument('--warmup', type=int, default=2)
-  args = parser.parse_args()
+  args = work.arguments(__doc__)
   if args.suite == 'rm':
     name = 'transformers + peft'
     row = work.measure(reward_step(args.size), steps=args.steps, warmup=args.warmup)
   else:
     name, row = 'trl', rl_trainer(args.size, args.steps, args.warmup)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  print(json.dumps({'name': name, **row, 'peak_memory_bytes': peak}), flush=True)
+  work.report({'name': name, **row, 'peak_memory_bytes': peak})
 
 
 if __name__ == '__main__':

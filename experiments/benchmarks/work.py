@@ -4,6 +4,7 @@ Random weights and random tokens: the point is the time of a step. All sequences
 that nothing is padded and no rollout ends early. This module imports neither jax nor torch.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -74,6 +75,16 @@ def measure(step: Callable[[], None], *, steps: int, warmup: int) -> dict:
     seconds.append(time.perf_counter() - start)
   return {'median_seconds': statistics.median(seconds), 'min_seconds': min(seconds),
           'max_seconds': max(seconds), 'first_seconds': first, 'steps': steps}
+
+
+def arguments(description: str) -> argparse.Namespace:
+  """The case that a contestant's command line names: suite, size, steps, warmup."""
+  parser = argparse.ArgumentParser(description=description)
+  parser.add_argument('--suite', choices=('rm', 'rl'), required=True)
+  parser.add_argument('--size', choices=tuple(SIZES), required=True)
+  parser.add_argument('--steps', type=int, default=8)
+  parser.add_argument('--warmup', type=int, default=2)
+  return parser.parse_args()
 
 
 def report(row: dict) -> None:

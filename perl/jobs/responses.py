@@ -1,7 +1,6 @@
 """Responses of a policy to the prompts of a split, with what is known of each."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -68,7 +67,7 @@ def respond(
   _check_whole(rows, prompts)
   build = None
   if frozen:
-    build = _experience(
+    build = make_experience(
       base.model, max_new_tokens=rl.max_new_tokens, beta=rl.beta, temperature=temperature or 1.0
     )
   found: dict[int, tuple] = {}
@@ -89,10 +88,6 @@ def respond(
   tokens, finished, scores, kl = zip(*ordered)
   texts = [_text(setting, ids) for ids in tokens]
   return Responses(texts, list(tokens), np.array(finished), np.array(scores), np.array(kl))
-
-
-# One program for all evaluations of a stage: made anew, it would be compiled anew.
-_experience = functools.lru_cache(maxsize=8)(make_experience)
 
 
 def _text(setting: Setting, ids: list[int]) -> str:
