@@ -81,14 +81,21 @@ FIELDS: dict[str, Field] = {
                           'a byte-level BPE on the train split.', 'path'),
   'tokenizer.vocab_size': Field(1024, 'Entries of the trained BPE, special tokens among them.',
                                 'tokens', low=260),
+  'tokenizer.lowercase': Field(False, 'The trained BPE drops the case of all text: a small model '
+                               'then spends nothing on it.'),
 
   'data.name': Field('toy', 'Dataset: a file of perl/data.', folder='data'),
+  'data.also': Field((), 'Other datasets whose documents the tokenizer and pretraining read too: '
+                     'files of perl/data.', folder='data'),
   'data.mirror': Field('', 'Folder laid out as the dataset\'s public home; \'\' downloads.', 'path',
                        identity=False),
   'data.data_dir': Field('', 'Folder of local files (local) or of prepared data; \'\' is the '
                          'loader\'s default.', 'path'),
   'data.seed': Field(0, 'Seed of generated data (toy), apart from `seed` so that runs over seeds '
                      'share their data.', low=0),
+  'data.folds': Field(0, 'Folds of a grouped cross-validation over labelled examples, in place of '
+                      'the fixed split; 0 keeps that.', 'folds', low=0),
+  'data.fold': Field(0, 'The fold that is the test split, from 0, where data.folds is set.', low=0),
   'data.max_prompt_tokens': Field(256, 'Longest prompt, its BOS included.', 'tokens', low=2),
   'data.max_response_tokens': Field(128, 'Longest response, its EOS included.', 'tokens', low=1),
   'data.overlong': Field('truncate', 'Longer examples: dropped and counted, or cut (a prompt keeps '
@@ -138,10 +145,9 @@ FIELDS: dict[str, Field] = {
                              '(models.lm.score); not in the paper, whose models are large.'),
   'reward.probe': Field(False, 'Start the head from a logistic regression over the anchor.',
                         source='Kumar et al. 2022'),
-  'reward.folds': Field(0, 'Cross-validate over groups too, in so many folds; 0 is the fixed '
-                        'split alone.',
-                        'folds', low=0),
-  'reward.fold': Field(-1, 'The one fold to hold out, from 0; -1 is each in turn.', low=-1),
+  'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
+                       'accuracy, or AUC of thumbs) or the last.', source='PERL',
+                       choices=('best', 'last')),
 
   **_training('rl', steps=1000, batch_size=128, learning_rate=1e-5, source='PERL A.3'),
   'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',

@@ -44,8 +44,8 @@ def _value(path: str, value: Any) -> Iterator[str]:
   if field.choices and value not in field.choices:
     names = [str(choice) for choice in field.choices]
     yield f'expected {path} to be one of {", ".join(names)}, found {value!r}{_pick(value, names)}'
-  if field.folder:
-    yield from _file(path, value, field)
+  for name in (value if isinstance(value, (tuple, list)) else [value]) if field.folder else ():
+    yield from _file(path, name, field)
   if path == 'model.size':
     yield from _size(value)
   if field.low is not None and not value >= field.low:
@@ -133,12 +133,12 @@ def _mesh(config: ConfigDict) -> Iterator[str]:
 
 
 def _folds(config: ConfigDict) -> Iterator[str]:
-  folds, fold = config.reward.folds, config.reward.fold
+  folds, fold = config.data.folds, config.data.fold
   if folds == 1:
-    yield 'expected reward.folds to be 0 or at least 2, found 1; use 0 for the fixed split'
-  if fold >= max(folds, 0) and fold != -1:
-    yield (f'expected reward.fold below reward.folds, found {fold} and {folds}; '
-           'use -1 for all of them, or raise folds')
+    yield 'expected data.folds to be 0 or at least 2, found 1; use 0 for the fixed split'
+  if fold and fold >= folds:
+    yield (f'expected data.fold below data.folds, found {fold} and {folds}; '
+           'count folds from 0, or raise data.folds')
 
 
 def _buckets(config: ConfigDict) -> Iterator[str]:

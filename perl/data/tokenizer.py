@@ -104,7 +104,7 @@ class _Json:
 def _independent_markers(settings: dict[str, Any]) -> re.Pattern | None:
   """A pattern for the special tokens, if what lies between them is encoded on its own; else None.
 
-  So it is in a plain byte-level tokenizer. Normalizers, prefix spaces and tokens that swallow the
+  So it is in a plain byte-level tokenizer. Most normalizers, prefix spaces and tokens that swallow the
   white space beside them tie pieces together.
   """
   plain = {'type': 'ByteLevel', 'add_prefix_space': False}
@@ -113,7 +113,8 @@ def _independent_markers(settings: dict[str, Any]) -> re.Pattern | None:
     split = split['pretokenizers'][-1]
   tokens = settings['added_tokens']
   tied = any(token['lstrip'] or token['rstrip'] or token['single_word'] for token in tokens)
-  if settings['normalizer'] or tied or not tokens or not plain.items() <= split.items():
+  tied |= settings['normalizer'] not in (None, {'type': 'Lowercase'})  # that one is by character
+  if tied or not tokens or not plain.items() <= split.items():
     return None
   longest_first = sorted((token['content'] for token in tokens), key=len, reverse=True)
   return re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')')
@@ -218,8 +219,11 @@ def _read_json(file: pathlib.Path) -> _Json:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int,
-              special_tokens: Sequence[str] = dialogue.SPECIAL_TOKENS) -> Tokenizer:
+              special_tokens: Sequence[str] = dialogue.SPECIAL_TOKENS, *,
+              lowercase: bool = False) -> Tokenizer:
   """Trains a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2): every string round-trips.
+
+  With `lowercase` all text but the special tokens loses its case, for good.
 
   Ids 0, 1, 2 are pad, bos, eos, then come `special_tokens`, the 256 bytes and the merges. A small
   corpus may give fewer merges than asked for; `vocab_size` of the result tells.
@@ -228,7 +232,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
     ValueError: vocab_size has no room for the special tokens and the 256 bytes.
   """
   import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers, trainers
+  from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
   special = [PAD, BOS, EOS, *(t for t in special_tokens if t not in (PAD, BOS, EOS))]
   least = len(special) + 256
@@ -236,6 +240,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
     raise ValueError(f'train_bpe: expected vocab_size >= {least} ({len(special)} special tokens '
                      f'and 256 bytes); found {vocab_size}; set tokenizer.vocab_size higher')
   backend = tokenizers.Tokenizer(models.BPE())
+  if lowercase:
+    backend.normalizer = normalizers.Lowercase()
   # Words keep their underscores, so that get_menu_items is one piece; GPT-2's pattern splits it.
   words = tokenizers.Regex(r' ?[\p{L}_]+| ?\p{N}+| ?[^\s\p{L}\p{N}_]+|\s+')
   backend.pre_tokenizer = pre_tokenizers.Sequence([

@@ -68,9 +68,14 @@ def _judged(
 def _compared(
   setting: settings.Setting, turns: list[Example], found: responses.Responses
 ) -> dict[str, np.ndarray]:
-  """By response: the dataset's metrics against the agent's own turn; NaN where one is absent."""
+  """By response: the dataset's metrics against the agent's own turn; NaN where one is absent.
+
+  The agent's turn is as the tokenizer can write it: one that lower-cases has no other way.
+  """
   score = getattr(setting.dataset, 'response_metrics', lambda *_: {})
-  rows = [score(e.prompt, text, e.response) for e, text in zip(turns, found.texts)]
+  said = [setting.tokenizer.decode(ids, skip_special=False)
+          for ids in setting.tokenizer.encode_batch([e.response for e in turns])]
+  rows = [score(e.prompt, text, own) for e, text, own in zip(turns, found.texts, said)]
   names = sorted({name for row in rows for name in row})
   return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 

@@ -15,18 +15,29 @@ from perl.types import Tree
 def fit_head(features: np.ndarray, labels: np.ndarray, like: Tree, *, c: float = 0.01) -> Tree:
   """The head whose scores are the logits of a logistic regression on the features.
 
-  Features are standardised for the regression; the standardisation is folded into the head.
+  Features are standardised for the regression; the standardisation is folded into the head. Rows
+  are weighted so that both labels count alike, which ranks rare labels better, and the log-odds of
+  the labels are put back into the bias.
 
   Args:
     features: f32[N, F] of `lm.head_features` over the base.
     labels: [N], 1 or 0.
     like: a head of that kind; its shapes are kept.
     c: inverse strength of the L2 penalty on standardised weights.
+
+  Raises:
+    ValueError: the labels are all the same.
   """
+  share = float(np.mean(labels))
+  if not 0 < share < 1:
+    raise ValueError(f'expected examples of both labels to fit a head to, found only {labels[:1]} '
+                     f'in {len(labels)} examples; use a larger train split, or reward.probe=False')
   mean, deviation = features.mean(0), features.std(0) + 1e-6
-  model = LogisticRegression(C=c, max_iter=1000).fit((features - mean) / deviation, labels)
+  model = LogisticRegression(C=c, class_weight='balanced', max_iter=1000)
+  model.fit((features - mean) / deviation, labels)
   weights = model.coef_[0] / deviation
-  return _head(weights, model.intercept_[0] - weights @ mean, like)
+  prior = np.log(share / (1 - share))
+  return _head(weights, model.intercept_[0] - weights @ mean + prior, like)
 
 
 def fit_pair_head(chosen: np.ndarray, rejected: np.ndarray, like: Tree, *, c: float = 0.01) -> Tree:

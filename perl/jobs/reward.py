@@ -1,10 +1,8 @@
 """Stage `reward`: an adapter with a scalar head over the anchor, from pairs or from thumbs.
 
-The best checkpoint by validation is the result, as in PERL. With config.reward.folds the same
-recipe is also cross-validated over groups, beside a bag of words on the same folds.
+The best checkpoint by validation is the result, as in PERL, or the last one. Thumbs are compared
+with a bag of words, and a head that starts from a probe with that start.
 """
-
-import os
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +32,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   anchor = artefacts.load_anchor(setting)
   kind = scoring.example_kind(setting)
   train, dev, test = (setting.examples(split, kind) for split in ('train', 'dev', 'test'))
-  adapter, result = _train(setting, anchor, train, dev, workdir)
+  start = _initial_adapter(setting, anchor, train)
+  if config.reward.probe:
+    probed = _report(setting, test, scoring.predict(setting, anchor, start, test))
+  adapter, result = _train(setting, anchor, start, train, dev)
   artefacts.save_adapter(setting, anchor, adapter, head=True)
   report = _report(setting, test, scoring.predict(setting, anchor, adapter, test))
   result = {f'dev_{k}': v for k, v in result.items() if k != 'step_seconds'} | {
@@ -42,8 +43,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   }
   if kind == 'labelled':
     report |= _baseline(setting, train, test)
-    if config.reward.folds:
-      report |= cross_validate(setting, anchor, [*train, *dev, *test])
+  if config.reward.probe:
+    report |= {f'probe_{k}': v for k, v in probed.items() if VALIDATION[config.reward.kind] in k}
   return setting.finish({
     **result,
     **report,
@@ -104,29 +105,27 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tr
   )
 
 
-def _initial_state(
-  setting: settings.Setting, anchor: artefacts.Base, tx, train: list[Example]
-) -> tuple[steps.TrainState, Tree]:
+def _initial_adapter(
+  setting: settings.Setting, anchor: artefacts.Base, train: list[Example]
+) -> Tree:
+  """The adapter before the first update; its head is a probe's if the config wants one."""
   adapter = artefacts.new_adapter(
     setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
   )
-  if setting.config.reward.probe and train:
-    adapter['head'] = scoring.probed_head(setting, anchor, adapter, train)
-    adapter = artefacts.place_adapter(adapter, anchor.params, setting)
-  return artefacts.first_state(setting, anchor.params, adapter, tx)
+  if not setting.config.reward.probe:
+    return adapter
+  head = scoring.probed_head(setting, anchor, adapter, train)
+  return artefacts.place_adapter({**adapter, 'head': head}, anchor.params, setting)
 
 
 def _train(
-  setting: settings.Setting,
-  anchor: artefacts.Base,
-  train: list[Example],
-  dev: list[Example],
-  workdir: str,
+  setting: settings.Setting, anchor: artefacts.Base, adapter: Tree,
+  train: list[Example], dev: list[Example],
 ) -> tuple[Tree, dict]:
-  """The best adapter by validation, and its dev metrics; checkpoints and metrics in workdir."""
+  """The adapter after training, and its dev metrics."""
   section, kind = setting.config.reward, scoring.example_kind(setting)
   tx = setting.optimizer()
-  state, places = _initial_state(setting, anchor, tx, train)
+  state, places = artefacts.first_state(setting, anchor.params, adapter, tx)
   step = _make_step(setting, anchor, tx, places)
 
   def evaluate(state: steps.TrainState) -> dict[str, float]:
@@ -140,8 +139,8 @@ def _train(
     setting.stream(setting.rows(train, kind), kind),
     meta=artefacts.run_meta(setting, anchor, head=True),
     evaluate=evaluate,
-    best_metric=VALIDATION[section.kind],
-    **{**setting.loop_options(), 'workdir': workdir},
+    best_metric=VALIDATION[section.kind] if section.keep == 'best' else '',
+    **setting.loop_options(),
   )
   return state.adapters, result
 
@@ -170,37 +169,6 @@ def _baseline(setting: settings.Setting, train: list[Example], test: list[Exampl
   return {f'baseline_{k}': v for k, v in _report(setting, test, scores).items() if 'auc' in k}
 
 
-def cross_validate(
-  setting: settings.Setting, anchor: artefacts.Base, examples: list[Example]
-) -> dict:
-  """fold_auc and baseline_fold_auc: per fold, and their means.
-
-  Within a fold's training part a tenth of the groups picks the checkpoint; the fold is only scored.
-  """
-  section = setting.config.reward
-  labels = np.array([e.label for e in examples])
-  groups = np.array([e.group for e in examples])
-  folds = baseline.folds(labels, groups, section.folds)
-  ours, theirs = [], []
-  for number, (inside, outside) in enumerate(folds):
-    if section.fold not in (-1, number):
-      continue
-    chosen, _ = baseline.folds(labels[inside], groups[inside], 10)[0]
-    held = np.setdiff1d(np.arange(len(inside)), chosen)
-    pick = lambda where: [examples[i] for i in where]
-    folder = os.path.join(setting.workdir, f'fold{number}')
-    adapter, _ = _train(setting, anchor, pick(inside[chosen]), pick(inside[held]), folder)
-    scores = scoring.predict(setting, anchor, adapter, pick(outside))
-    ours.append(classification.auc(scores, labels[outside]))
-    theirs.append(
-      classification.auc(baseline.fit_predict(pick(inside), pick(outside)), labels[outside])
-    )
-  return {
-    'fold_auc': ours, 'fold_auc_mean': float(np.mean(ours)),
-    'baseline_fold_auc': theirs, 'baseline_fold_auc_mean': float(np.mean(theirs)),
-  }
-
-
 def step_memory(setting: settings.Setting, anchor: artefacts.Base) -> dict:
   """Bytes that the compiled train step needs, at the longest bucket; nothing is run."""
   kind = scoring.example_kind(setting)
@@ -208,6 +176,9 @@ def step_memory(setting: settings.Setting, anchor: artefacts.Base) -> dict:
   rows = setting.rows(setting.examples('dev', kind), kind)
   batch = memory.longest(setting.evaluation_batches(rows, kind))
   batch = memory.resized(batch, setting.config.reward.batch_size)
-  state, places = _initial_state(setting, anchor, tx, [])
+  adapter = artefacts.new_adapter(
+    setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
+  )
+  state, places = artefacts.first_state(setting, anchor.params, adapter, tx)
   step = _make_step(setting, anchor, tx, places)
   return memory.of_step(step, state, anchor.params, setting.place(batch))

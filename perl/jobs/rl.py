@@ -133,8 +133,15 @@ def _make_evaluation(
   """State -> reward, KL, length, gold reward of one sample for each prompt of the split."""
   examples = responses.examples(setting, split)
   key = jax.random.fold_in(setting.key, 2)
+  known: dict[int, dict[str, float]] = {}  # step 0 is asked for twice: for the offset, by the loop
 
   def evaluate(state: steps.TrainState) -> dict[str, float]:
+    step = int(state.step)
+    if step not in known:
+      known[step] = of_policy(state)
+    return known[step]
+
+  def of_policy(state: steps.TrainState) -> dict[str, float]:
     found = responses.respond(
       setting, anchor, state.adapters['policy'], examples, key, frozen=frozen
     )

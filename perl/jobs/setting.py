@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from perl.data import pipeline, tokenizer
 from perl.data.examples import Example
+from perl.jobs import folds
 from perl.models import config as model_config
 from perl.models.transformer import Transformer
 from perl.train import metrics, optim, provenance, sharding
@@ -61,15 +63,7 @@ class Setting:
   @functools.cached_property
   def dataset(self) -> ModuleType:
     """The dataset's module: perl/data/<config.data.name>."""
-    name = self.config.data.name
-    try:
-      return importlib.import_module(f'perl.data.{name}')
-    except ModuleNotFoundError as error:
-      if error.name != f'perl.data.{name}':
-        raise
-      raise ValueError(
-        f'expected config.data.name to be a module of perl/data, found {name!r}'
-      ) from error
+    return _module(self.config.data.name)
 
   def input(self, name: str) -> str:
     """The folder of an upstream stage: as the config says, or the sibling of this one.
@@ -99,9 +93,27 @@ class Setting:
     ))
 
   def examples(self, split: str, kind: str) -> list[Example]:
-    """The dataset's examples of a kind."""
+    """Those of the dataset, of the fixed split or of config.data.fold.
+
+    Documents, which a base is pretrained on, come from the datasets of config.data.also too.
+    """
+    if self.config.data.folds:
+      found = folds.examples(self._load, split, kind, self._assigned)
+    else:
+      found = self._load(split, kind)
+    also = self.config.data.also if kind == 'document' else ()
+    return [*found, *itertools.chain.from_iterable(self._load(split, kind, n) for n in also)]
+
+  def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
     c = self.config.data
-    return self.dataset.load(split, kind, mirror=c.mirror, data_dir=c.data_dir, seed=c.seed)
+    dataset = _module(name) if name else self.dataset
+    return dataset.load(split, kind, mirror=c.mirror, data_dir=c.data_dir, seed=c.seed)
+
+  @functools.cached_property
+  def _assigned(self) -> dict[str, str]:
+    """{group: split} of the fold."""
+    c = self.config.data
+    return folds.splits(folds.everything(self._load, 'labelled'), c.folds, c.fold)
 
   def rows(self, examples: list[Example], kind: str) -> list[dict]:
     """The examples as token rows; what was cut or left out is counted in the log."""
@@ -167,6 +179,17 @@ class Setting:
     summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
     metrics.summary(self.workdir, summary)
     return summary
+
+
+def _module(name: str) -> ModuleType:
+  try:
+    return importlib.import_module(f'perl.data.{name}')
+  except ModuleNotFoundError as error:
+    if error.name != f'perl.data.{name}':
+      raise
+    raise ValueError(
+      f'expected the name of a module of perl/data in config.data, found {name!r}'
+    ) from error
 
 
 def _layers(size: str) -> int:

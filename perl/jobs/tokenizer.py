@@ -16,7 +16,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if config.tokenizer.path:
     made = tokenizer.load(config.tokenizer.path)
   else:
-    made = tokenizer.train_bpe(texts, config.tokenizer.vocab_size)
+    made = tokenizer.train_bpe(
+      texts, config.tokenizer.vocab_size, lowercase=config.tokenizer.lowercase
+    )
   made.save(workdir)
   sample = texts[:: max(1, len(texts) // 200)]
   tokens = sum(len(ids) for ids in made.encode_batch(sample))

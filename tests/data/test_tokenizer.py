@@ -41,6 +41,18 @@ def test_a_batch_is_encoded_as_its_texts_are(trained):
   assert trained.encode_batch(texts) == [encoding.ids for encoding in whole]
 
 
+def test_a_lowercase_vocabulary_reads_all_case_alike(tmp_path):
+  made = tokenizers.train_bpe([*TEXTS, DIALOGUE.upper(), DIALOGUE], 400, lowercase=True)
+  made.save(tmp_path)
+  for tokenizer in (made, tokenizers.load(tmp_path)):
+    assert tokenizer.encode('An OAT Latte<|eos|>') == tokenizer.encode('an oat latte<|eos|>')
+    text = '<|user|>Grüße, Ärzte!<|eos|>'
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids, skip_special=False) == text.lower()
+    whole = tokenizer._backend._tokenizer.encode_batch([text] * 2, add_special_tokens=False)
+    assert [e.ids for e in whole] == tokenizer.encode_batch([text] * 2) == [ids, ids]
+
+
 def test_special_ids_and_size(trained):
   assert (trained.pad_id, trained.bos_id, trained.eos_id) == (0, 1, 2)
   ids = [trained.encode(token) for token in SPECIAL_TOKENS]

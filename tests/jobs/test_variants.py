@@ -1,4 +1,4 @@
-"""Jobs on a mesh of eight devices, on local files, with thumbs, folds and full tuning."""
+"""Jobs on a mesh of eight devices, on local files, with thumbs and full tuning."""
 
 import json
 
@@ -70,20 +70,22 @@ def test_a_malformed_row_is_named_by_file_and_line(toyrun, tmp_path):
   assert not (tmp_path / 'reward' / 'summary.json').exists()
 
 
-# --- Thumbs, folds, full tuning
+# --- Thumbs, full tuning
 
 
-def test_thumbs_with_folds_are_compared_with_a_bag_of_words(toyrun, tmp_path):
-  for stage in ('tokenizer', 'pretrain', 'sft'):  # a fold finds its siblings as the stage does
-    (tmp_path / stage).symlink_to(toyrun / stage)
-  config = run.config(reward__kind='pointwise', reward__folds=2, reward__steps=2)
+def test_thumbs_are_compared_with_a_bag_of_words_and_with_the_probe(toyrun, tmp_path):
+  config = from_run(toyrun, reward__kind='pointwise', reward__steps=2, reward__probe=True)
   with run.small_world():
     found = reward.run(config, str(tmp_path / 'reward'))
-  assert 0 <= found['auc'] <= 1 and 0 <= found['baseline_auc'] <= 1
-  for name in ('fold_auc', 'baseline_fold_auc'):
-    assert len(found[name]) == 2 and all(0 <= x <= 1 for x in found[name])
-    assert found[f'{name}_mean'] == pytest.approx(np.mean(found[name]))
-  assert {p.name for p in (tmp_path / 'reward').glob('fold*')} == {'fold0', 'fold1'}
+  for name in ('auc', 'baseline_auc', 'probe_auc'):
+    assert 0 <= found[f'{name}_low'] <= found[name] <= found[f'{name}_high'] <= 1
+
+
+def test_a_reward_model_can_be_the_last_one(toyrun, tmp_path):
+  config = from_run(toyrun, reward__keep='last', reward__steps=6)
+  with run.small_world():
+    found = reward.run(config, str(tmp_path / 'reward'))
+  assert found['dev_loss'] == column(tmp_path / 'reward', 'dev/loss')[-1]
 
 
 def test_full_tuning_goes_through_the_same_stages(toyrun, tmp_path):

@@ -1,0 +1,77 @@
+"""Folds in place of the fixed split: every group on one side, in every kind of example."""
+
+import numpy as np
+import pytest
+import toyrun as run
+
+from perl.data import toy
+from perl.data.examples import SPLITS
+from perl.evaluate import baseline
+from perl.jobs import folds
+from perl.jobs import setting as settings
+
+
+def load(split, kind):
+  return toy.load(split, kind)[:60]
+
+
+@pytest.fixture(scope='module')
+def labelled():
+  return folds.everything(load, 'labelled')
+
+
+def test_a_fold_tests_the_groups_that_the_baseline_holds_out(labelled):
+  labels, groups = [e.label for e in labelled], np.array([e.group for e in labelled])
+  for fold, (_, outside) in enumerate(baseline.folds(labels, groups, 3)):
+    found = folds.splits(labelled, 3, fold)
+    assert {g for g, split in found.items() if split == 'test'} == set(groups[outside])
+    assert set(found.values()) == set(SPLITS)
+
+
+def test_every_labelled_row_is_tested_in_one_fold(labelled):
+  tested = [
+    e for fold in range(3)
+    for e in folds.examples(load, 'test', 'labelled', folds.splits(labelled, 3, fold))
+  ]
+  assert len(tested) == len(labelled)
+  assert {id(e) for e in tested} == {id(e) for e in labelled} or sorted(map(str, tested)) == sorted(
+    map(str, labelled))
+
+
+@pytest.mark.parametrize('kind', ['document', 'demonstration', 'labelled', 'prompt'])
+def test_no_group_is_on_two_sides(labelled, kind):
+  assigned = folds.splits(labelled, 3, 1)
+  parts = {split: folds.examples(load, split, kind, assigned) for split in SPLITS}
+  assert sum(map(len, parts.values())) == sum(len(load(split, kind)) for split in SPLITS)
+  held = {group for group, split in assigned.items() if split == 'test'}
+  assert not held & {e.group for e in parts['train'] + parts['dev']}
+
+
+def test_groups_without_a_label_stay_where_they_were():
+  found = folds.examples(load, 'dev', 'document', {})
+  assert found == load('dev', 'document')
+
+
+def test_a_setting_gives_the_fold(tmp_path):
+  made = run.config(data__folds=3, data__fold=2)
+  with run.small_world():
+    setting = settings.begin(made, str(tmp_path / 'reward'), 'reward')
+    parts = {split: setting.examples(split, 'labelled') for split in SPLITS}
+    fixed = [e for split in SPLITS for e in toy.load(split, 'labelled')]
+  assert sum(map(len, parts.values())) == len(fixed)
+  assert len(parts['test']) == pytest.approx(len(fixed) / 3, abs=8)
+
+
+def test_documents_of_another_dataset_come_along(tmp_path):
+  made = run.config(data__also=('toy',))
+  with run.small_world():
+    setting = settings.begin(made, str(tmp_path / 'pretrain'), 'pretrain')
+    assert setting.examples('dev', 'document') == 2 * toy.load('dev', 'document')
+    assert setting.examples('dev', 'labelled') == toy.load('dev', 'labelled')
+
+
+def test_an_unknown_dataset_is_named(tmp_path):
+  made = run.config(data__also=('no_such',))
+  setting = settings.begin(made, str(tmp_path / 'pretrain'), 'pretrain')
+  with pytest.raises(ValueError, match="found 'no_such'"):
+    setting.examples('dev', 'document')
