@@ -29,8 +29,8 @@ ARGUMENTS = {
 }
 # The smaller a model, the larger the rate it bears; the paper's 1e-4 and 1e-5 are for PaLM 2.
 RATES = {
-  ('tiny', 'lora'): {'sft': 2e-3, 'reward': 5e-4, 'rl': 1e-3, 'value': 2e-3},
-  ('tiny', 'full'): {'sft': 5e-4, 'reward': 1e-4, 'rl': 5e-5, 'value': 2e-4},
+  ('tiny', 'lora'): {'sft': 5e-4, 'reward': 5e-4, 'rl': 5e-4, 'value': 1e-3},
+  ('tiny', 'full'): {'sft': 1e-4, 'reward': 1e-4, 'rl': 5e-5, 'value': 2e-4},
   ('mini', 'lora'): {'sft': 1e-3, 'reward': 5e-4, 'rl': 2e-4, 'value': 5e-4},
   ('mini', 'full'): {'sft': 2e-4, 'reward': 1e-4, 'rl': 2e-5, 'value': 1e-4},
   ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},

@@ -104,8 +104,8 @@ class _Json:
 def _independent_markers(settings: dict[str, Any]) -> re.Pattern | None:
   """A pattern for the special tokens, if what lies between them is encoded on its own; else None.
 
-  So it is in a plain byte-level tokenizer. Most normalizers, prefix spaces and tokens that swallow the
-  white space beside them tie pieces together.
+  So it is in a plain byte-level tokenizer. Most normalizers, prefix spaces and tokens that swallow
+  the white space beside them tie pieces together.
   """
   plain = {'type': 'ByteLevel', 'add_prefix_space': False}
   split = settings['pre_tokenizer'] or {}
