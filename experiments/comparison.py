@@ -47,8 +47,7 @@ _WINS = '; '.join(f'{m} {paper.spread(paper.POLICY_WIN_RATE[m])} %' for m in ('f
 METRICS = (
   Metric('RM AUC, test', 'reward', 'auc'),
   Metric('RM AUC of a bag of words, test', 'reward', 'baseline_auc'),
-  Metric('RM AUC, mean over folds', 'reward', 'fold_auc_mean'),
-  Metric('RM AUC of a bag of words, mean over folds', 'reward', 'baseline_fold_auc_mean'),
+  Metric('RM AUC before training (probe), test', 'reward', 'probe_auc'),
   Metric('RM pair accuracy, test', 'reward', 'pair_accuracy', paper=_ACCURACY),
   Metric('RM accuracy, test', 'reward', 'accuracy', paper=_ACCURACY),
   Metric('RM balanced accuracy, test', 'reward', 'balanced_accuracy'),
@@ -145,10 +144,11 @@ def against(rows: Sequence[Row], peft: str, metric: Metric) -> str:
   return metric.ratio(sum(mine[s] for s in seeds), sum(full[s] for s in seeds))
 
 
-QUALITY = (('reward', 'auc', 'RM AUC on test'), ('reward', 'fold_auc_mean', 'RM AUC over folds'),
+QUALITY = (('reward', 'auc', 'RM AUC on test'),
            ('reward', 'pair_accuracy', 'RM pair accuracy on test'),
            ('rl', 'reward', 'RL reward on dev'), ('evaluate', 'gold_reward', 'gold reward on test'))
-BASELINES = (('auc', 'baseline_auc', 'test'), ('fold_auc_mean', 'baseline_fold_auc_mean', 'folds'))
+BASELINES = (('auc', 'baseline_auc', 'a bag of words'),
+             ('auc', 'probe_auc', 'its own start, the probe'))
 CHANGES = (('evaluate', 'reward', 'reward_before', 'reward on test'),
            ('evaluate', 'gold_reward', 'gold_reward_before', 'gold reward on test'),
            ('evaluate', 'exact_match', 'exact_match_before', 'exact match'),
@@ -185,7 +185,7 @@ def _beats_baseline(rows: Sequence[Row], peft: str) -> list[str]:
     if seeds:
       gain = estimate([mine[s] - theirs[s] for s in seeds])
       verdict = 'no' if gain.mean <= 0 else 'yes' if gain.low > 0 else 'yes in the mean, not surely'
-      out.append(f'RM of {peft} beats the bag of words, {title}: {verdict} '
+      out.append(f'RM of {peft} beats {title}, on test: {verdict} '
                  f'(AUC {_signed(gain)} over {len(seeds)} seeds).')
   return out
 

@@ -127,8 +127,7 @@ def _policy_rows(found: dict[str, dict]) -> list[tuple[str, str, str]]:
   return rows
 
 
-REWARD = (('auc', 'ROC AUC'), ('fold_auc_mean', 'ROC AUC, mean over folds'),
-          ('pair_accuracy', 'Pair accuracy'), ('accuracy', 'Accuracy'),
+REWARD = (('auc', 'ROC AUC'), ('pair_accuracy', 'Pair accuracy'), ('accuracy', 'Accuracy'),
           ('balanced_accuracy', 'Balanced accuracy'), ('calibration_error', 'Calibration error'))
 
 

@@ -33,7 +33,7 @@ def sweep(workdir: pathlib.Path, seeds=(0, 1, 2), methods=('lora', 'full')) -> p
               'step_seconds': .6 if full else .4}
       save(row / 'reward' / 'summary.json', {
         'auc': AUC[peft][k], 'baseline_auc': .65, 'accuracy': .8, 'balanced_accuracy': .6,
-        'fold_auc': [.7, .8], 'fold_auc_mean': .75, 'baseline_fold_auc_mean': .7, **cost, **about})
+        'probe_auc': .66, **cost, **about})
       save(row / 'rl' / 'summary.json', {'reward_start': 0., 'reward': 1. + k, 'kl': 2., **cost,
                                          **about})
       save(row / 'evaluate' / 'summary.json', {
@@ -100,7 +100,7 @@ def test_claims_are_computed(tmp_path):
   half = T_2 * 0.02 / math.sqrt(3)
   assert (f'lora within the interval of full, RM AUC on test: yes (lora 0.720, n=3; full '
           f'[{.73 - half:.3f}, {.73 + half:.3f}], n=3).') in text
-  assert 'RM of lora beats the bag of words, test: yes (AUC +0.070' in text
+  assert 'RM of lora beats a bag of words, on test: yes (AUC +0.070' in text
   assert 'RL with lora, exact match: falls (-0.110' in text
   assert 'RL with lora, the valid-API-call rate: unclear (+0.000' in text
   assert 'RL with full, reward on test: rises (+1.100' in text
@@ -113,7 +113,7 @@ def test_lora_below_full_is_said(tmp_path):
       row['reward']['auc'] = 0.5
   text = tables.render(rows)
   assert 'RM AUC on test: no, below it' in text
-  assert 'RM of lora beats the bag of words, test: no' in text
+  assert 'RM of lora beats a bag of words, on test: no' in text
 
 
 def test_one_seed_is_printed_without_interval(tmp_path):
