@@ -1,9 +1,12 @@
 """Folds in place of the fixed split: every group on one side, in every kind of example."""
 
+import json
+
 import numpy as np
 import pytest
 import toyrun as run
 
+from experiments import crossvalidate
 from perl.data import toy
 from perl.data.examples import SPLITS
 from perl.evaluate import baseline
@@ -75,3 +78,30 @@ def test_an_unknown_dataset_is_named(tmp_path):
   setting = settings.begin(made, str(tmp_path / 'pretrain'), 'pretrain')
   with pytest.raises(ValueError, match="found 'no_such'"):
     setting.examples('dev', 'document')
+
+
+def test_it_runs_every_fold_and_skips_what_is_finished(toyrun, tmp_path, capsys):
+  config = tmp_path / 'tiny.py'
+  saved = run.config(
+    inputs__tokenizer=str(toyrun / 'tokenizer'), inputs__base=str(toyrun / 'pretrain'),
+    inputs__anchor=str(toyrun / 'sft'), reward__kind='pointwise', reward__steps=2,
+  )
+  (tmp_path / 'saved.json').write_text(saved.to_json())
+  config.write_text(
+    'from experiments import cli\n'
+    'def get_config(text=""):\n'
+    f'  made = cli.read({str(tmp_path / "saved.json")!r})\n'
+    '  with made.unlocked():\n'
+    '    made.peft.name = text.partition("=")[2]\n'
+    '  return made\n')
+  argv = [f'--config={config}', f'--workdir={tmp_path / "folds"}', '--peft=lora', '--folds=2',
+          f'--json={tmp_path / "out.json"}']
+  with run.small_world():
+    assert crossvalidate.main(argv) == 0
+    first = json.loads((tmp_path / 'out.json').read_text())
+    assert crossvalidate.main(argv) == 0
+  assert json.loads((tmp_path / 'out.json').read_text()) == first
+  assert capsys.readouterr().out.count('skipped') == 2
+  assert [row['fold'] for row in first['rows']] == [0, 1]
+  assert all(0 <= row['reward']['baseline_auc'] <= 1 for row in first['rows'])
+  assert len(first['bag_of_words']) == 2 and all(0 <= v <= 1 for v in first['bag_of_words'])
