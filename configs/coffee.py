@@ -29,8 +29,8 @@ ARGUMENTS = {
 }
 # The smaller a model, the larger the rate it bears; the paper's 1e-4 and 1e-5 are for PaLM 2.
 RATES = {
-  ('tiny', 'lora'): {'sft': 5e-4, 'reward': 5e-4, 'rl': 5e-4, 'value': 1e-3},
-  ('tiny', 'full'): {'sft': 1e-4, 'reward': 1e-4, 'rl': 5e-5, 'value': 2e-4},
+  ('tiny', 'lora'): {'sft': 5e-4, 'reward': 5e-4, 'rl': 1e-3, 'value': 2e-3},
+  ('tiny', 'full'): {'sft': 1e-4, 'reward': 1e-4, 'rl': 1e-4, 'value': 5e-4},
   ('mini', 'lora'): {'sft': 1e-3, 'reward': 5e-4, 'rl': 2e-4, 'value': 5e-4},
   ('mini', 'full'): {'sft': 2e-4, 'reward': 1e-4, 'rl': 2e-5, 'value': 1e-4},
   ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},
@@ -63,12 +63,13 @@ def get_config(text: str = '') -> ConfigDict:
     steps=100, batch_size=32, kind=given.kind, likelihood=True, probe=True, keep='last'
   )
   config.peft.update(rank=16, alpha=32.0, dropout=0.1)
-  config.rl.update(steps=150, batch_size=16)
+  config.rl.update(steps=200, batch_size=16)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=20)
   config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)
   config.pretrain.optim.update(warmup_steps=50, weight_decay=0.1, b2=0.95)
+  config.rl.evaluate_every_steps = 100
   config.rl.optim.schedule = 'constant'
   config.evaluate.update(max_examples=512, batch_size=64)
   return config

@@ -97,15 +97,6 @@ def combine(first: Tree, second: Tree) -> Tree:
   )
 
 
-def get(tree: Tree, path: str) -> Tree:
-  """The node at 'a/b/c' of nested dicts; KeyError names the path that is missing."""
-  for key in path.split('/') if path else ():
-    if key not in tree:
-      raise KeyError(f'expected {path!r} in the tree, found only {sorted(tree)} beside {key!r}')
-    tree = tree[key]
-  return tree
-
-
 def nest(leaves: dict[str, object]) -> dict:
   """{'a/b': x} -> {'a': {'b': x}}."""
   out: dict = {}

@@ -160,10 +160,16 @@ class Setting:
   def loop_options(self) -> dict:
     """The arguments of train.loop.fit that are the stage's own fields."""
     section = self.config[self.stage]
+    rate = optim.schedule(
+      section.optim.schedule, section.optim.learning_rate, steps=section.steps,
+      warmup_steps=section.optim.warmup_steps,
+    )
     names = (
       'steps', 'evaluate_every_steps', 'checkpoint_every_steps', 'log_every_steps', 'keep_last'
     )
-    return {name: section[name] for name in names} | {'workdir': self.workdir, 'name': self.stage}
+    return {name: section[name] for name in names} | {
+      'workdir': self.workdir, 'name': self.stage, 'learning_rate': rate,
+    }
 
   def finish(self, result: dict) -> dict:
     """Writes summary.json, last: its presence means that the stage is done. Returns it."""

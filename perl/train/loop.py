@@ -60,6 +60,7 @@ def fit(
   keep_last: int = 2,
   best_metric: str = '',
   best_mode: str = 'max',
+  learning_rate: Callable[[int], float] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
   """Runs `step_fn` until `steps` updates are done; continues from the newest whole checkpoint.
 
@@ -78,6 +79,7 @@ def fit(
     checkpoint_every_steps: 0 saves at evaluations and at the end alone.
     log_every_steps: metrics are means over so many steps.
     keep_last, best_metric, best_mode: see checkpoint.Checkpoints; the metric is `evaluate`'s.
+    learning_rate: the rate of update n, from 0; logged.
 
   Returns:
     the last state (or the best, where best_metric is given), and what `evaluate` said of it along
@@ -92,7 +94,7 @@ def fit(
     folder, keep_last=keep_last, keep_best=1 if best_metric else 0,
     best_metric=best_metric, best_mode=best_mode,
   )
-  run = _Run(step_fn, stream, saver, meta, evaluate, log_every_steps, folder)
+  run = _Run(step_fn, stream, saver, meta, evaluate, log_every_steps, folder, learning_rate)
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
     stop = stack.enter_context(signals.stop_on_signal())
@@ -129,10 +131,12 @@ class _Run:
 
   writer: metrics.Writer
 
-  def __init__(self, step_fn, stream, saver, meta, evaluate, log_every_steps, folder):
+  def __init__(
+    self, step_fn, stream, saver, meta, evaluate, log_every_steps, folder, learning_rate
+  ):
     self.step_fn, self.stream, self.saver = step_fn, stream, saver
     self.meta, self.evaluate, self.folder = meta, evaluate, folder
-    self.log_every_steps = log_every_steps
+    self.log_every_steps, self.learning_rate = log_every_steps, learning_rate
     self.seconds: list[float] = []  # of the steps between two logs, on average
     self.pending: list[dict[str, jax.Array]] = []
     self.evaluations: dict[int, dict[str, float]] = {}
@@ -172,6 +176,8 @@ class _Run:
     self.pending = []
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     mean.pop('finite', None)
+    if self.learning_rate is not None:
+      mean['learning_rate'] = float(self.learning_rate(done - 1))
     self.pause()
     mean['step_seconds'] = self.spent / max(self.timed, 1)
     if self.warm:

@@ -204,3 +204,12 @@ def test_keys_and_structure_survive_the_way_to_arrays_and_back():
   tree = loop.to_arrays(state)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree))
   tiny.equal(loop.from_arrays(fresh(), jax.device_get(tree)), state)
+
+
+def test_the_learning_rate_of_the_last_update_is_logged(tmp_path):
+  rate = optim.schedule('cosine', 0.05, steps=20, warmup_steps=3)
+  fit(tmp_path, 4, learning_rate=rate)
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  logged = {row['step']: row['train/learning_rate'] for row in lines if 'train/loss' in row}
+  assert logged == {2: pytest.approx(0.05 * 2 / 4), 4: pytest.approx(float(rate(3)))}
+  assert logged[4] == pytest.approx(0.05)
