@@ -63,13 +63,11 @@ def get_config(text: str = '') -> ConfigDict:
     steps=100, batch_size=32, kind=given.kind, likelihood=True, probe=True, keep='last'
   )
   config.peft.update(rank=16, alpha=32.0, dropout=0.1)
-  config.rl.update(steps=200, batch_size=16)
+  config.rl.update(steps=100, batch_size=32)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=20)
   config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)
   config.pretrain.optim.update(warmup_steps=50, weight_decay=0.1, b2=0.95)
-  config.rl.evaluate_every_steps = 100
-  config.rl.optim.schedule = 'constant'
   config.evaluate.update(max_examples=512, batch_size=64)
   return config
