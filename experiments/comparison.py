@@ -51,7 +51,6 @@ METRICS = (
   Metric('RM pair accuracy, test', 'reward', 'pair_accuracy', paper=_ACCURACY),
   Metric('RM accuracy, test', 'reward', 'accuracy', paper=_ACCURACY),
   Metric('RM balanced accuracy, test', 'reward', 'balanced_accuracy'),
-  Metric('RL reward, dev', 'rl', 'reward', 'reward_start'),
   Metric('RL reward, test', 'evaluate', 'reward', 'reward_before'),
   Metric('Gold reward, test', 'evaluate', 'gold_reward', 'gold_reward_before'),
   Metric('Win rate or accuracy after RL', '', '', paper=_WINS),
@@ -146,7 +145,8 @@ def against(rows: Sequence[Row], peft: str, metric: Metric) -> str:
 
 QUALITY = (('reward', 'auc', 'RM AUC on test'),
            ('reward', 'pair_accuracy', 'RM pair accuracy on test'),
-           ('rl', 'reward', 'RL reward on dev'), ('evaluate', 'gold_reward', 'gold reward on test'))
+           ('evaluate', 'reward', 'RL reward on test'),
+           ('evaluate', 'gold_reward', 'gold reward on test'))
 BASELINES = (('auc', 'baseline_auc', 'a bag of words'),
              ('auc', 'probe_auc', 'its own start, the probe'))
 CHANGES = (('evaluate', 'reward', 'reward_before', 'reward on test'),

@@ -1,8 +1,8 @@
 r"""The LoRA-against-full table, from finished runs or from a committed result file.
 
     python -m experiments.tables --workdir=runs/coffee --format=markdown \
-        --json=experiments/results/coffee_tiny.json
-    python -m experiments.tables --results=experiments/results/coffee_tiny.json --format=latex
+        --json=experiments/results/coffee.json
+    python -m experiments.tables --results=experiments/results/coffee.json --format=latex
 
 Reads <workdir>/seed<k>/<peft>/{reward,rl,evaluate}/summary.json as experiments/sweep.py lays them
 out; a row of the collected list is one seed and method.
@@ -58,7 +58,7 @@ def render(rows: Sequence[dict[str, Any]], fmt: str = 'markdown') -> str:
 
 
 def results(rows: Sequence[dict[str, Any]], workdir: str) -> dict[str, Any]:
-  """What is committed of a sweep: the rows, and once what all of them share.
+  """What is committed of a sweep: the rows, their common stages, and once what all of them share.
 
   A fact (commit, versions, hardware) on which stages differ stays in their summaries as well.
   """
@@ -69,11 +69,17 @@ def results(rows: Sequence[dict[str, Any]], workdir: str) -> dict[str, Any]:
     different = [v for i, v in enumerate(values) if v is not None and v not in values[:i]]
     shared[name] = different[0] if len(different) == 1 else different
   slim = lambda s: {k: v for k, v in s.items() if k not in ABOUT or v != shared[k]}
+  common = {
+    folder.relative_to(workdir).as_posix(): slim(summary)
+    for pattern in ('base/*', 'seed*/sft') for folder in sorted(pathlib.Path(workdir).glob(pattern))
+    if (summary := runs.summary(folder))
+  }
   return {
     'workdir': pathlib.PurePath(workdir).as_posix(),
     'seeds': sorted({row['seed'] for row in rows}),
     'methods': list(dict.fromkeys(row['peft'] for row in rows)),
     **shared,
+    'shared_stages': common,
     'rows': [{k: slim(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows],
   }
 

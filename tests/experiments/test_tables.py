@@ -83,7 +83,7 @@ def test_the_table_by_hand(tmp_path):
   found = cells(text)
   half = T_2 * 0.02 / math.sqrt(3)
   assert found['RM AUC, test'][:3] == [f'0.730 ± {half:.3f}', f'0.720 ± {half:.3f}', '–']
-  assert found['RL reward, dev'][0] == f'0.000 → 2.000 ± {T_2 / math.sqrt(3):.3f}'
+  assert found['RL reward, test'][0] == f'0.100 → 1.200 ± {T_2 * .1 / math.sqrt(3):.3f}'
   assert found['RM trainable parameters'][:2] == ['1,000,000', '20,000']
   assert found['RM trainable, % of the model'][:2] == ['100.00', '2.00']
   assert found['RM peak memory, MiB'] == [
@@ -127,10 +127,10 @@ def test_unfinished_stages_and_missing_methods(tmp_path):
   (tmp_path / 'seed2' / 'lora' / 'reward' / 'summary.json').unlink()
   for stage in ('rl', 'evaluate'):
     (tmp_path / 'seed2' / 'lora' / stage / 'summary.json').unlink()
-  (tmp_path / 'seed1' / 'lora' / 'rl' / 'summary.json').unlink()
+  (tmp_path / 'seed1' / 'lora' / 'evaluate' / 'summary.json').unlink()
   text = tables.render(tables.collect(str(tmp_path)))
   assert 'against full' not in text
-  assert cells(text)['RL reward, dev'][0] == '0.000 → 1.000 (n=1)'
+  assert cells(text)['RL reward, test'][0] == '0.100 → 1.100 (n=1)'
 
 
 def test_ratios_are_of_seeds_that_both_have(tmp_path):
@@ -181,3 +181,9 @@ def test_bad_input_is_an_error(tmp_path, capsys):
   assert 'expected a result file' in capsys.readouterr().err
   with pytest.raises(ValueError, match='expected a format'):
     tables.render([{'seed': 0, 'peft': 'lora'}], 'html')
+
+
+def test_results_hold_the_stages_that_rows_share(tmp_path):
+  found = tables.results(tables.collect(str(sweep(tmp_path))), str(tmp_path))
+  assert list(found['shared_stages']) == ['base/pretrain', 'seed0/sft', 'seed1/sft', 'seed2/sft']
+  assert found['shared_stages']['base/pretrain'] == {'loss': 2.0}
