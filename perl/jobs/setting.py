@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -164,11 +165,13 @@ class Setting:
       section.optim.schedule, section.optim.learning_rate, steps=section.steps,
       warmup_steps=section.optim.warmup_steps,
     )
+    # All of them before the first step: nothing may be compiled after it.
+    rates = np.broadcast_to(rate(np.arange(section.steps)), section.steps).tolist()
     names = (
       'steps', 'evaluate_every_steps', 'checkpoint_every_steps', 'log_every_steps', 'keep_last'
     )
     return {name: section[name] for name in names} | {
-      'workdir': self.workdir, 'name': self.stage, 'learning_rate': rate,
+      'workdir': self.workdir, 'name': self.stage, 'learning_rate': rates.__getitem__,
     }
 
   def finish(self, result: dict) -> dict:
