@@ -138,8 +138,7 @@ def results(
            if (v := [r['reward'][name] for r in rows if r['peft'] == peft and name in r['reward']])}
     for peft in dict.fromkeys(row['peft'] for row in rows)
   }
-  numbered = [{'seed': row['fold'], **row} for row in rows]
-  found = tables.results(numbered, workdir)
+  found = tables.results(rows, workdir, unit='fold')
   return {'mean_over_folds': means, 'bag_of_words': list(words), **found}
 
 

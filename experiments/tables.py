@@ -57,10 +57,13 @@ def render(rows: Sequence[dict[str, Any]], fmt: str = 'markdown') -> str:
   return formats.FORMATS[fmt](head, body, [*comparison.claims(rows), *comparison.notes(rows)])
 
 
-def results(rows: Sequence[dict[str, Any]], workdir: str) -> dict[str, Any]:
-  """What is committed of a sweep: the rows, their common stages, and once what all of them share.
+def results(
+  rows: Sequence[dict[str, Any]], workdir: str, *, unit: str = 'seed'
+) -> dict[str, Any]:
+  """What is committed of runs: the rows, their common stages, and once what all of them share.
 
-  A fact (commit, versions, hardware) on which stages differ stays in their summaries as well.
+  `unit` is what rows differ in beside the method. A fact (commit, versions, hardware) on which
+  stages differ stays in their summaries as well.
   """
   summaries = [row[stage] for row in rows for stage in STAGES if stage in row]
   shared = {}
@@ -71,12 +74,12 @@ def results(rows: Sequence[dict[str, Any]], workdir: str) -> dict[str, Any]:
   slim = lambda s: {k: v for k, v in s.items() if k not in ABOUT or v != shared[k]}
   common = {
     folder.relative_to(workdir).as_posix(): slim(summary)
-    for pattern in ('base/*', 'seed*/sft') for folder in sorted(pathlib.Path(workdir).glob(pattern))
-    if (summary := runs.summary(folder))
+    for pattern in ('base/*', f'{unit}*/pretrain', f'{unit}*/sft')
+    for folder in sorted(pathlib.Path(workdir).glob(pattern)) if (summary := runs.summary(folder))
   }
   return {
     'workdir': pathlib.PurePath(workdir).as_posix(),
-    'seeds': sorted({row['seed'] for row in rows}),
+    f'{unit}s': sorted({row[unit] for row in rows}),
     'methods': list(dict.fromkeys(row['peft'] for row in rows)),
     **shared,
     'shared_stages': common,

@@ -105,13 +105,17 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tr
   )
 
 
+def _new_adapter(setting: settings.Setting, anchor: artefacts.Base) -> Tree:
+  return artefacts.new_adapter(
+    setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
+  )
+
+
 def _initial_adapter(
   setting: settings.Setting, anchor: artefacts.Base, train: list[Example]
 ) -> Tree:
   """The adapter before the first update; its head is a probe's if the config wants one."""
-  adapter = artefacts.new_adapter(
-    setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
-  )
+  adapter = _new_adapter(setting, anchor)
   if not setting.config.reward.probe:
     return adapter
   head = scoring.probed_head(setting, anchor, adapter, train)
@@ -176,9 +180,7 @@ def step_memory(setting: settings.Setting, anchor: artefacts.Base) -> dict:
   rows = setting.rows(setting.examples('dev', kind), kind)
   batch = memory.longest(setting.evaluation_batches(rows, kind))
   batch = memory.resized(batch, setting.config.reward.batch_size)
-  adapter = artefacts.new_adapter(
-    setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
-  )
+  adapter = _new_adapter(setting, anchor)
   state, places = artefacts.first_state(setting, anchor.params, adapter, tx)
   step = _make_step(setting, anchor, tx, places)
   return memory.of_step(step, state, anchor.params, setting.place(batch))
