@@ -1,13 +1,11 @@
 """Seconds per step, ours and the peers' in turn on the same work, and their ratios.
 
-    python -m experiments.benchmarks --suite=rm --size=tiny --json=experiments/results/speed.json
-    python -m experiments.benchmarks --suite=rm,rl --size=tiny,medium --rounds=3
+    python -m experiments.benchmarks --suite=rm,rl --size=tiny --rounds=3
+    python -m experiments.benchmarks --suite=rm --size=medium --steps=3 --tunix=TUNIX/bin/python
 
-Each measurement is a process of its own; one round runs every contestant once, in turn, and a ratio
-is taken within a round, so that it holds where the machine's speed drifts. Another peer is added by
-a command that prints a JSON line with `median_seconds` or `step_s_median`:
-    --peer 'tunix=PYTHON peer_tunix.py --size tiny --case rm-lora'
-Run nothing else meanwhile.
+Each measurement is a process of its own, all with the settings of malloc that our own programs set
+(experiments/platform.py); one round runs every contestant once, in turn, and a ratio is taken
+within a round, so that it holds where the machine's speed drifts. Run nothing else meanwhile.
 """
 
 import argparse
@@ -21,6 +19,7 @@ import time
 
 import numpy as np
 
+from experiments import platform
 from experiments.benchmarks import work
 
 
@@ -41,23 +40,24 @@ def run(command: list[str]) -> dict:
   Raises:
     RuntimeError: it failed, or printed none.
   """
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  environment = {**os.environ, **platform.environment(os.environ), 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
   rows = [line for line in done.stdout.splitlines() if line.startswith('{')]
   if done.returncode or not rows:
     raise RuntimeError(
       f'expected a JSON line from {shlex.join(command)}, found exit code {done.returncode} and:\n'
       f'{done.stderr[-2000:]}\nremedy: install the extra `peers`, or run the command by itself')
-  row = json.loads(rows[-1])
-  return row | {'median_seconds': row.get('median_seconds', row.get('step_s_median'))}
+  return json.loads(rows[-1])
 
 
-def contest(suite: str, size: str, rounds: int, steps: int, peers: dict[str, list[str]]) -> dict:
+def contest(suite: str, size: str, rounds: int, steps: int, tunix: str = '') -> dict:
   """Every contestant `rounds` times in turn; ratios peer / ours within each round."""
   case = [f'--suite={suite}', f'--size={size}', f'--steps={steps}']
   commands = {
     'perl': [sys.executable, '-m', 'experiments.benchmarks.ours', *case],
-    'peer': [sys.executable, '-m', 'experiments.benchmarks.peers', *case], **peers}
+    'peer': [sys.executable, '-m', 'experiments.benchmarks.peers', *case]}
+  if tunix and suite == 'rm':
+    commands['tunix'] = [tunix, '-m', 'experiments.benchmarks.peer_tunix', *case]
   found: dict[str, list[dict]] = {name: [] for name in commands}
   peaks = []
   for number in range(rounds):
@@ -84,17 +84,17 @@ def main() -> None:
   parser.add_argument('--size', default='tiny', help=f'of {", ".join(work.SIZES)}')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--steps', type=int, default=8)
-  parser.add_argument('--peer', action='append', default=[], help='name=command')
+  parser.add_argument('--tunix', default='', help='the Python of an environment with '
+                      'google-tunix; adds it to the suite rm')
   parser.add_argument('--json', default='', help='write the results to this file')
   args = parser.parse_args()
-  peers = {name: shlex.split(command) for name, command in (p.split('=', 1) for p in args.peer)}
-  cases = [contest(suite, size, args.rounds, args.steps, peers)
+  cases = [contest(suite, size, args.rounds, args.steps, args.tunix)
            for suite in args.suite.split(',') for size in args.size.split(',')]
   print('| suite | size | ours, s | share of GEMM peak | times the speed of |')
   print('|:--|:--|--:|--:|:--|')
   for case in cases:
-    name = {'peer': case['runs']['peer'][0]['name']}
-    ratios = ', '.join(f'{name.get(k, k)}: {v:.2f}' for k, v in case['speed_against'].items())
+    ratios = ', '.join(f'{case["runs"][k][0]["name"]}: {v:.2f}'
+                       for k, v in case['speed_against'].items())
     ours = statistics.median(row['median_seconds'] for row in case['runs']['perl'])
     print(f'| {case["suite"]} | {case["size"]} | {ours:.3f} | {case["share_of_gemm_peak"]:.0%} '
           f'| {ratios} |')

@@ -93,7 +93,7 @@ def main() -> None:
   from perl.train import provenance
 
   work.report({'name': 'perl', **work.measure(step, steps=args.steps, warmup=args.warmup),
-               'peak_memory_bytes': provenance.peak_memory_bytes()})
+               'peak_memory_bytes': provenance.peak_memory_bytes()}, 'jax', 'flax')
 
 
 if __name__ == '__main__':

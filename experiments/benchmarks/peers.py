@@ -120,7 +120,8 @@ def main() -> None:
   else:
     name, row = 'trl', rl_trainer(args.size, args.steps, args.warmup)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  work.report({'name': name, **row, 'peak_memory_bytes': peak})
+  work.report({'name': name, **row, 'peak_memory_bytes': peak},
+              'torch', 'transformers', 'peft', 'trl')
 
 
 if __name__ == '__main__':

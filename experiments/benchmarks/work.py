@@ -5,6 +5,7 @@ that nothing is padded and no rollout ends early. This module imports neither ja
 """
 
 import argparse
+import importlib.metadata
 import json
 import statistics
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 SIZES = {
   'tiny': dict(layers=4, width=128, heads=4, mlp_width=384, vocab=1024, pairs=16),  # 1 M
-  'medium': dict(layers=8, width=512, heads=8, mlp_width=1152, vocab=2048, pairs=8),  # 24 M
+  'medium': dict(layers=8, width=512, heads=8, mlp_width=1152, vocab=2048, pairs=16),  # 24 M
 }
 SEQUENCE = 256  # tokens of each response with its prompt, in reward-model training
 ROLLOUT = dict(rows=16, prompt=64, new=64, group=4)
@@ -87,6 +88,7 @@ def arguments(description: str) -> argparse.Namespace:
   return parser.parse_args()
 
 
-def report(row: dict) -> None:
-  """Prints the row as the last line, which the parent process reads."""
-  print(json.dumps(row), flush=True)
+def report(row: dict, *packages: str) -> None:
+  """Prints the row as the last line, which the parent process reads, with packages' versions."""
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  print(json.dumps({**row, 'versions': versions}), flush=True)
