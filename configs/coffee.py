@@ -3,12 +3,13 @@
     python -m experiments.launch --config=configs/coffee.py:size=tiny,peft=lora \
         --workdir=runs/coffee
     python -m experiments.sweep --config=configs/coffee.py:size=tiny \
-        --workdir=runs/coffee_sweep --peft=lora,full --seeds=0,1,2
+        --workdir=runs/sweep --peft=lora,full --seeds=0,1,2
 
 Aim, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC is
 above that of a bag of words over grouped 5-fold cross-validation, LoRA within the interval
 of full tuning; RL that raises the reward of held-out prompts while exact match does not fall.
-What was measured: experiments/results/coffee.json and coffee_folds.json.
+What was measured: experiments/results/coffee.json,
+coffee_launch.json (the first command) and coffee_folds.json.
 
 Two departures make a reward model of so small a model work: its head also reads the likelihood of
 the response, and starts from a logistic regression (reward.likelihood, reward.probe). Text is

@@ -3,7 +3,7 @@
     make demo
     python -m experiments.launch --config=configs/demo.py --workdir=runs/demo
 
-Aim, on 2 cores: about 5 minutes; the gold reward of the policy ends at least half-way from
+Aim, on 2 cores: at most 5 minutes; the gold reward of the policy ends at least half-way from
 the SFT anchor to the optimum. What was measured: experiments/results/demo.json.
 
 Arguments: peft=lora|full, seed=0.

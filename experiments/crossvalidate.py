@@ -4,8 +4,8 @@
         --workdir=runs/ticketing_folds --peft=lora,full
     python -m experiments.crossvalidate --config=configs/coffee.py:size=tiny \
         --workdir=runs/coffee_folds --peft=lora,full \
-        --config.inputs.tokenizer=runs/sweep/base/tokenizer \
-        --config.inputs.base=runs/sweep/base/pretrain --config.inputs.anchor=runs/sweep/seed0/sft
+        --config.inputs.tokenizer=runs/coffee/tokenizer \
+        --config.inputs.base=runs/coffee/pretrain --config.inputs.anchor=runs/coffee/sft
 
 <workdir>/fold<k>/{tokenizer,pretrain,sft}   learnt without the fold's groups
 <workdir>/fold<k>/<peft>/reward              trained on the other folds, tested on this one
