@@ -32,5 +32,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.data.update(name='taskmaster_ticketing', also=('taskmaster_coffee',))
   # Its dialogues are three times as long as coffee's.
   config.data.max_prompt_tokens = 448
+  config.pretrain.steps = 800
+  config.sft.steps = 40
   config.reward.kind = 'pointwise'
   return config
