@@ -11,9 +11,10 @@ of full tuning; RL that raises the reward of held-out prompts while exact match 
 What was measured: experiments/results/coffee.json,
 coffee_launch.json (the first command) and coffee_folds.json.
 
-Two departures make a reward model of so small a model work: its head also reads the likelihood of
-the response, and starts from a logistic regression (reward.likelihood, reward.probe). Text is
-lower-cased (tokenizer.lowercase): dialogues and judged turns differ in case, which says nothing.
+Two departures make a reward model of so small a model work: its head also reads the response's
+mean hidden state and likelihood (reward.reads), and starts from a logistic regression
+(reward.probe). Text is lower-cased (tokenizer.lowercase): dialogues and judged turns differ in
+case, which says nothing.
 
 Arguments: size=tiny|mini|small, peft=lora|full, kind=pointwise|pairwise, seed=0, mirror=<folder>
 (a folder laid out as github.com/google-research-datasets/Taskmaster; without it the files are
@@ -66,7 +67,8 @@ def get_config(text: str = '') -> ConfigDict:
   config.sft.update(steps=100, batch_size=32)
   # The dev split has 31 thumbs down: too few to pick a checkpoint by, so the last one it is.
   config.reward.update(
-    steps=100, batch_size=32, kind=given.kind, likelihood=True, probe=True, keep='last'
+    steps=100, batch_size=32, kind=given.kind, reads=('mean', 'likelihood'), probe=True,
+    keep='last',
   )
   config.peft.update(rank=16, alpha=32.0, dropout=0.1)
   config.rl.update(steps=100, batch_size=32)

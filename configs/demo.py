@@ -43,7 +43,7 @@ def get_config(text: str = '') -> ConfigDict:
 
   config.pretrain.update(steps=300, batch_size=64)
   config.sft.update(steps=100, batch_size=64)
-  config.reward.update(steps=300, batch_size=64, kind='pairwise', likelihood=True)
+  config.reward.update(steps=300, batch_size=64, kind='pairwise', reads=('likelihood',))
   config.rl.update(steps=120, batch_size=64, temperature=1.0, beta=0.05)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=50)

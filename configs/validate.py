@@ -41,11 +41,12 @@ def _value(path: str, value: Any) -> Iterator[str]:
            'declare it there or remove it')
     return
   field = base.FIELDS[path]
-  if field.choices and value not in field.choices:
-    names = [str(choice) for choice in field.choices]
-    yield f'expected {path} to be one of {", ".join(names)}, found {value!r}{_pick(value, names)}'
-  for name in (value if isinstance(value, (tuple, list)) else [value]) if field.folder else ():
-    yield from _file(path, name, field)
+  for one in value if isinstance(value, (tuple, list)) else [value]:
+    if field.choices and one not in field.choices:
+      names = [str(choice) for choice in field.choices]
+      yield f'expected {path} to be one of {", ".join(names)}, found {one!r}{_pick(one, names)}'
+    if field.folder:
+      yield from _file(path, one, field)
   if path == 'model.size':
     yield from _size(value)
   if field.low is not None and not value >= field.low:

@@ -61,7 +61,7 @@ def folds(
   found = len(set(groups))
   if not 2 <= n <= found:
     raise ValueError(f'expected between 2 and {found} folds (there are {found} groups), found {n}; '
-                     'set another reward.folds, or give the examples their groups')
+                     'set another data.folds, or give the examples their groups')
   labels = np.asarray(labels).astype(int)
   split = StratifiedGroupKFold(n, shuffle=True, random_state=0).split(labels, labels, list(groups))
   return [(inside, outside) for inside, outside in split]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import flax.serialization
 import jax
@@ -61,11 +62,11 @@ def peft_options(setting: Setting) -> dict:
 
 
 def new_adapter(
-  setting: Setting, base: Base, key: jax.Array, *, head: bool = False, likelihood: bool = False
+  setting: Setting, base: Base, key: jax.Array, *, head: bool = False, reads: Sequence[str] = ()
 ) -> Tree:
   """A fresh adapter of the config's method over the base, on the mesh."""
   adapter = adapters.init(
-    key, base.params, setting.config.peft.name, head=head, likelihood=likelihood,
+    key, base.params, setting.config.peft.name, head=head, reads=reads,
     **peft_options(setting),
   )
   return place_adapter(adapter, base.params, setting)
@@ -123,10 +124,9 @@ def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]
   expected = {'base_digest': base.digest, 'tokenizer': setting.tokenizer.digest}
   checkpoint.check_meta(expected, meta)
   options = {k: v for k, v in meta.items() if k in peft_options(setting)}
-  likelihood = 'likelihood' in tree.get('head', {})
+  reads = lm.head_reads(tree.get('head', {}))
   make = lambda: adapters.init(
-    jax.random.key(0), base.params, meta['method'], head=meta['head'], likelihood=likelihood,
-    **options,
+    jax.random.key(0), base.params, meta['method'], head=meta['head'], reads=reads, **options,
   )
   adapter = flax.serialization.from_state_dict(jax.eval_shape(make), tree)
   return place_adapter(adapter, base.params, setting), meta

@@ -107,7 +107,7 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tr
 
 def _new_adapter(setting: settings.Setting, anchor: artefacts.Base) -> Tree:
   return artefacts.new_adapter(
-    setting, anchor, setting.key, head=True, likelihood=setting.config.reward.likelihood
+    setting, anchor, setting.key, head=True, reads=setting.config.reward.reads
   )
 
 

@@ -64,7 +64,7 @@ def probed_head(
   setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
 ) -> Tree:
   """The adapter's head, fitted to what the anchor says of the training examples."""
-  features = functools.partial(_features, likelihood='likelihood' in adapter['head'])
+  features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
   found = [
     _over_rows(features, setting, anchor, adapter, examples, field) for field in _fields(setting)
   ]
@@ -72,7 +72,8 @@ def probed_head(
   if len(found) == 2:
     return probe.fit_pair_head(found[0][keep], found[1][keep], adapter['head'])
   labels = np.array([e.label for e in examples])[keep]
-  return probe.fit_head(found[0][keep], labels, adapter['head'])
+  groups = np.array([e.group for e in examples])[keep]
+  return probe.fit_head(found[0][keep], labels, groups, adapter['head'])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -81,10 +82,12 @@ def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
   return lm.score(model, base, adapter, tokens, mask, response_mask=response_mask)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames='likelihood')
-def _features(model, base, adapter, tokens, mask, prompt_tokens, *, likelihood) -> jax.Array:
-  response_mask = after_prompt(mask, prompt_tokens) if likelihood else None
-  return lm.head_features(model, base, adapter, tokens, mask, response_mask=response_mask)
+@functools.partial(jax.jit, static_argnums=0, static_argnames='reads')
+def _features(model, base, adapter, tokens, mask, prompt_tokens, *, reads) -> jax.Array:
+  response_mask = after_prompt(mask, prompt_tokens)
+  return lm.head_features(
+    model, base, adapter, tokens, mask, reads=reads, response_mask=response_mask
+  )
 
 
 def after_prompt(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:

@@ -6,6 +6,8 @@ True for real tokens, padding on either side; dropout_key, a key to train with a
 and reward models only), None elsewhere.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -169,10 +171,11 @@ def score(
 ) -> jax.Array:
   """f32[B]: the head's value at the last real token of each row.
 
-  A head with weights 'likelihood' f32[4] also reads how likely the model itself finds the response:
-  score += likelihood . (mean, min, last, sum / 16) of log pi over the response's tokens. A small
-  model that was trained on good responses knows more of a response from these than its last hidden
-  state says. They come from the same forward pass.
+  A head may hold weights for more of what the same forward pass knows of the response, which the
+  last hidden state of a small model hardly says:
+
+    score += mean . (mean of the hidden states of the response)          mean f32[D]
+    score += likelihood . `likelihood_features` of the response          likelihood f32[4]
 
   Args:
     model, base, adapter, tokens, mask, dropout_key: see the module's docstring.
@@ -182,17 +185,21 @@ def score(
     ValueError: the adapter has no head, or its head needs a response_mask and there is none.
   """
   head = _head(adapter)
-  likely = 'likelihood' in head
-  if likely and response_mask is None:
-    raise ValueError(
-      'expected a response_mask, for the head reads the likelihood of the response; found none'
-    )
+  reads = head_reads(head)
   features = head_features(
-    model, base, adapter, tokens, mask, response_mask=response_mask if likely else None,
+    model, base, adapter, tokens, mask, reads=reads, response_mask=response_mask,
     dropout_key=dropout_key,
   )
   out = _read(head, features[:, : model.config.width])
-  return out + features[:, model.config.width :] @ head['likelihood'] if likely else out
+  if not reads:
+    return out
+  more = jnp.concatenate([head[name].astype(jnp.float32) for name in reads])
+  return out + features[:, model.config.width :] @ more
+
+
+def head_reads(head: Tree) -> tuple[str, ...]:
+  """What a head reads beside the last hidden state, in the order of `head_features`."""
+  return tuple(name for name in ('mean', 'likelihood') if name in head)
 
 
 def head_features(
@@ -202,24 +209,34 @@ def head_features(
   tokens: jax.Array,
   mask: jax.Array,
   *,
+  reads: Sequence[str] = (),
   response_mask: jax.Array | None = None,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-  """What a reward head reads, f32[B, D], or f32[B, D + 4] with a response_mask.
+  """What a reward head reads: f32[B, D], the hidden state at the last real token, then the `reads`.
 
-  The hidden state at the last real token, then `likelihood_features` of the response.
+  'mean' adds D columns and 'likelihood' 4; see `score`, also for the arguments and what it raises.
   """
+  if reads and response_mask is None:
+    raise ValueError(f'expected a response_mask, for the head reads the {" and the ".join(reads)} '
+                     'of the response; found none')
   h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
   last = masked.last_index(mask)
-  out = jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)
-  if response_mask is None:
-    return out
-  logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
-  return jnp.concatenate([out, likelihood_features(logprobs, response_mask & mask)], -1)
+  found = [jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)]
+  if 'mean' in reads:
+    of_response = (response_mask & mask)[..., None]
+    found.append(masked.masked_mean(h.astype(jnp.float32), of_response, axis=1))
+  if 'likelihood' in reads:
+    logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
+    found.append(likelihood_features(logprobs, response_mask & mask))
+  return jnp.concatenate(found, -1)
 
 
 def likelihood_features(logprobs: jax.Array, mask: jax.Array) -> jax.Array:
-  """f32[B, 4]: mean, least, last and sum / 16 of logprobs f32[B, T] over mask bool[B, T]."""
+  """f32[B, 4]: mean, least, last and sum / 16 of logprobs f32[B, T] over mask bool[B, T].
+
+  A model that was trained on good responses finds bad ones unlikely.
+  """
   least = jnp.where(mask, logprobs, 0.0).min(-1)  # log-probs are never above 0
   last = jnp.take_along_axis(logprobs, masked.last_index(mask)[:, None], 1)[:, 0]
   total = masked.masked_sum(logprobs, mask, axis=-1)

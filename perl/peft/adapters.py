@@ -49,7 +49,7 @@ def init(
   *,
   targets: Sequence[str] = ('attn/(q|k|v|o)',),
   head: bool = False,
-  likelihood: bool = False,
+  reads: Sequence[str] = (),
   **options,
 ) -> Tree:
   """A fresh adapter: the base's function exactly (for methods that can), plus a head if asked.
@@ -60,7 +60,7 @@ def init(
     method: a file of perl/peft.
     targets: patterns over `projections(base)`; methods that act on everything ignore them.
     head: add a reward or value head.
-    likelihood: the head also reads the response's log-probs, see models.lm.score.
+    reads: what else the head reads of a response, of HEAD_READS; see models.lm.score.
     **options: the method's own (rank, alpha, ...).
 
   Returns:
@@ -78,7 +78,7 @@ def init(
   adapter = trees.nest({n: module.init(keys[n], leaves[n], **options) for n in names})
   if head:
     width = leaves['final_norm/scale'].shape[-1]
-    adapter['head'] = init_head(jax.random.fold_in(key, 1), width, likelihood=likelihood)
+    adapter['head'] = init_head(jax.random.fold_in(key, 1), width, reads=reads)
   if trees.count(split(adapter)[0]) == 0:
     raise ValueError(
       f'expected something to train, found no trainable leaf for {method!r} with targets {targets};'
@@ -87,14 +87,25 @@ def init(
   return adapter
 
 
-def init_head(key: jax.Array, width: int, *, likelihood: bool = False) -> Tree:
+HEAD_READS = ('mean', 'likelihood')
+"""What a head can read beside the last hidden state: the response's mean hidden state (D weights),
+and statistics of its log-probs (4 weights)."""
+
+
+def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
   """A scalar head: kernel normal with std 1 / sqrt(D + 1), bias 0 (Stiennon et al. 2020).
 
-  With `likelihood` it also has four weights for the response's log-probs, 0 at init.
+  Weights of the `reads` are 0 at init.
+
+  Raises:
+    ValueError: something to read that is not in HEAD_READS.
   """
+  if unknown := [name for name in reads if name not in HEAD_READS]:
+    raise ValueError(f'expected a head to read some of {HEAD_READS}, found {unknown[0]!r}')
   kernel = jax.random.normal(key, (width, 1), jnp.float32) / np.sqrt(width + 1)
   head = {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
-  return head | ({'likelihood': jnp.zeros((4,), jnp.float32)} if likelihood else {})
+  weights = dict(zip(HEAD_READS, (width, 4)))
+  return head | {name: jnp.zeros((weights[name],), jnp.float32) for name in reads}
 
 
 def is_adapter(node: Any) -> bool:

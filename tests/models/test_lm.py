@@ -10,6 +10,7 @@ import tiny
 from jax.extend.core import jaxprs_in_params
 
 from perl.models import lm
+from perl.peft import adapters
 
 LENGTHS = [10, 7, 1, 4]
 
@@ -174,3 +175,42 @@ def test_a_head_may_read_the_likelihood_of_the_response(made):
     np.testing.assert_allclose(found[b], expected, atol=1e-4)
   with pytest.raises(ValueError, match='expected a response_mask'):
     ask(weights, None)
+
+
+def test_a_head_may_read_the_mean_hidden_state_of_the_response(made):
+  """score += weights . mean of h over the response's tokens; nothing where there is none."""
+  model, base, adapter = made
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  response = mask & (jnp.arange(10) >= 3)
+  weights = jax.random.normal(jax.random.key(5), (model.config.width,))
+  more = {**adapter, 'head': adapter['head'] | {'mean': weights}}
+  found = lm.score(model, base, more, tokens, mask, response_mask=response)
+  h = np.asarray(lm.hidden(model, base, adapter, tokens, mask))
+  plain = lm.score(model, base, adapter, tokens, mask)
+  for b, length in enumerate(LENGTHS):
+    expected = h[b, 3:length].mean(0) @ weights if length > 3 else 0.0
+    np.testing.assert_allclose(found[b] - plain[b], expected, atol=1e-4)
+
+
+def test_everything_that_a_head_reads_adds_up(made):
+  """Heads that read both, with weights of init: the function of a plain head; then a sum."""
+  model, base, adapter = made
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  made_head = adapters.init_head(
+    jax.random.key(1), model.config.width, reads=('mean', 'likelihood'))
+  assert {k: v.shape for k, v in made_head.items() if k in adapters.HEAD_READS} == {
+    'mean': (model.config.width,), 'likelihood': (4,)}
+  ask = lambda **more: lm.score(
+    model, base, {**adapter, 'head': adapter['head'] | more}, tokens, mask, response_mask=mask)
+  mean, likely = made_head['mean'] + .1, made_head['likelihood'] - .3
+  plain = ask()
+  np.testing.assert_array_equal(
+    plain, ask(mean=made_head['mean'], likelihood=made_head['likelihood']))
+  np.testing.assert_allclose(
+    ask(mean=mean, likelihood=likely) - plain,
+    (ask(mean=mean) - plain) + (ask(likelihood=likely) - plain), atol=1e-4)
+
+
+def test_a_head_that_is_to_read_something_else_is_refused():
+  with pytest.raises(ValueError, match="some of .*, found 'mode'"):
+    adapters.init_head(jax.random.key(0), 4, reads=('mode',))
