@@ -4,35 +4,27 @@ Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): a random
 model first sends noise through it; a head that already reads what the frozen model knows does not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from perl.evaluate import baseline, classification
 from perl.models import lm
 from perl.types import Tree
 
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Inverse strengths of the L2 penalty on standardised weights, from which the data choose; of equal
-ones the strongest penalty."""
 
-INNER_FOLDS = 5
-
-
-def fit_head(features: np.ndarray, labels: np.ndarray, groups: Sequence, like: Tree) -> Tree:
+def fit_head(features: np.ndarray, labels: np.ndarray, like: Tree, *, c: float = 0.03) -> Tree:
   """The head whose scores are the logits of a logistic regression on the features.
 
   Features are standardised for the regression; the standardisation is folded into the head. Rows
   are weighted so that both labels count alike, which ranks rare labels better, and the log-odds of
-  the labels are put back into the bias. The penalty is the one of STRENGTHS with the highest mean
-  AUC over grouped folds of these rows.
+  the labels are put back into the bias.
 
   Args:
     features: f32[N, F] of `lm.head_features` over the base.
     labels: [N], 1 or 0.
-    groups: [N], rows of one group are never on both sides of an inner fold.
     like: a head of that kind; its shapes are kept.
+    c: inverse strength of the L2 penalty on standardised weights.
 
   Raises:
     ValueError: the labels are all the same.
@@ -43,49 +35,18 @@ def fit_head(features: np.ndarray, labels: np.ndarray, groups: Sequence, like: T
                      f'in {len(labels)} examples; use a larger train split, or reward.probe=False')
   mean, deviation = features.mean(0), features.std(0) + 1e-6
   scaled = (features - mean) / deviation
-  model = _regression(strength(scaled, labels, groups)).fit(scaled, labels)
+  model = LogisticRegression(C=c, class_weight='balanced', max_iter=1000).fit(scaled, labels)
   weights = model.coef_[0] / deviation
   prior = np.log(share / (1 - share))
   return _head(weights, model.intercept_[0] - weights @ mean + prior, like)
 
 
-def strength(features: np.ndarray, labels: np.ndarray, groups: Sequence) -> float:
-  """The inverse penalty that ranks rows of unseen groups best; the middle one with a single group.
-
-  Args:
-    features: f32[N, F], standardised.
-    labels, groups: see `fit_head`.
-  """
-  count = min(INNER_FOLDS, len(set(groups)))
-  if count < 2:
-    return STRENGTHS[len(STRENGTHS) // 2]
-  folds = baseline.folds(labels, groups, count)
-
-  def mean_auc(c: float) -> float:
-    found = [
-      classification.auc(
-        _regression(c).fit(features[inside], labels[inside]).decision_function(features[outside]),
-        labels[outside])
-      for inside, outside in folds if 0 < np.mean(labels[inside]) < 1
-    ]
-    return float(np.mean([auc for auc in found if np.isfinite(auc)] or [0.5]))
-
-  return max(STRENGTHS, key=mean_auc)
-
-
-def _regression(c: float) -> LogisticRegression:
-  return LogisticRegression(C=c, class_weight='balanced', max_iter=1000)
-
-
-def fit_pair_head(
-  chosen: np.ndarray, rejected: np.ndarray, like: Tree, *, c: float = 0.01
-) -> Tree:
+def fit_pair_head(chosen: np.ndarray, rejected: np.ndarray, like: Tree, *, c: float = 0.03) -> Tree:
   """The same from pairs: a logistic regression without intercept on differences of features.
 
   Args:
     chosen, rejected: f32[N, F].
-    like: see `fit_head`.
-    c: inverse strength of the L2 penalty on standardised weights.
+    like, c: see `fit_head`.
   """
   deviation = np.concatenate([chosen, rejected]).std(0) + 1e-6
   difference = (chosen - rejected) / deviation

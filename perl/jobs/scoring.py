@@ -72,8 +72,7 @@ def probed_head(
   if len(found) == 2:
     return probe.fit_pair_head(found[0][keep], found[1][keep], adapter['head'])
   labels = np.array([e.label for e in examples])[keep]
-  groups = np.array([e.group for e in examples])[keep]
-  return probe.fit_head(found[0][keep], labels, groups, adapter['head'])
+  return probe.fit_head(found[0][keep], labels, adapter['head'])
 
 
 @functools.partial(jax.jit, static_argnums=0)
