@@ -11,8 +11,8 @@ of full tuning; RL that raises the reward of held-out prompts while exact match 
 What was measured: experiments/results/coffee.json,
 coffee_launch.json (the first command) and coffee_folds.json.
 
-Two departures make a reward model of so small a model work: its head also reads the response's
-mean hidden state and likelihood (reward.reads), and starts from a logistic regression
+Two departures make a reward model of so small a model work: its head also reads mean
+hidden states and how likely the response is (reward.reads), and starts from a logistic regression
 (reward.probe). Text is lower-cased (tokenizer.lowercase): dialogues and judged turns differ in
 case, which says nothing.
 

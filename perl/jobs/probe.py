@@ -34,9 +34,9 @@ def fit_head(features: np.ndarray, labels: np.ndarray, like: Tree, *, c: float =
     raise ValueError(f'expected examples of both labels to fit a head to, found only {labels[:1]} '
                      f'in {len(labels)} examples; use a larger train split, or reward.probe=False')
   mean, deviation = features.mean(0), features.std(0) + 1e-6
-  scaled = (features - mean) / deviation
+  scaled = (features - mean) / deviation * _fitted(like)
   model = LogisticRegression(C=c, class_weight='balanced', max_iter=1000).fit(scaled, labels)
-  weights = model.coef_[0] / deviation
+  weights = model.coef_[0] / deviation * _fitted(like)
   prior = np.log(share / (1 - share))
   return _head(weights, model.intercept_[0] - weights @ mean + prior, like)
 
@@ -49,11 +49,23 @@ def fit_pair_head(chosen: np.ndarray, rejected: np.ndarray, like: Tree, *, c: fl
     like, c: see `fit_head`.
   """
   deviation = np.concatenate([chosen, rejected]).std(0) + 1e-6
-  difference = (chosen - rejected) / deviation
+  difference = (chosen - rejected) / deviation * _fitted(like)
   both = np.concatenate([difference, -difference])
   labels = np.repeat([1, 0], len(difference))
   model = LogisticRegression(C=c, max_iter=1000, fit_intercept=False).fit(both, labels)
-  return _head(model.coef_[0] / deviation, 0.0, like)
+  return _head(model.coef_[0] / deviation * _fitted(like), 0.0, like)
+
+
+def _fitted(like: Tree) -> np.ndarray:
+  """f32[F]: 1 for the features that the regression reads, 0 for the others.
+
+  Where the head reads the mean hidden states, the last one adds weights to a regression and no
+  skill: it is left to training.
+  """
+  count = sum(like[name].shape[0] for name in ('kernel', *lm.head_reads(like)))
+  fitted = np.ones(count, np.float32)
+  fitted[: like['kernel'].shape[0] if 'mean' in like else 0] = 0
+  return fitted
 
 
 def _head(weights: np.ndarray, bias: float, like: Tree) -> Tree:

@@ -171,11 +171,11 @@ def score(
 ) -> jax.Array:
   """f32[B]: the head's value at the last real token of each row.
 
-  A head may hold weights for more of what the same forward pass knows of the response, which the
-  last hidden state of a small model hardly says:
+  A head may hold weights for more of what the same forward pass knows, which the last hidden state
+  of a small model hardly says:
 
-    score += mean . (mean of the hidden states of the response)          mean f32[D]
-    score += likelihood . `likelihood_features` of the response          likelihood f32[4]
+    score += mean . (mean hidden states of the response, and of the prompt)    mean f32[2 D]
+    score += likelihood . `likelihood_features` of the response                likelihood f32[4]
 
   Args:
     model, base, adapter, tokens, mask, dropout_key: see the module's docstring.
@@ -215,7 +215,7 @@ def head_features(
 ) -> jax.Array:
   """What a reward head reads: f32[B, D], the hidden state at the last real token, then the `reads`.
 
-  'mean' adds D columns and 'likelihood' 4; see `score`, also for the arguments and what it raises.
+  'mean' adds 2 D columns, 'likelihood' 4: see `score`, also for the arguments and what it raises.
   """
   if reads and response_mask is None:
     raise ValueError(f'expected a response_mask, for the head reads the {" and the ".join(reads)} '
@@ -224,8 +224,8 @@ def head_features(
   last = masked.last_index(mask)
   found = [jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)]
   if 'mean' in reads:
-    of_response = (response_mask & mask)[..., None]
-    found.append(masked.masked_mean(h.astype(jnp.float32), of_response, axis=1))
+    for part in (mask & response_mask, mask & ~response_mask):
+      found.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
   if 'likelihood' in reads:
     logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
     found.append(likelihood_features(logprobs, response_mask & mask))

@@ -88,8 +88,8 @@ def init(
 
 
 HEAD_READS = ('mean', 'likelihood')
-"""What a head can read beside the last hidden state: the response's mean hidden state (D weights),
-and statistics of its log-probs (4 weights)."""
+"""What a head can read beside the last hidden state: the mean hidden states of response and prompt
+(2 D weights), and statistics of the response's log-probs (4 weights)."""
 
 
 def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
@@ -104,7 +104,7 @@ def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
     raise ValueError(f'expected a head to read some of {HEAD_READS}, found {unknown[0]!r}')
   kernel = jax.random.normal(key, (width, 1), jnp.float32) / np.sqrt(width + 1)
   head = {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
-  weights = dict(zip(HEAD_READS, (width, 4)))
+  weights = dict(zip(HEAD_READS, (2 * width, 4)))
   return head | {name: jnp.zeros((weights[name],), jnp.float32) for name in reads}
 
 

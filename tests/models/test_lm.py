@@ -177,18 +177,19 @@ def test_a_head_may_read_the_likelihood_of_the_response(made):
     ask(weights, None)
 
 
-def test_a_head_may_read_the_mean_hidden_state_of_the_response(made):
-  """score += weights . mean of h over the response's tokens; nothing where there is none."""
+def test_a_head_may_read_the_mean_hidden_states_of_response_and_prompt(made):
+  """score += weights . (mean of h over the response, over the prompt); 0 where there is none."""
   model, base, adapter = made
   tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
   response = mask & (jnp.arange(10) >= 3)
-  weights = jax.random.normal(jax.random.key(5), (model.config.width,))
+  weights = np.asarray(jax.random.normal(jax.random.key(5), (2 * model.config.width,)))
   more = {**adapter, 'head': adapter['head'] | {'mean': weights}}
   found = lm.score(model, base, more, tokens, mask, response_mask=response)
   h = np.asarray(lm.hidden(model, base, adapter, tokens, mask))
   plain = lm.score(model, base, adapter, tokens, mask)
   for b, length in enumerate(LENGTHS):
-    expected = h[b, 3:length].mean(0) @ weights if length > 3 else 0.0
+    expected = h[b, : min(3, length)].mean(0) @ weights[model.config.width :]
+    expected += h[b, 3:length].mean(0) @ weights[: model.config.width] if length > 3 else 0.0
     np.testing.assert_allclose(found[b] - plain[b], expected, atol=1e-4)
 
 
@@ -199,7 +200,7 @@ def test_everything_that_a_head_reads_adds_up(made):
   made_head = adapters.init_head(
     jax.random.key(1), model.config.width, reads=('mean', 'likelihood'))
   assert {k: v.shape for k, v in made_head.items() if k in adapters.HEAD_READS} == {
-    'mean': (model.config.width,), 'likelihood': (4,)}
+    'mean': (2 * model.config.width,), 'likelihood': (4,)}
   ask = lambda **more: lm.score(
     model, base, {**adapter, 'head': adapter['head'] | more}, tokens, mask, response_mask=mask)
   mean, likely = made_head['mean'] + .1, made_head['likelihood'] - .3
