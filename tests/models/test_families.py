@@ -27,9 +27,19 @@ def family(request):
 
 
 def test_a_fresh_adapter_is_the_base_to_the_bit(family):
+  """Operation by operation: compiled whole, XLA may fuse, and so round, the two programs apart."""
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  with jax.disable_jit():
+    one, other = (lm.logits(family.model, family.base, adapter, tokens, mask)
+                  for adapter in ({}, family.fresh))
+  tiny.equal(one, other)
+
+
+def test_a_fresh_adapter_is_the_base_and_a_trained_one_is_not(family):
   tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
   plain = family.logits({}, tokens, mask)
-  tiny.equal(plain, family.logits(family.fresh, tokens, mask))
+  np.testing.assert_allclose(
+    family.logits(family.fresh, tokens, mask), plain, atol=family.tolerance)
   assert jnp.abs(family.logits(family.adapter, tokens, mask) - plain).max() > 1e-3
 
 
