@@ -11,7 +11,6 @@ stays as it was.
 import contextlib
 import io
 import resource
-import statistics
 import time
 
 from experiments.benchmarks import work
@@ -105,10 +104,7 @@ def reward_steps(size: str, *, steps: int, warmup: int) -> dict:
       trainer.train([batch] * count)
   seconds = [b - a for a, b in zip(marks.starts, marks.starts[1:])]
   assert len(seconds) == count and len(marks.losses) == count, (seconds, marks.losses)
-  timed = seconds[1 + warmup:]
-  return {'median_seconds': statistics.median(timed), 'min_seconds': min(timed),
-          'max_seconds': max(timed), 'first_seconds': seconds[0], 'steps': len(timed),
-          'losses': marks.losses,
+  return {**work.summary(seconds[0], seconds[1 + warmup:]), 'losses': marks.losses,
           'parameters_trainable': sum(x.size for x in jax.tree.leaves(
             nnx.state(model, nnx.LoRAParam)))}
 

@@ -59,8 +59,6 @@ def reward_step(size: str) -> Callable[[], None]:
 
 def rl_trainer(size: str, steps: int, warmup: int) -> dict:
   """TRL's RLOO trainer, float32, without gradient checkpointing: seconds between its steps."""
-  import statistics
-
   import torch
   import trl
   from datasets import Dataset
@@ -95,8 +93,7 @@ def rl_trainer(size: str, steps: int, warmup: int) -> dict:
     start = time.perf_counter()
     trainer.train()
   seconds = [b - a for a, b in zip(ends[warmup:], ends[warmup + 1:])]
-  return {'median_seconds': statistics.median(seconds), 'min_seconds': min(seconds),
-          'max_seconds': max(seconds), 'first_seconds': ends[0] - start, 'steps': len(seconds)}
+  return work.summary(ends[0] - start, seconds)
 
 
 def _tokenizer(size: str):

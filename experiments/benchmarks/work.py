@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -74,8 +74,13 @@ def measure(step: Callable[[], None], *, steps: int, warmup: int) -> dict:
     start = time.perf_counter()
     step()
     seconds.append(time.perf_counter() - start)
+  return summary(first, seconds)
+
+
+def summary(first: float, seconds: Sequence[float]) -> dict:
+  """A row's times: of the first step, which may compile, and of the timed ones."""
   return {'median_seconds': statistics.median(seconds), 'min_seconds': min(seconds),
-          'max_seconds': max(seconds), 'first_seconds': first, 'steps': steps}
+          'max_seconds': max(seconds), 'first_seconds': first, 'steps': len(seconds)}
 
 
 def arguments(description: str) -> argparse.Namespace:
