@@ -74,3 +74,8 @@ class Experience(struct.PyTreeNode):
   # a microbatch of an update no longer sees
   scores: jax.Array  # f32[B], the reward model's output
   weight: jax.Array  # f32[B], 0 for filler rows
+
+
+HEAD_READS = ('mean', 'likelihood')
+"""What a head can read beside the last hidden state: the mean hidden states of response and prompt
+(2 D weights), and statistics of the response's log-probs (4 weights)."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from perl import masked
 from perl.models.transformer import Transformer
-from perl.types import Tree
+from perl.types import HEAD_READS, Tree
 
 _CHUNK_ELEMENTS = 2**23
 """Logits held at once when log-probs are computed: 32 MiB in float32."""
@@ -199,7 +199,7 @@ def score(
 
 def head_reads(head: Tree) -> tuple[str, ...]:
   """What a head reads beside the last hidden state, in the order of `head_features`."""
-  return tuple(name for name in ('mean', 'likelihood') if name in head)
+  return tuple(name for name in HEAD_READS if name in head)
 
 
 def head_features(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perl import peft, trees
-from perl.types import Tree
+from perl.types import HEAD_READS, Tree
 
 
 def methods() -> list[str]:
@@ -85,11 +85,6 @@ def init(
       f' what can be matched: {", ".join(projections(base))}'
     )
   return adapter
-
-
-HEAD_READS = ('mean', 'likelihood')
-"""What a head can read beside the last hidden state: the mean hidden states of response and prompt
-(2 D weights), and statistics of the response's log-probs (4 weights)."""
 
 
 def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
