@@ -4,8 +4,9 @@
     python -m experiments.benchmarks --suite=rm --size=medium --steps=3 --tunix=TUNIX/bin/python
 
 Each measurement is a process of its own, all with the settings of malloc that our own programs set
-(experiments/platform.py); one round runs every contestant once, in turn, and a ratio is taken
-within a round, so that it holds where the machine's speed drifts. Run nothing else meanwhile.
+(experiments/platform.py; ours also sets its flags of XLA, as all our programs do). One round runs
+every contestant once, in turn, and a ratio is taken within a round, so that it holds where the
+machine's speed drifts. Run nothing else meanwhile.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def run(command: list[str]) -> dict:
   Raises:
     RuntimeError: it failed, or printed none.
   """
-  environment = {**os.environ, **platform.environment(os.environ), 'JAX_PLATFORMS': 'cpu'}
+  environment = {**os.environ, **platform.malloc(os.environ), 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
   rows = [line for line in done.stdout.splitlines() if line.startswith('{')]
   if done.returncode or not rows:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import types
 
@@ -265,6 +266,15 @@ def test_tune_respects_what_the_user_set(fresh, monkeypatch):
   environ = fresh[0][2]
   assert environ['MALLOC_TOP_PAD_'] == '1' and environ['JAX_COMPILATION_CACHE_DIR'] == '/mine'
   assert environ['XLA_FLAGS'] == '--xla_b=2 --xla_a=9 --xla_c=3'
+
+
+def test_xla_takes_the_flags_that_we_set():
+  flags = ' '.join(flag for known in platform.FLAGS_OF_JAXLIB.values() for flag in known)
+  assert platform.XLA_FLAGS, f'try {flags!r} with this jaxlib and name its version in platform.py'
+  done = subprocess.run(
+    [sys.executable, '-c', 'import jax; print(jax.numpy.ones(3).sum())'], check=False,
+    env={**os.environ, 'XLA_FLAGS': ' '.join(platform.XLA_FLAGS)}, capture_output=True, text=True)
+  assert done.returncode == 0 and '3.0' in done.stdout, done.stderr
 
 
 def test_tune_leaves_accelerators_and_notebooks_alone(fresh, monkeypatch):

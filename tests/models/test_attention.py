@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perl.models import blocked
 from perl.models.attention import attention, decode_attention
 
 CASES = {
@@ -118,6 +119,21 @@ def test_blocked_keeps_nothing_of_the_size_of_the_scores():
   _, backward = jax.vjp(call, q, k, v)
   largest = max(x.size for x in jax.tree.leaves(backward))
   assert largest <= q.size
+
+
+@pytest.mark.parametrize('rows', [8, 24, 22])
+def test_groups_of_rows_are_the_formula(rows, monkeypatch):
+  monkeypatch.setattr(blocked, 'CACHED_BYTES', 1)  # one row a device: the most groups there can be
+  q, k, v, mask = inputs(b=rows)
+  groups = -(-rows // jax.device_count())
+  assert ('scan' in str(jax.make_jaxpr(
+      functools.partial(attention, impl='blocked'))(q, k, v, mask))) == (groups > 1)
+  np.testing.assert_allclose(
+      attention(q, k, v, mask, impl='blocked'), attention(q, k, v, mask, impl='reference'),
+      atol=2e-5)
+  for found, expected in zip(
+      gradients('blocked', q, k, v, mask), gradients('reference', q, k, v, mask)):
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_vmap_is_a_loop():
