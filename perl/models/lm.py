@@ -175,6 +175,7 @@ def score(
   of a small model hardly says:
 
     score += mean . (mean hidden states of the response, and of the prompt)    mean f32[2 D]
+    score += embedding . (mean embedding of the response: which words it has)  embedding f32[D]
     score += likelihood . `likelihood_features` of the response                likelihood f32[4]
 
   Args:
@@ -215,7 +216,8 @@ def head_features(
 ) -> jax.Array:
   """What a reward head reads: f32[B, D], the hidden state at the last real token, then the `reads`.
 
-  'mean' adds 2 D columns, 'likelihood' 4: see `score`, also for the arguments and what it raises.
+  'mean' adds 2 D columns, 'embedding' D, 'likelihood' 4: see `score`, also for the arguments and
+  what it raises.
   """
   if reads and response_mask is None:
     raise ValueError(f'expected a response_mask, for the head reads the {" and the ".join(reads)} '
@@ -226,6 +228,10 @@ def head_features(
   if 'mean' in reads:
     for part in (mask & response_mask, mask & ~response_mask):
       found.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
+  if 'embedding' in reads:
+    x = model.apply(variables(base, adapter), tokens, masked.positions(mask), method='embed_tokens')
+    part = (mask & response_mask)[..., None]
+    found.append(masked.masked_mean(x.astype(jnp.float32), part, axis=1))
   if 'likelihood' in reads:
     logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
     found.append(likelihood_features(logprobs, response_mask & mask))

@@ -193,23 +193,41 @@ def test_a_head_may_read_the_mean_hidden_states_of_response_and_prompt(made):
     np.testing.assert_allclose(found[b] - plain[b], expected, atol=1e-4)
 
 
+def test_a_head_can_read_the_mean_embedding_of_the_response(made):
+  model, base, adapter = made
+  tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
+  response = mask & (jnp.arange(mask.shape[1]) >= 3)
+  weights = np.asarray(jax.random.normal(jax.random.key(5), (model.config.width,)))
+  more = {**adapter, 'head': adapter['head'] | {'embedding': weights}}
+  found = lm.score(model, base, more, tokens, mask, response_mask=response)
+  plain = lm.score(model, base, adapter, tokens, mask)
+  table = np.asarray(base['embed']['embedding'])
+  for b, length in enumerate(LENGTHS):
+    rows = table[np.asarray(tokens[b, 3:length])]
+    expected = rows.mean(0) @ weights if length > 3 else 0.0
+    np.testing.assert_allclose(found[b] - plain[b], expected, atol=1e-4)
+
+
 def test_everything_that_a_head_reads_adds_up(made):
-  """Heads that read both, with weights of init: the function of a plain head; then a sum."""
+  """Heads that read it all, with weights of init: the function of a plain head; then a sum."""
   model, base, adapter = made
   tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
   made_head = adapters.init_head(
-    jax.random.key(1), model.config.width, reads=('mean', 'likelihood'))
+    jax.random.key(1), model.config.width, reads=adapters.HEAD_READS)
+  width = model.config.width
   assert {k: v.shape for k, v in made_head.items() if k in adapters.HEAD_READS} == {
-    'mean': (2 * model.config.width,), 'likelihood': (4,)}
+    'mean': (2 * width,), 'embedding': (width,), 'likelihood': (4,)}
   ask = lambda **more: lm.score(
     model, base, {**adapter, 'head': adapter['head'] | more}, tokens, mask, response_mask=mask)
   mean, likely = made_head['mean'] + .1, made_head['likelihood'] - .3
+  words = made_head['embedding'] + .2
   plain = ask()
   np.testing.assert_array_equal(
-    plain, ask(mean=made_head['mean'], likelihood=made_head['likelihood']))
+    plain, ask(**{name: made_head[name] for name in adapters.HEAD_READS}))
   np.testing.assert_allclose(
-    ask(mean=mean, likelihood=likely) - plain,
-    (ask(mean=mean) - plain) + (ask(likelihood=likely) - plain), atol=1e-4)
+    ask(mean=mean, embedding=words, likelihood=likely) - plain,
+    sum(ask(**one) - plain for one in (
+      {'mean': mean}, {'embedding': words}, {'likelihood': likely})), atol=1e-4)
 
 
 def test_a_head_that_is_to_read_something_else_is_refused():
