@@ -10,8 +10,8 @@ cross-validation needs a base and an anchor of its own, as experiments.crossvali
 
 Aim, size=tiny on 2 cores: a reward model whose AUC is above that of a bag of words (0.769 over
 grouped 5-fold cross-validation on files 00 to 03). The pipeline ends at the reward model.
-What was measured, level with that bag of words: experiments/results/ticketing.json (fixed split)
-and ticketing_folds.json.
+What was measured, level with the bag of words of the same folds: experiments/results/ticketing.json
+(fixed split) and ticketing_folds.json.
 
 Arguments: size=tiny|mini|small, peft=lora|full, seed=0, mirror=<folder> (a folder laid out as
 github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).

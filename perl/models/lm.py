@@ -225,16 +225,16 @@ def head_features(
   h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
   last = masked.last_index(mask)
   found = [jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)]
+  of_response = mask if response_mask is None else mask & response_mask
   if 'mean' in reads:
-    for part in (mask & response_mask, mask & ~response_mask):
+    for part in (of_response, mask & ~response_mask):
       found.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
   if 'embedding' in reads:
     x = model.apply(variables(base, adapter), tokens, masked.positions(mask), method='embed_tokens')
-    part = (mask & response_mask)[..., None]
-    found.append(masked.masked_mean(x.astype(jnp.float32), part, axis=1))
+    found.append(masked.masked_mean(x.astype(jnp.float32), of_response[..., None], axis=1))
   if 'likelihood' in reads:
     logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
-    found.append(likelihood_features(logprobs, response_mask & mask))
+    found.append(likelihood_features(logprobs, of_response))
   return jnp.concatenate(found, -1)
 
 
