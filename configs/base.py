@@ -142,12 +142,14 @@ FIELDS: dict[str, Field] = {
   'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
                          source='Eisenstein et al. 2023', low=0.0),
   'reward.reads': Field((), 'What the head reads beside the last hidden state: the mean ones of '
-                        'response and prompt, the mean embedding of the response, how likely the '
-                        'model finds the response (models.lm.score); not in the paper, whose '
-                        'models are large.',
-                        choices=('mean', 'embedding', 'likelihood')),
+                        'response and prompt, the mean input and output of the first layer over '
+                        'the response, how likely the model finds the response '
+                        '(models.lm.score); not in the paper, whose models are large.',
+                        choices=('mean', 'early', 'likelihood')),
   'reward.probe': Field(False, 'Start the head from a logistic regression over the anchor.',
                         source='Kumar et al. 2022'),
+  'reward.probe_c': Field(0.03, 'Inverse strength of its L2 penalty, on standardised '
+                          'features; less where the head reads more.', low=1e-6),
   'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
                        'accuracy, or AUC of thumbs) or the last.', source='PERL',
                        choices=('best', 'last')),

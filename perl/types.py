@@ -76,7 +76,7 @@ class Experience(struct.PyTreeNode):
   weight: jax.Array  # f32[B], 0 for filler rows
 
 
-HEAD_READS = ('mean', 'embedding', 'likelihood')
+HEAD_READS = ('mean', 'early', 'likelihood')
 """What a head can read beside the last hidden state: the mean hidden states of response and prompt
-(2 D weights), the mean embedding of the response's tokens (D), and statistics of the response's
-log-probs (4)."""
+(2 D weights), the mean input and output of the first layer over the response (2 D), and statistics
+of the response's log-probs (4)."""

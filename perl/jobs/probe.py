@@ -13,7 +13,7 @@ from perl.models import lm
 from perl.types import Tree
 
 
-def fit_head(features: np.ndarray, labels: np.ndarray, like: Tree, *, c: float = 0.03) -> Tree:
+def fit_head(features: np.ndarray, labels: np.ndarray, like: Tree, *, c: float) -> Tree:
   """The head whose scores are the logits of a logistic regression on the features.
 
   Features are standardised for the regression; the standardisation is folded into the head. Rows
@@ -33,43 +33,46 @@ def fit_head(features: np.ndarray, labels: np.ndarray, like: Tree, *, c: float =
   if not 0 < share < 1:
     raise ValueError(f'expected examples of both labels to fit a head to, found only {labels[:1]} '
                      f'in {len(labels)} examples; use a larger train split, or reward.probe=False')
+  features = features[:, _fitted(like)]
   mean, deviation = features.mean(0), features.std(0) + 1e-6
-  scaled = (features - mean) / deviation * _fitted(like)
-  model = LogisticRegression(C=c, class_weight='balanced', max_iter=1000).fit(scaled, labels)
-  weights = model.coef_[0] / deviation * _fitted(like)
+  model = LogisticRegression(C=c, class_weight='balanced', max_iter=1000)
+  model.fit((features - mean) / deviation, labels)
+  weights = model.coef_[0] / deviation
   prior = np.log(share / (1 - share))
   return _head(weights, model.intercept_[0] - weights @ mean + prior, like)
 
 
-def fit_pair_head(chosen: np.ndarray, rejected: np.ndarray, like: Tree, *, c: float = 0.03) -> Tree:
+def fit_pair_head(chosen: np.ndarray, rejected: np.ndarray, like: Tree, *, c: float) -> Tree:
   """The same from pairs: a logistic regression without intercept on differences of features.
 
   Args:
     chosen, rejected: f32[N, F].
     like, c: see `fit_head`.
   """
+  chosen, rejected = chosen[:, _fitted(like)], rejected[:, _fitted(like)]
   deviation = np.concatenate([chosen, rejected]).std(0) + 1e-6
-  difference = (chosen - rejected) / deviation * _fitted(like)
+  difference = (chosen - rejected) / deviation
   both = np.concatenate([difference, -difference])
   labels = np.repeat([1, 0], len(difference))
   model = LogisticRegression(C=c, max_iter=1000, fit_intercept=False).fit(both, labels)
-  return _head(model.coef_[0] / deviation * _fitted(like), 0.0, like)
+  return _head(model.coef_[0] / deviation, 0.0, like)
 
 
 def _fitted(like: Tree) -> np.ndarray:
-  """f32[F]: 1 for the features that the regression reads, 0 for the others.
+  """bool[F]: the features that the regression reads.
 
   Where the head reads the mean hidden states, the last one adds weights to a regression and no
   skill: it is left to training.
   """
   count = sum(like[name].shape[0] for name in ('kernel', *lm.head_reads(like)))
-  fitted = np.ones(count, np.float32)
-  fitted[: like['kernel'].shape[0] if 'mean' in like else 0] = 0
-  return fitted
+  return np.arange(count) >= (like['kernel'].shape[0] if 'mean' in like else 0)
 
 
-def _head(weights: np.ndarray, bias: float, like: Tree) -> Tree:
+def _head(fitted: np.ndarray, bias: float, like: Tree) -> Tree:
+  """The head with these weights of the features that were fitted, and 0 for the others."""
   width = like['kernel'].shape[0]
+  weights = np.zeros(len(_fitted(like)))
+  weights[_fitted(like)] = fitted
   head = {'kernel': weights[:width, None], 'bias': np.array([bias])}
   start = width
   for name in lm.head_reads(like):

@@ -69,10 +69,11 @@ def probed_head(
     _over_rows(features, setting, anchor, adapter, examples, field) for field in _fields(setting)
   ]
   keep = np.isfinite(found[0]).all(-1)
+  c = setting.config.reward.probe_c
   if len(found) == 2:
-    return probe.fit_pair_head(found[0][keep], found[1][keep], adapter['head'])
+    return probe.fit_pair_head(found[0][keep], found[1][keep], adapter['head'], c=c)
   labels = np.array([e.label for e in examples])[keep]
-  return probe.fit_head(found[0][keep], labels, adapter['head'])
+  return probe.fit_head(found[0][keep], labels, adapter['head'], c=c)
 
 
 @functools.partial(jax.jit, static_argnums=0)

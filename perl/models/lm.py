@@ -49,8 +49,13 @@ def hidden(
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """Hidden states after the last norm, f[B, T, D]."""
+  return _states(model, base, adapter, tokens, mask, dropout_key, early=False)[0]
+
+
+def _states(model, base, adapter, tokens, mask, dropout_key, early):
+  """`Transformer.states`."""
   rngs = None if dropout_key is None else {'dropout': dropout_key}
-  return model.apply(variables(base, adapter), tokens, mask, rngs=rngs)
+  return model.apply(variables(base, adapter), tokens, mask, early, rngs=rngs, method='states')
 
 
 def logits(
@@ -175,7 +180,8 @@ def score(
   of a small model hardly says:
 
     score += mean . (mean hidden states of the response, and of the prompt)    mean f32[2 D]
-    score += embedding . (mean embedding of the response: which words it has)  embedding f32[D]
+    score += early . (mean of the response's embeddings, and of what the first layer makes of them:
+                      its words, and words in their company)               early f32[2 D]
     score += likelihood . `likelihood_features` of the response                likelihood f32[4]
 
   Args:
@@ -216,22 +222,21 @@ def head_features(
 ) -> jax.Array:
   """What a reward head reads: f32[B, D], the hidden state at the last real token, then the `reads`.
 
-  'mean' adds 2 D columns, 'embedding' D, 'likelihood' 4: see `score`, also for the arguments and
+  'mean' and 'early' add 2 D columns each, 'likelihood' 4: see `score`, also for the arguments and
   what it raises.
   """
   if reads and response_mask is None:
     raise ValueError(f'expected a response_mask, for the head reads the {" and the ".join(reads)} '
                      'of the response; found none')
-  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
+  h, early = _states(model, base, adapter, tokens, mask, dropout_key, 'early' in reads)
   last = masked.last_index(mask)
   found = [jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)]
   of_response = mask if response_mask is None else mask & response_mask
   if 'mean' in reads:
     for part in (of_response, mask & ~response_mask):
       found.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
-  if 'embedding' in reads:
-    x = model.apply(variables(base, adapter), tokens, masked.positions(mask), method='embed_tokens')
-    found.append(masked.masked_mean(x.astype(jnp.float32), of_response[..., None], axis=1))
+  if 'early' in reads:
+    found.append(masked.masked_mean(early.astype(jnp.float32), of_response[..., None], axis=1))
   if 'likelihood' in reads:
     logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
     found.append(likelihood_features(logprobs, of_response))

@@ -88,14 +88,15 @@ class Block(nn.Module):
 
 
 class _ScannedBlock(nn.Module):
-  """Block as a scan body; keys and values are dropped."""
+  """Block as a scan body; keys and values are dropped, its output is kept if `keep`."""
 
   config: Config
 
   @nn.compact
-  def __call__(self, x, positions, mask):
+  def __call__(self, x, positions, mask, keep: bool):
     block = nn.remat(Block, prevent_cse=False) if self.config.remat else Block
-    return block(self.config, name='block')(x, positions, mask)[0], None
+    x = block(self.config, name='block')(x, positions, mask)[0]
+    return x, x if keep else None
 
 
 class Embedding(nn.Module):
@@ -147,7 +148,7 @@ class Transformer(nn.Module):
       _ScannedBlock,
       variable_axes={'params': 0, 'adapter': 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.layers,
       unroll=min(config.scan_unroll, config.layers),
     )(config)
@@ -155,9 +156,16 @@ class Transformer(nn.Module):
 
   def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Hidden states f[B, T, D] after the last norm, of tokens i32[B, T] and mask bool[B, T]."""
+    return self.states(tokens, mask, early=False)[0]
+
+  def states(
+    self, tokens: jax.Array, mask: jax.Array, early: bool = True
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """What `model(tokens, mask)` returns, and f[B, T, 2 D]: the first layer's input and output."""
     positions = masked.positions(mask)
-    x, _ = self.layers(self.embed.embed(tokens, positions), positions, mask)
-    return self.final_norm(x)
+    first = self.embed.embed(tokens, positions)
+    x, outputs = self.layers(first, positions, mask, early)
+    return self.final_norm(x), jnp.concatenate([first, outputs[0]], -1) if early else None
 
   def unembed(self, h: jax.Array) -> jax.Array:
     """Logits f32[..., V] of hidden states f[..., D]."""

@@ -99,7 +99,7 @@ def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
     raise ValueError(f'expected a head to read some of {HEAD_READS}, found {unknown[0]!r}')
   kernel = jax.random.normal(key, (width, 1), jnp.float32) / np.sqrt(width + 1)
   head = {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
-  weights = dict(zip(HEAD_READS, (2 * width, width, 4)))
+  weights = dict(zip(HEAD_READS, (2 * width, 2 * width, 4)))
   return head | {name: jnp.zeros((weights[name],), jnp.float32) for name in reads}
 
 

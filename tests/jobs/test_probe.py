@@ -9,6 +9,8 @@ from perl.evaluate import classification
 from perl.jobs import artefacts, probe, reward, scoring
 from perl.jobs import setting as settings
 
+C = 0.03
+
 
 def features(rows=400, width=6, seed=0):
   """Features of very different scales, and labels that 80 % of the time follow them."""
@@ -31,23 +33,23 @@ def read(head, x):
 def test_the_head_is_the_balanced_regression_with_its_prior_put_back():
   x, labels = features()
   scaled = (x - x.mean(0)) / x.std(0)
-  model = LogisticRegression(C=0.03, class_weight='balanced', max_iter=1000).fit(scaled, labels)
+  model = LogisticRegression(C=C, class_weight='balanced', max_iter=1000).fit(scaled, labels)
   prior = np.log(labels.sum() / (1 - labels).sum())
   expected = model.decision_function(scaled) + prior
-  head = probe.fit_head(x, labels, like(6))
+  head = probe.fit_head(x, labels, like(6), c=C)
   np.testing.assert_allclose(read(head, x), expected, atol=1e-3)
 
 
 def test_the_scores_are_calibrated_in_the_large():
   x, labels = features(rows=4000)
-  scores = read(probe.fit_head(x, labels, like(6)), x)
+  scores = read(probe.fit_head(x, labels, like(6), c=C), x)
   assert np.mean(1 / (1 + np.exp(-scores))) == pytest.approx(labels.mean(), abs=0.06)
 
 
 def test_weights_of_what_else_is_read_are_apart_and_in_the_order_of_the_features():
   x, labels = features(width=7)
-  whole = probe.fit_head(x[:, 1:], labels, like(6))['kernel'][:, 0]
-  parted = probe.fit_head(x, labels, like(1, likelihood=4, mean=2))
+  whole = probe.fit_head(x[:, 1:], labels, like(6), c=C)['kernel'][:, 0]
+  parted = probe.fit_head(x, labels, like(1, likelihood=4, mean=2), c=C)
   np.testing.assert_array_equal(parted['kernel'], 0)  # the last state is left out beside the means
   np.testing.assert_allclose(parted['mean'], whole[:2], rtol=1e-3)
   np.testing.assert_allclose(parted['likelihood'], whole[2:], rtol=1e-3)
@@ -55,8 +57,8 @@ def test_weights_of_what_else_is_read_are_apart_and_in_the_order_of_the_features
 
 def test_the_last_hidden_state_is_fitted_where_the_head_reads_no_means():
   x, labels = features()
-  whole = probe.fit_head(x, labels, like(6))
-  parted = probe.fit_head(x, labels, like(2, likelihood=4))
+  whole = probe.fit_head(x, labels, like(6), c=C)
+  parted = probe.fit_head(x, labels, like(2, likelihood=4), c=C)
   np.testing.assert_allclose(parted['kernel'], whole['kernel'][:2], rtol=1e-6)
   np.testing.assert_allclose(parted['likelihood'], whole['kernel'][2:, 0], rtol=1e-6)
 
@@ -64,7 +66,7 @@ def test_the_last_hidden_state_is_fitted_where_the_head_reads_no_means():
 def test_a_head_of_pairs_ranks_them_and_ignores_what_both_share():
   x, _ = features()
   direction = np.array([1.0, 0, 0, 0, 0, 0], np.float32) * 0.01
-  head = probe.fit_pair_head(x + direction, x, like(6))
+  head = probe.fit_pair_head(x + direction, x, like(6), c=C)
   assert (read(head, x + direction) > read(head, x)).all()
   assert head['bias'][0] == 0
   np.testing.assert_allclose(head['kernel'][1:], 0, atol=1e-6)
@@ -73,14 +75,14 @@ def test_a_head_of_pairs_ranks_them_and_ignores_what_both_share():
 def test_features_that_do_not_vary_are_finite():
   x, labels = features()
   x[:, 2] = 3.0
-  head = probe.fit_head(x, labels, like(6))
+  head = probe.fit_head(x, labels, like(6), c=C)
   assert all(np.isfinite(leaf).all() for leaf in head.values())
 
 
 def test_labels_of_one_kind_are_refused():
   x, labels = features()
   with pytest.raises(ValueError, match='both labels'):
-    probe.fit_head(x, np.ones_like(labels), like(6))
+    probe.fit_head(x, np.ones_like(labels), like(6), c=C)
 
 
 def test_rows_that_never_came_are_nan():

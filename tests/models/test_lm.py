@@ -9,7 +9,9 @@ import pytest
 import tiny
 from jax.extend.core import jaxprs_in_params
 
+from perl import masked
 from perl.models import lm
+from perl.models.transformer import Block
 from perl.peft import adapters
 
 LENGTHS = [10, 7, 1, 4]
@@ -193,17 +195,20 @@ def test_a_head_may_read_the_mean_hidden_states_of_response_and_prompt(made):
     np.testing.assert_allclose(found[b] - plain[b], expected, atol=1e-4)
 
 
-def test_a_head_can_read_the_mean_embedding_of_the_response(made):
+def test_a_head_can_read_the_first_layers_input_and_output_over_the_response(made):
   model, base, adapter = made
   tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
   response = mask & (jnp.arange(mask.shape[1]) >= 3)
-  weights = np.asarray(jax.random.normal(jax.random.key(5), (model.config.width,)))
-  more = {**adapter, 'head': adapter['head'] | {'embedding': weights}}
+  weights = np.asarray(jax.random.normal(jax.random.key(5), (2 * model.config.width,)))
+  more = {**adapter, 'head': adapter['head'] | {'early': weights}}
   found = lm.score(model, base, more, tokens, mask, response_mask=response)
   plain = lm.score(model, base, adapter, tokens, mask)
-  table = np.asarray(base['embed']['embedding'])
+  words = np.asarray(base['embed']['embedding'])[np.asarray(tokens)]
+  first = jax.tree.map(lambda x: x[0], {
+    'params': base['layers']['block'], 'adapter': adapter['layers']['block']})
+  out, _ = Block(model.config).apply(first, words, masked.positions(mask), mask)
   for b, length in enumerate(LENGTHS):
-    rows = table[np.asarray(tokens[b, 3:length])]
+    rows = np.concatenate([words[b], out[b]], -1)[3:length]
     expected = rows.mean(0) @ weights if length > 3 else 0.0
     np.testing.assert_allclose(found[b] - plain[b], expected, atol=1e-4)
 
@@ -216,18 +221,18 @@ def test_everything_that_a_head_reads_adds_up(made):
     jax.random.key(1), model.config.width, reads=adapters.HEAD_READS)
   width = model.config.width
   assert {k: v.shape for k, v in made_head.items() if k in adapters.HEAD_READS} == {
-    'mean': (2 * width,), 'embedding': (width,), 'likelihood': (4,)}
+    'mean': (2 * width,), 'early': (2 * width,), 'likelihood': (4,)}
   ask = lambda **more: lm.score(
     model, base, {**adapter, 'head': adapter['head'] | more}, tokens, mask, response_mask=mask)
   mean, likely = made_head['mean'] + .1, made_head['likelihood'] - .3
-  words = made_head['embedding'] + .2
+  words = made_head['early'] + .2
   plain = ask()
   np.testing.assert_array_equal(
     plain, ask(**{name: made_head[name] for name in adapters.HEAD_READS}))
   np.testing.assert_allclose(
-    ask(mean=mean, embedding=words, likelihood=likely) - plain,
+    ask(mean=mean, early=words, likelihood=likely) - plain,
     sum(ask(**one) - plain for one in (
-      {'mean': mean}, {'embedding': words}, {'likelihood': likely})), atol=1e-4)
+      {'mean': mean}, {'early': words}, {'likelihood': likely})), atol=1e-4)
 
 
 def test_a_head_that_is_to_read_something_else_is_refused():
