@@ -1,8 +1,8 @@
 """The environment of a process that computes, set before jax starts.
 
 XLA on CPU allocates every temporary afresh, and the page faults cost more than the arithmetic of
-small operations (exp and softmax of 33 MB: three times as long). Telling malloc to keep its memory
-cures that, but malloc reads its settings when the process starts: hence one re-execution.
+small operations. Telling malloc to keep its memory cures that, but malloc reads its settings when
+the process starts: hence one re-execution.
 
 XLA of jaxlib 0.10 also hands reductions, and products fused with them, to YNNPACK; on two cores its
 backward pass of RMSNorm is slow, and the step with it.
