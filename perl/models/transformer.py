@@ -161,7 +161,9 @@ class Transformer(nn.Module):
   def states(
     self, tokens: jax.Array, mask: jax.Array, early: bool = True
   ) -> tuple[jax.Array, jax.Array | None]:
-    """What `model(tokens, mask)` returns, and f[B, T, 2 D]: the first layer's input and output."""
+    """What `model(tokens, mask)` returns; if `early`, also the first layer's input and output,
+    f[B, T, 2 D].
+    """
     positions = masked.positions(mask)
     first = self.embed.embed(tokens, positions)
     x, outputs = self.layers(first, positions, mask, early)

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from perl.evaluate import classification
 from perl.jobs import artefacts, probe, reward, scoring
 from perl.jobs import setting as settings
+from perl.types import HEAD_READS
 
 C = 0.03
 
@@ -96,7 +97,7 @@ def test_a_reward_model_starts_from_the_probe(toyrun, tmp_path, kind):
   """Before any step its scores are the regression's: better than chance on the training rows."""
   for stage in ('tokenizer', 'pretrain', 'sft'):
     (tmp_path / stage).symlink_to(toyrun / stage)
-  config = run.config(reward__kind=kind, reward__probe=True, reward__reads=('mean', 'likelihood'))
+  config = run.config(reward__kind=kind, reward__probe=True, reward__reads=HEAD_READS)
   with run.small_world():
     setting = settings.begin(config, str(tmp_path / 'reward'), 'reward')
     anchor = artefacts.load_anchor(setting)
