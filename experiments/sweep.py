@@ -1,15 +1,17 @@
-"""The paper's comparison: PEFT methods x seeds over one base, one anchor a seed, one reward model.
+"""The paper's comparison: PEFT methods x seeds; an anchor and a reward model of RL for each seed.
 
     python -m experiments.sweep --config=configs/coffee.py:size=tiny --workdir=runs/coffee \
         --peft=lora,full --seeds=0,1,2
 
-<workdir>/base/{tokenizer,pretrain}       shared by all rows
+<workdir>/base/{tokenizer,pretrain}       shared by all rows; with --bases=own the tokenizer alone
+<workdir>/seed<k>/pretrain                the base of seed k, with --bases=own
 <workdir>/seed<k>/sft                     the anchor of seed k, by full tuning
 <workdir>/seed<k>/<peft>/reward           a row's own reward model
 <workdir>/seed<k>/<peft>/{rl,evaluate}    both against the reward model of --reward_from
 
 The config file is read anew for every row, with that row's peft and seed as arguments, so that it
 sets what belongs to a method (learning rates) itself; overrides by flag apply to every row.
+Intervals over seeds that share a base say nothing of how bases differ; with --bases=own they do.
 Finished stages are skipped. Ends with the table.
 """
 
@@ -35,12 +37,13 @@ class Sweep:
   """The rows of a comparison, as configs and folders."""
 
   def __init__(
-    self, spec: str, overrides: Sequence[str], workdir: str, *, reward_from: str
+    self, spec: str, overrides: Sequence[str], workdir: str, *, reward_from: str,
+    own_bases: bool = False,
   ) -> None:
     self.file, _, self.text = spec.partition(':')
     self.overrides = list(overrides)
     self.workdir = pathlib.Path(workdir)
-    self.reward_from = reward_from
+    self.reward_from, self.own_bases = reward_from, own_bases
 
   def config(self, **replaced) -> ConfigDict:
     """The config file's, with these arguments in place of the given ones."""
@@ -52,15 +55,20 @@ class Sweep:
     return self.config()
 
   def anchor(self, seed: int) -> ConfigDict:
-    """SFT of one seed, whatever the rows' method: the reference is the same for all of them."""
+    """SFT of one seed, whatever the rows' method: the reference is the same for all of them.
+
+    Where a seed has a base of its own, pretraining is in the same folder.
+    """
     config = self.config(peft=ANCHOR_METHOD, seed=seed)
-    config.inputs.update(self._shared(config))
+    config.inputs.update(self._given(config, seed))
+    if self.own_bases:
+      config.inputs.base = ''
     return config
 
   def row(self, peft: str, seed: int) -> ConfigDict:
     """Reward, RL and evaluation of one method and seed; the reward stage makes its own model."""
     config = self.config(peft=peft, seed=seed)
-    config.inputs.update(self._shared(config))
+    config.inputs.update(self._given(config, seed))
     config.inputs.anchor = str(self.workdir / f'seed{seed}' / 'sft')
     if peft != self.reward_from:
       config.inputs.reward = str(self.row_folder(self.reward_from, seed) / 'reward')
@@ -70,10 +78,12 @@ class Sweep:
     """The pipeline folder of one row."""
     return self.workdir / f'seed{seed}' / peft
 
-  def _shared(self, config: ConfigDict) -> dict[str, str]:
-    """The inputs that all rows share; a published checkpoint needs no pretrain stage."""
-    made = {'tokenizer': 'tokenizer', 'base': 'pretrain'}
-    return {name: str(self.workdir / 'base' / stage) for name, stage in made.items()
+  def _given(self, config: ConfigDict, seed: int) -> dict[str, str]:
+    """Tokenizer and base of the rows of a seed; a published checkpoint needs no pretrain stage."""
+    folder = self.workdir / 'base'
+    made = {'tokenizer': (folder, 'tokenizer'),
+            'base': (self.workdir / f'seed{seed}' if self.own_bases else folder, 'pretrain')}
+    return {name: str(folder / stage) for name, (folder, stage) in made.items()
             if stage in config.stages}
 
 
@@ -87,9 +97,12 @@ def run(sweep: Sweep, methods: Sequence[str], seeds: Sequence[int]) -> None:
   base = launch.check(sweep.base())
   anchors = {seed: launch.check(sweep.anchor(seed)) for seed in seeds}
   rows = {(seed, peft): launch.check(sweep.row(peft, seed)) for seed in seeds for peft in methods}
-  _run(base, BASE_STAGES, sweep.workdir / 'base')
+  of_all, of_seed = BASE_STAGES, ('sft',)
+  if sweep.own_bases:
+    of_all, of_seed = ('tokenizer',), ('pretrain', 'sft')
+  _run(base, of_all, sweep.workdir / 'base')
   for seed in seeds:
-    _run(anchors[seed], ('sft',), sweep.workdir / f'seed{seed}')
+    _run(anchors[seed], of_seed, sweep.workdir / f'seed{seed}')
     for stages in (('reward',), ('rl', 'evaluate')):  # all reward models first: rl shares one
       for peft in methods:
         _run(rows[seed, peft], stages, sweep.row_folder(peft, seed))
@@ -146,6 +159,8 @@ def _main(argv: Sequence[str] | None) -> None:
   made = cli.parser('sweep', 'Compares PEFT methods over seeds, and prints the table.')
   made.add_argument('--peft', default='lora,full', help='methods to compare')
   made.add_argument('--seeds', default='0,1,2', help='seeds of each method')
+  made.add_argument('--bases', default='shared', choices=('shared', 'own'),
+                    help='one base for all rows, or one of its own for each seed')
   made.add_argument('--reward_from', default='lora',
                     help='the method whose reward model serves every rl row of a seed')
   options, overrides = cli.parse(made, argv)
@@ -154,8 +169,8 @@ def _main(argv: Sequence[str] | None) -> None:
     return
   methods, seeds = methods_of(options.peft), seeds_of(options.seeds)
   check_options(methods, options.reward_from, overrides)
-  run(Sweep(options.config, overrides, options.workdir, reward_from=options.reward_from),
-      methods, seeds)
+  run(Sweep(options.config, overrides, options.workdir, reward_from=options.reward_from,
+            own_bases=options.bases == 'own'), methods, seeds)
   print(table(options.workdir))
 
 

@@ -57,6 +57,20 @@ def test_layout_and_order(jobs, tmp_path, capsys):
   assert f"table of ['{tmp_path}'] as markdown" in capsys.readouterr().out
 
 
+def test_seeds_may_have_bases_of_their_own(jobs, tmp_path):
+  code, ran = run(jobs, tmp_path, '--peft=lora', '--seeds=0,1', '--bases=own')
+  assert code == 0
+  row = lambda seed: [('pretrain', f'seed{seed}'), ('sft', f'seed{seed}'),
+                      *((stage, f'seed{seed}/lora') for stage in ('reward', 'rl', 'evaluate'))]
+  assert ran == [('tokenizer', 'base'), *row(0), *row(1)]
+  configs = {(stage, folder): config for stage, folder, config in jobs.ran}
+  assert configs['pretrain', 'seed1'].seed == 1
+  for row in (('pretrain', 'seed1'), ('sft', 'seed1'), ('rl', 'seed1/lora')):
+    assert configs[row].inputs.tokenizer == str(tmp_path / 'base' / 'tokenizer')
+  assert configs['sft', 'seed1'].inputs.base == ''  # the sibling, which is the one of the rows
+  assert configs['reward', 'seed1/lora'].inputs.base == str(tmp_path / 'seed1' / 'pretrain')
+
+
 def test_what_rows_share_and_what_is_theirs(jobs, tmp_path):
   run(jobs, tmp_path, '--seeds=2', '--config.peft.rank=4', '--config.reward.steps=9')
   configs = {(stage, folder): config for stage, folder, config in jobs.ran}
