@@ -106,7 +106,7 @@ def fit(
       for done in range(first + 1, steps + 1):
         state = run.advance(state, done, steps)
         bar.update(1)
-        stopping = stop() and done < steps
+        stopping = stop()
         evaluated = done == steps or (evaluate_every_steps and done % evaluate_every_steps == 0)
         if evaluated and evaluate is not None:
           bar.set_postfix(run.measure(state, done))
@@ -117,6 +117,8 @@ def fit(
           saver.wait()
           raise Interrupted(done, folder)
     saver.wait()
+    if stop():  # it came during the last evaluation: what follows this stage must not begin
+      raise Interrupted(steps, folder)
     if best_metric and saver.best_step() not in (None, steps):
       state = run.read(state, saver.best_step())
     result = dict(run.measured(int(state.step)))

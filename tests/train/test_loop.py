@@ -129,6 +129,26 @@ def test_a_signal_saves_and_leaves_and_the_same_command_resumes(whole, tmp_path,
   assert seen.place == 12
 
 
+@pytest.mark.parametrize('place', ['step', 'evaluation'])
+def test_a_signal_at_the_very_end_is_heard_too(whole, tmp_path, place):
+  """Or the stages after this one would run as if it had never come."""
+
+  def signalled(state, batch):
+    if place == 'step' and state.step == 11:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return UPDATE(state, BASE, batch)
+
+  def evaluated(state):
+    if place == 'evaluation' and state.step == 12:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(state)
+
+  with pytest.raises(loop.Interrupted, match='143') as stopped:
+    fit(tmp_path, 12, step_fn=signalled, evaluate=evaluated)
+  assert 'step 12' in stopped.value.message
+  check_same(fit(tmp_path, 12), tmp_path, whole)
+
+
 def test_a_finished_run_is_left_alone(whole, tmp_path):
   fit(tmp_path, 12)
 
