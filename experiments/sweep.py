@@ -1,7 +1,7 @@
 """The paper's comparison: PEFT methods x seeds; an anchor and a reward model of RL for each seed.
 
     python -m experiments.sweep --config=configs/coffee.py:size=tiny --workdir=runs/coffee \
-        --peft=lora,full --seeds=0,1,2
+        --peft=lora,full --seeds=0,1,2 --bases=own
 
 <workdir>/base/{tokenizer,pretrain}       shared by all rows; with --bases=own the tokenizer alone
 <workdir>/seed<k>/pretrain                the base of seed k, with --bases=own
