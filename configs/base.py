@@ -148,7 +148,7 @@ FIELDS: dict[str, Field] = {
                         choices=('mean', 'early', 'likelihood')),
   'reward.probe': Field(False, 'Start the head from a logistic regression over the anchor.',
                         source='Kumar et al. 2022'),
-  'reward.probe_c': Field(0.03, 'Inverse strength of its L2 penalty, on standardised '
+  'reward.probe_c': Field(0.03, 'Inverse strength of the probe\'s L2 penalty, on standardised '
                           'features; less where the head reads more.', low=1e-6),
   'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
                        'accuracy, or AUC of thumbs) or the last.', source='PERL',
