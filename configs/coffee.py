@@ -8,8 +8,8 @@
 Aim, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC is
 above that of a bag of words over grouped 5-fold cross-validation, LoRA within the interval
 of full tuning; RL that raises the reward of held-out prompts while exact match does not fall.
-What was measured: experiments/results/coffee.json,
-coffee_launch.json (the first command) and coffee_folds.json.
+What was measured: experiments/results/coffee.json, coffee_launch.json (the first command),
+coffee_folds.json and coffee_folds_second.json (two bases).
 
 Two departures make a reward model of so small a model work: its head also reads mean
 hidden states and how likely the response is (reward.reads), and starts from a logistic regression
