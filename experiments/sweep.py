@@ -80,10 +80,9 @@ class Sweep:
 
   def _given(self, config: ConfigDict, seed: int) -> dict[str, str]:
     """Tokenizer and base of the rows of a seed; a published checkpoint needs no pretrain stage."""
-    folder = self.workdir / 'base'
-    made = {'tokenizer': (folder, 'tokenizer'),
-            'base': (self.workdir / f'seed{seed}' if self.own_bases else folder, 'pretrain')}
-    return {name: str(folder / stage) for name, (folder, stage) in made.items()
+    made = {'tokenizer': ('base', 'tokenizer'),
+            'base': (f'seed{seed}' if self.own_bases else 'base', 'pretrain')}
+    return {name: str(self.workdir / folder / stage) for name, (folder, stage) in made.items()
             if stage in config.stages}
 
 

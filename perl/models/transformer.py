@@ -159,7 +159,7 @@ class Transformer(nn.Module):
     return self.states(tokens, mask, early=False)[0]
 
   def states(
-    self, tokens: jax.Array, mask: jax.Array, early: bool = True
+    self, tokens: jax.Array, mask: jax.Array, early: bool
   ) -> tuple[jax.Array, jax.Array | None]:
     """What `model(tokens, mask)` returns; if `early`, also the first layer's input and output,
     f[B, T, 2 D].

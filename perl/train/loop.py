@@ -114,11 +114,10 @@ def fit(
         if evaluated or regular or stopping:
           run.save(state, done)
         if stopping:
-          saver.wait()
-          raise Interrupted(done, folder)
+          break
     saver.wait()
-    if stop():  # it came during the last evaluation: what follows this stage must not begin
-      raise Interrupted(steps, folder)
+    if stop():  # also where it came in the last evaluation: what follows this stage must not begin
+      raise Interrupted(int(state.step), folder)
     if best_metric and saver.best_step() not in (None, steps):
       state = run.read(state, saver.best_step())
     result = dict(run.measured(int(state.step)))
