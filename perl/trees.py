@@ -66,6 +66,11 @@ def size_bytes(tree: Tree) -> int:
   return sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
+def cast(tree: Tree, dtype: jnp.dtype) -> Tree:
+  """Every leaf in that dtype, where it lies."""
+  return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
 def digest(tree: Tree) -> str:
   """sha256 (hex) over path, shape, dtype and bytes of every leaf, in the order of the paths.
 

@@ -7,6 +7,7 @@ import numpy as np
 from perl import trees
 from perl.models import lm
 from perl.models.config import Config
+from perl.models.rope import Scaling
 from perl.models.transformer import Transformer
 from perl.peft import adapters
 
@@ -23,6 +24,12 @@ FAMILIES: dict[str, dict] = {
   'gemma2': dict(
     norm_offset=True, embed_scale=True, activation='gelu_tanh', post_norm=True,
     attention_softcap=5.0, final_softcap=3.0, query_scale=0.3, window=4,
+    window_layers=(True, False),
+  ),
+  'gemma3': dict(
+    norm_offset=True, embed_scale=True, activation='gelu_tanh', post_norm=True, qk_norm=True,
+    query_scale=0.3, window=3, window_layers=(True, False), rope_local_theta=100.0,
+    rope_scaling=Scaling('linear', 4.0),
   ),
   'gpt2': dict(
     norm='layer', position='learnt', gated=False, activation='gelu_tanh', qkv_bias=True,

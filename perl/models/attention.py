@@ -22,7 +22,7 @@ def attention(
     *,
     scale: float | None = None,
     causal: bool = True,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
     softcap: float | None = None,
     impl: str = 'auto',
 ) -> jax.Array:
@@ -37,7 +37,7 @@ def attention(
     mask: bool[B, S], True for real keys.
     scale: factor of the scores; None is 1 / sqrt(K).
     causal: query i sees no key beyond index i.
-    window: sliding window in tokens, the query itself included.
+    window: sliding window in tokens, the query itself included; i32[] where layers differ.
     softcap: bound of the scores.
     impl: 'auto', 'reference' (the formula), 'blocked' (causal blocks, memory O(T); best on CPU),
       'xla' or 'cudnn' (jax.nn.dot_product_attention).  A softcap or a one-sided case that
@@ -60,7 +60,7 @@ def attention(
   if impl == 'reference':
     return _reference(q, k, v, mask, *options)
   if impl == 'blocked':
-    return blocked.attention(q, k, v, mask, options)
+    return _blocked(q, k, v, mask, options)
   if impl in ('xla', 'cudnn'):
     return _library(q, k, v, mask, scale, causal, window, impl)
   raise ValueError(
@@ -139,6 +139,15 @@ def _reference(q, k, v, mask, scale, causal, window, softcap):
   out = jnp.einsum('bgrts,bsgk->btgrk', weights.astype(v.dtype), v,
                    preferred_element_type=jnp.float32)
   return out.reshape(q.shape).astype(q.dtype)
+
+
+def _blocked(q, k, v, mask, options):
+  """A window that only the running program knows is data: a row each, for rows come in groups."""
+  scale, causal, window, softcap = options
+  if not isinstance(window, jax.Array):
+    return blocked.attention(q, k, v, (mask,), options)
+  spans = jnp.broadcast_to(window, mask.shape[:1])
+  return blocked.attention(q, k, v, (mask, spans), (scale, causal, None, softcap))
 
 
 def _library(q, k, v, mask, scale, causal, window, impl):

@@ -22,34 +22,39 @@ CACHED_BYTES = 2**20
 
 
 def visible(
-    queries: tuple[int, int], keys: tuple[int, int], causal: bool, window: int | None
+    queries: tuple[int, int], keys: tuple[int, int], causal: bool, window: int | jax.Array | None
 ) -> jax.Array:
-  """bool[t, s]: which of the keys [start, stop) each of the queries [start, stop) may see."""
+  """bool[..., t, s]: which of the keys [start, stop) each of the queries [start, stop) may see."""
   i = jnp.arange(*queries)[:, None]
   j = jnp.arange(*keys)[None, :]
   seen = jnp.ones((i.shape[0], j.shape[1]), bool)
   if causal:
     seen &= j <= i
   if window is not None:
-    seen &= jnp.abs(i - j) < window
+    seen = seen & (jnp.abs(i - j) < window)
   return seen
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, options: tuple
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: tuple[jax.Array, ...], options: tuple
 ) -> jax.Array:
-  """`perl.models.attention.attention` with options (scale, causal, window, softcap)."""
-  return _forward(q, k, v, mask, options)[0]
+  """`perl.models.attention.attention` with options (scale, causal, window, softcap).
+
+  seen: (mask,), or (mask, windows i32[B]) where the window is data; options then has None for it.
+  """
+  return _forward(q, k, v, seen, options)[0]
 
 
-def _forward(q, k, v, mask, options):
-  out, log_sum = _in_groups(functools.partial(_group_forward, options), q, k, v, mask)
-  return out, (q, k, v, mask, out, log_sum)
+def _forward(q, k, v, seen, options):
+  out, log_sum = _in_groups(functools.partial(_group_forward, options), q, k, v, *seen)
+  return out, (q, k, v, seen, out, log_sum)
 
 
 def _backward(options, residuals, d_out):
-  return *_in_groups(functools.partial(_group_backward, options), *residuals, d_out), None
+  q, k, v, seen, out, log_sum = residuals
+  group = functools.partial(_group_backward, options)
+  return *_in_groups(group, q, k, v, out, log_sum, d_out, *seen), None
 
 
 attention.defvjp(_forward, _backward)
@@ -91,9 +96,10 @@ def _blocks(t: int, s: int, causal: bool, window: int | None):
     yield slice(start, stop), slice(first, last)
 
 
-def _hidden(mask, rows, keys, causal, window):
+def _hidden(mask, spans, rows, keys, causal, window):
   """f32[B, 1, 1, t, s] (or [B, 1, 1, 1, s]) to add to the scores: 0 where seen, else HIDDEN."""
   seen = mask[:, None, None, None, keys]
+  window = window if spans is None else spans[:, None, None, None, None]
   if causal or window is not None:
     seen = seen & visible((rows.start, rows.stop), (keys.start, keys.stop), causal, window)
   return jnp.where(seen, 0.0, HIDDEN)
@@ -125,14 +131,14 @@ def _token_major(x, shape, dtype):
   return x.transpose(0, 3, 1, 2, 4).reshape(shape).astype(dtype)
 
 
-def _group_forward(options, q, k, v, mask):
+def _group_forward(options, q, k, v, mask, spans=None):
   scale, causal, window, softcap = options
   qh, kh, vh = _head_major(q, k, v, scale)
   outs, log_sums = [], []
   qf, kf = _feature_major(qh), _feature_major(kh)
   for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window):
     scores, _ = _scores(qf[..., rows], kf[..., keys], softcap)
-    scores += _hidden(mask, rows, keys, causal, window)
+    scores += _hidden(mask, spans, rows, keys, causal, window)
     top = jnp.maximum(scores.max(-1, keepdims=True), LOWEST)
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
@@ -144,7 +150,7 @@ def _group_forward(options, q, k, v, mask):
   return _token_major(jnp.concatenate(outs, 3), q.shape, q.dtype), jnp.concatenate(log_sums, 3)
 
 
-def _group_backward(options, q, k, v, mask, out, log_sum, d_out):
+def _group_backward(options, q, k, v, out, log_sum, d_out, mask, spans=None):
   """Recomputes the weights from the saved log-sums (FlashAttention, arXiv:2205.14135, alg. 4)."""
   scale, causal, window, softcap = options
   qh, kh, vh = _head_major(q, k, v, scale)
@@ -158,7 +164,7 @@ def _group_backward(options, q, k, v, mask, out, log_sum, d_out):
   for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window):
     qb, db = qh[:, :, :, rows], dh[:, :, :, rows]
     scores, slope = _scores(qf[..., rows], kf[..., keys], softcap)
-    hidden = _hidden(mask, rows, keys, causal, window)
+    hidden = _hidden(mask, spans, rows, keys, causal, window)
     weights = jnp.exp(scores + hidden - log_sum[:, :, :, rows])
     d_weights = product('bgkrt,bgks->bgrts', df[..., rows], vf[..., keys])
     d_scores = weights * (d_weights - inner[:, :, :, rows])

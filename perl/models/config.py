@@ -2,12 +2,21 @@
 
 import dataclasses
 import difflib
+from typing import Any
 
 import jax.numpy as jnp
 
+from perl.models.rope import Scaling
+
 _LIKE_LLAMA_3 = dict(rope_theta=500_000.0, norm_eps=1e-5, vocab_size=128_256)
+_LLAMA_3_1 = Scaling('llama3', 8.0, 8192)
+_LLAMA_3_2 = Scaling('llama3', 32.0, 8192)
 _LIKE_GEMMA = dict(
   norm_offset=True, norm_eps=1e-6, activation='gelu_tanh', embed_scale=True, vocab_size=256_000
+)
+_LIKE_GEMMA_2 = dict(
+  **_LIKE_GEMMA, post_norm=True, attention_softcap=50.0, final_softcap=30.0, window=4096,
+  query_scale=256**-0.5
 )
 
 SIZES: dict[str, dict] = {
@@ -20,14 +29,16 @@ SIZES: dict[str, dict] = {
   'small': dict(layers=12, width=768, heads=12, kv_heads=12, head_dim=64, mlp_width=2048),  # 97.5 M
   # Published. Each is the config.json of the release of that name.
   'llama-3.2-1b': dict(
-    layers=16, width=2048, heads=32, kv_heads=8, head_dim=64, mlp_width=8192, **_LIKE_LLAMA_3
+    layers=16, width=2048, heads=32, kv_heads=8, head_dim=64, mlp_width=8192,
+    rope_scaling=_LLAMA_3_2, **_LIKE_LLAMA_3
   ),
   'llama-3.2-3b': dict(
-    layers=28, width=3072, heads=24, kv_heads=8, head_dim=128, mlp_width=8192, **_LIKE_LLAMA_3
+    layers=28, width=3072, heads=24, kv_heads=8, head_dim=128, mlp_width=8192,
+    rope_scaling=_LLAMA_3_2, **_LIKE_LLAMA_3
   ),
   'llama-3.1-8b': dict(
     layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=14336, tied=False,
-    **_LIKE_LLAMA_3
+    rope_scaling=_LLAMA_3_1, **_LIKE_LLAMA_3
   ),
   'llama-2-7b': dict(
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, tied=False,
@@ -41,11 +52,29 @@ SIZES: dict[str, dict] = {
     layers=28, width=1536, heads=12, kv_heads=2, head_dim=128, mlp_width=8960, qkv_bias=True,
     rope_theta=1e6, norm_eps=1e-6, vocab_size=151_936
   ),
+  'qwen3-0.6b': dict(
+    layers=28, width=1024, heads=16, kv_heads=8, head_dim=128, mlp_width=3072, qk_norm=True,
+    rope_theta=1e6, norm_eps=1e-6, vocab_size=151_936
+  ),
   'gemma-2b': dict(
     layers=18, width=2048, heads=8, kv_heads=1, head_dim=256, mlp_width=16384, **_LIKE_GEMMA
   ),
   'gemma-7b': dict(
     layers=28, width=3072, heads=16, kv_heads=16, head_dim=256, mlp_width=24576, **_LIKE_GEMMA
+  ),
+  'gemma-2-2b': dict(
+    layers=26, width=2304, heads=8, kv_heads=4, head_dim=256, mlp_width=9216,
+    window_layers=(True, False) * 13, **_LIKE_GEMMA_2
+  ),
+  'gemma-2-9b': dict(
+    layers=42, width=3584, heads=16, kv_heads=8, head_dim=256, mlp_width=14336,
+    window_layers=(True, False) * 21, **_LIKE_GEMMA_2
+  ),
+  'gemma-3-1b': dict(
+    layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, mlp_width=6912, post_norm=True,
+    qk_norm=True, query_scale=256**-0.5, window=512, rope_theta=1e6, rope_local_theta=1e4,
+    window_layers=tuple((i + 1) % 6 > 0 for i in range(26)),
+    **{**_LIKE_GEMMA, 'vocab_size': 262_144}
   ),
 }
 
@@ -55,8 +84,9 @@ class Config:
   """The options of `Transformer`. The defaults are Llama's; a family is a set of options.
 
   Published families as options: Mistral (window), Qwen2 (qkv_bias), Qwen3 (qk_norm), Gemma 1
-  (norm_offset, gelu_tanh, embed_scale), GPT-2 (norm 'layer', position 'learnt', not gated, biases),
-  GPT-NeoX (norm 'layer', parallel, rope_fraction, not gated, biases).
+  (norm_offset, gelu_tanh, embed_scale), Gemma 2 (and post_norm, softcaps, window_layers), Gemma 3
+  (post_norm, qk_norm, window_layers, rope_local_theta), GPT-2 (norm 'layer', position 'learnt', not
+  gated, biases), GPT-NeoX (norm 'layer', parallel, rope_fraction, not gated, biases).
   """
 
   vocab_size: int
@@ -72,7 +102,7 @@ class Config:
   norm_offset: bool = False  # the scale is stored as its distance from one (Gemma)
   post_norm: bool = False  # a norm after each sublayer too (Gemma 2)
   qk_norm: bool = False  # RMSNorm of each query and key head (Qwen3)
-  activation: str = 'silu'  # 'silu' | 'gelu' (exact) | 'gelu_tanh'
+  activation: str = 'silu'  # 'silu' | 'gelu' (exact) | 'gelu_tanh' | 'relu'
   gated: bool = True  # act(x W_gate) * (x W_up), else act(x W_up)
   qkv_bias: bool = False
   out_bias: bool = False
@@ -80,11 +110,14 @@ class Config:
   position: str = 'rope'  # 'rope' | 'learnt'
   rope_theta: float = 10_000.0
   rope_fraction: float = 1.0  # of the head's width that rotates (NeoX: 0.25)
-  max_positions: int = 2048  # rows of the learnt position table
+  rope_scaling: Scaling | None = None  # for contexts longer than the first training's
+  rope_local_theta: float | None = None  # of layers with a window, unscaled (Gemma 3); None: as all
+  max_positions: int = 2048  # longest context, tokens; with learnt positions, their rows
   parallel: bool = False  # attention and MLP read the same input (NeoX)
   embed_scale: bool = False  # embeddings times sqrt(D) (Gemma)
   query_scale: float | None = None  # of q k^T; None: 1 / sqrt(K)
   window: int | None = None  # each token sees itself and the window - 1 before it; None: all
+  window_layers: tuple[bool, ...] = ()  # which of the L layers have the window; (): all
   attention_softcap: float | None = None  # c tanh(x / c) of the attention logits (Gemma 2)
   final_softcap: float | None = None  # the same of the output logits
   dtype: str = 'float32'  # of the computation; softmax, norms and log-probs are float32 always
@@ -97,8 +130,14 @@ class Config:
       raise ValueError(
         f'expected kv_heads to divide heads, found {self.kv_heads} and {self.heads}; change either'
       )
+    if self.window_layers and (self.window is None or len(self.window_layers) != self.layers):
+      raise ValueError(
+        f'expected window_layers of {self.layers} layers and a window, found '
+        f'{len(self.window_layers)} and {self.window}; change either'
+      )
     choices = dict(
-      norm=('rms', 'layer'), activation=('silu', 'gelu', 'gelu_tanh'), position=('rope', 'learnt')
+      norm=('rms', 'layer'), activation=('silu', 'gelu', 'gelu_tanh', 'relu'),
+      position=('rope', 'learnt'),
     )
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
@@ -107,6 +146,49 @@ class Config:
         )
     for field in ('dtype', 'param_dtype'):
       jnp.dtype(getattr(self, field))
+
+  @property
+  def windows(self) -> tuple[int | None, ...]:
+    """The window of each layer, in tokens; None where it sees all."""
+    return tuple(
+      self.window if has else None for has in self.window_layers or (True,) * self.layers
+    )
+
+
+RUN_FIELDS = ('dtype', 'param_dtype', 'remat', 'scan_unroll')
+"""The fields that say how a model is run; the others say what it is."""
+
+
+def differences(one: Config, other: Config) -> list[str]:
+  """What two models differ in: 'field: value, value', run fields aside."""
+  pairs = {
+    f.name: (getattr(one, f.name), getattr(other, f.name))
+    for f in dataclasses.fields(Config) if f.name not in RUN_FIELDS
+  }
+  return [f'{name}: {a!r}, {b!r}' for name, (a, b) in pairs.items() if a != b]
+
+
+def replace(config: Config, **options: Any) -> Config:
+  """The config with these options; None leaves one as it is."""
+  return dataclasses.replace(config, **{n: v for n, v in options.items() if v is not None})
+
+
+def from_dict(fields: dict) -> Config:
+  """The inverse of dataclasses.asdict, also after a way through JSON.
+
+  Raises:
+    ValueError: a field that Config lacks.
+  """
+  known = {field.name for field in dataclasses.fields(Config)}
+  if unknown := sorted(set(fields) - known):
+    raise ValueError(
+      f'expected the fields of perl.models.config.Config, found {unknown[0]!r}; the file is of '
+      'another version'
+    )
+  options = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+  if options.get('rope_scaling'):
+    options['rope_scaling'] = Scaling(**options['rope_scaling'])
+  return Config(**options)
 
 
 def sized(size: str, *, vocab_size: int | None = None, **overrides) -> Config:

@@ -10,7 +10,7 @@ from flax import struct
 
 from perl import masked, trees
 from perl.models import lm
-from perl.models.transformer import KV, Block, Transformer
+from perl.models.transformer import KV, Block, Transformer, layers_of
 from perl.types import Tree
 
 
@@ -53,8 +53,8 @@ def prefill(
   x = model.apply(parts.whole, tokens, positions, method='embed_tokens')
   block, kv = Block(model.config), []
   room = ((0, 0), (0, slots - tokens.shape[1]), (0, 0), (0, 0))
-  for layer in parts.layers:
-    x, (k, v) = block.apply(layer, x, positions, mask)
+  for weights, layer in zip(parts.layers, layers_of(model.config)):
+    x, (k, v) = block.apply(weights, x, positions, mask, layer)
     kv.append((jnp.pad(k, room), jnp.pad(v, room)))
   return _logits(model, parts, x[:, -1]), Cache(kv)
 
@@ -78,8 +78,8 @@ def step(
   positions = (mask.sum(-1, dtype=jnp.int32) - 1)[:, None]
   x = model.apply(parts.whole, token[:, None], positions, method='embed_tokens')
   block, kv = Block(model.config), []
-  for layer, old in zip(parts.layers, cache.kv):
-    x, new = block.apply(layer, x, positions, mask, old, index)
+  for weights, layer, old in zip(parts.layers, layers_of(model.config), cache.kv):
+    x, new = block.apply(weights, x, positions, mask, layer, old, index)
     kv.append(new)
   return _logits(model, parts, x[:, 0]), Cache(kv)
 

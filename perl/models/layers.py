@@ -71,32 +71,13 @@ class Norm(nn.Module):
     return y.astype(x.dtype)
 
 
-def rotate(x: jax.Array, positions: jax.Array, config: Config) -> jax.Array:
-  """Rotary positions (Su et al., arXiv 2104.09864), halves convention.
-
-  With angle_i = position * theta^(-2i / R) over the first R = fraction * K entries of each head,
-  (x_i, x_{i + R/2}) is rotated by angle_i; the other entries pass.
-
-  Args:
-    x: f[B, T, N, K].
-    positions: i32[B, T].
-    config: rope_theta and rope_fraction.
-  """
-  rotary = int(x.shape[-1] * config.rope_fraction) // 2 * 2
-  frequency = config.rope_theta ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  first, second, rest = jnp.split(x.astype(jnp.float32), [rotary // 2, rotary], -1)
-  out = [first * cos - second * sin, second * cos + first * sin, rest]
-  return jnp.concatenate(out, -1).astype(x.dtype)
-
-
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   """The nonlinearity of that name."""
   return {
     'silu': jax.nn.silu,
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'relu': jax.nn.relu,
   }[name]
 
 

@@ -4,6 +4,8 @@
 base model. perl/models/lm.py has the functions that callers want.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,10 +13,39 @@ from flax import linen as nn
 from perl import masked
 from perl.models.attention import attention, decode_attention
 from perl.models.config import Config
-from perl.models.layers import MLP, Norm, Projection, adapted, rotate
+from perl.models.layers import MLP, Norm, Projection, adapted
+from perl.models.rope import frequencies, rotate
 
 KV = tuple[jax.Array, jax.Array]
 """Keys and values of one layer, each [B, S, G, K]."""
+
+
+class Layer(NamedTuple):
+  """What tells one layer from another beside its parameters."""
+
+  window: int | jax.Array | None  # in tokens; None sees all. i32[] inside a scan over layers
+  frequency: jax.Array | None  # f32[R / 2] of rotary positions; None for learnt ones
+
+
+def layers_of(config: Config) -> list[Layer]:
+  """The L layers, with windows as Python numbers."""
+  if config.position == 'learnt':
+    return [Layer(window, None) for window in config.windows]
+  options = dict(width=config.head_dim, fraction=config.rope_fraction)
+  whole = frequencies(theta=config.rope_theta, scaling=config.rope_scaling, **options)
+  local = whole if config.rope_local_theta is None else frequencies(
+    theta=config.rope_local_theta, **options)
+  return [Layer(window, whole if window is None else local) for window in config.windows]
+
+
+def _stacked(config: Config) -> Layer | None:
+  """The layers for a scan, arrays [L, ...]; None where all are alike."""
+  if len(set(config.windows)) == 1:
+    return None
+  layers, everything = layers_of(config), 2**30
+  windows = jnp.asarray([everything if w is None else w for w, _ in layers], jnp.int32)
+  rope = config.position == 'rope'
+  return Layer(windows, jnp.stack([layer.frequency for layer in layers]) if rope else None)
 
 
 class Attention(nn.Module):
@@ -28,6 +59,7 @@ class Attention(nn.Module):
     x: jax.Array,
     positions: jax.Array,
     mask: jax.Array,
+    layer: Layer,
     cache: KV | None = None,
     index: jax.Array | None = None,
   ) -> tuple[jax.Array, KV]:
@@ -37,6 +69,7 @@ class Attention(nn.Module):
       x: f[B, T, D]; T is 1 with a cache.
       positions: i32[B, T].
       mask: bool[B, S], the keys that are real tokens (with a cache: this one's included).
+      layer: its window and frequencies.
       cache: keys and values of the S slots; this token's are written at `index`.
       index: i32[], the same slot for every row (prompts are left-padded).
     """
@@ -49,19 +82,20 @@ class Attention(nn.Module):
     k, v = project('k', config.kv_heads), project('v', config.kv_heads)
     if config.qk_norm:
       q, k = Norm(config, 'rms', name='q_norm')(q), Norm(config, 'rms', name='k_norm')(k)
-    if config.position == 'rope':
-      q, k = rotate(q, positions, config), rotate(k, positions, config)
+    if layer.frequency is not None:
+      factor = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
+      q, k = (rotate(x, positions, layer.frequency, factor) for x in (q, k))
     scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
     options = dict(scale=scale, softcap=config.attention_softcap)
     if cache is None:
-      kv, out = (k, v), attention(q, k, v, mask, causal=True, window=config.window, **options)
+      kv, out = (k, v), attention(q, k, v, mask, causal=True, window=layer.window, **options)
     else:
       kv = tuple(
         jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, 1)
         for old, new in zip(cache, (k, v))
       )
-      if config.window is not None:
-        mask = mask & (jnp.arange(mask.shape[-1]) > index - config.window)
+      if layer.window is not None:
+        mask = mask & (jnp.arange(mask.shape[-1]) > index - layer.window)
       out = decode_attention(q, *kv, mask, **options)
     out = out.reshape(*x.shape[:-1], -1)
     return Projection(config.width, config, config.out_bias, writes=True, name='o')(out), kv
@@ -73,12 +107,12 @@ class Block(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache=None, index=None) -> tuple[jax.Array, KV]:
+  def __call__(self, x, positions, mask, layer, cache=None, index=None) -> tuple[jax.Array, KV]:
     config = self.config
     norm = lambda name: Norm(config, name=name)
     after = lambda name, y: norm(name)(y) if config.post_norm else y
     attended, kv = Attention(config, name='attn')(
-      norm('attn_norm')(x), positions, mask, cache, index
+      norm('attn_norm')(x), positions, mask, layer, cache, index
     )
     attended = after('attn_post_norm', attended)
     if config.parallel:
@@ -93,9 +127,10 @@ class _ScannedBlock(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x, positions, mask, keep: bool):
+  def __call__(self, x, positions, mask, keep: bool, layer: Layer | None):
     block = nn.remat(Block, prevent_cse=False) if self.config.remat else Block
-    x = block(self.config, name='block')(x, positions, mask)[0]
+    alike = layers_of(self.config)[0] if layer is None else layer
+    x = block(self.config, name='block')(x, positions, mask, alike)[0]
     return x, x if keep else None
 
 
@@ -148,7 +183,7 @@ class Transformer(nn.Module):
       _ScannedBlock,
       variable_axes={'params': 0, 'adapter': 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
       length=config.layers,
       unroll=min(config.scan_unroll, config.layers),
     )(config)
@@ -166,7 +201,7 @@ class Transformer(nn.Module):
     """
     positions = masked.positions(mask)
     first = self.embed.embed(tokens, positions)
-    x, outputs = self.layers(first, positions, mask, early)
+    x, outputs = self.layers(first, positions, mask, early, _stacked(self.config))
     return self.final_norm(x), jnp.concatenate([first, outputs[0]], -1) if early else None
 
   def unembed(self, h: jax.Array) -> jax.Array:

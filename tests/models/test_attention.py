@@ -15,6 +15,7 @@ CASES = {
     'full': {'causal': False},
     'window': {'window': 5},
     'wide_window': {'window': 66},
+    'window_as_data': {'window': jnp.int32(9)},
     'window_both_sides': {'window': 7, 'causal': False},
     'softcap': {'softcap': 2.0},
     'softcap_window': {'softcap': 2.0, 'window': 9, 'scale': 0.7},

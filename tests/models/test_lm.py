@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from perl import masked
 from perl.models import lm
-from perl.models.transformer import Block
+from perl.models.transformer import Block, layers_of
 from perl.peft import adapters
 
 LENGTHS = [10, 7, 1, 4]
@@ -206,7 +206,8 @@ def test_a_head_can_read_the_first_layers_input_and_output_over_the_response(mad
   words = np.asarray(base['embed']['embedding'])[np.asarray(tokens)]
   first = jax.tree.map(lambda x: x[0], {
     'params': base['layers']['block'], 'adapter': adapter['layers']['block']})
-  out, _ = Block(model.config).apply(first, words, masked.positions(mask), mask)
+  out, _ = Block(model.config).apply(
+    first, words, masked.positions(mask), mask, layers_of(model.config)[0])
   for b, length in enumerate(LENGTHS):
     rows = np.concatenate([words[b], out[b]], -1)[3:length]
     expected = rows.mean(0) @ weights if length > 3 else 0.0

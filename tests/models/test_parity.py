@@ -22,7 +22,7 @@ SHAPE = dict(
 )
 GEMMA2 = dict(
   attn_logit_softcapping=5.0, final_logit_softcapping=3.0, query_pre_attn_scalar=16,
-  sliding_window=4, layer_types=['sliding_attention'] * 2, hidden_activation='gelu_pytorch_tanh',
+  sliding_window=4, layer_types=['sliding_attention', 'full_attention'], hidden_activation='gelu_pytorch_tanh',
 )
 MODELS = {  # name: (transformers' class, its options beside SHAPE, ours)
   'llama': ('Llama', {}, {}),

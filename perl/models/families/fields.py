@@ -1,0 +1,97 @@
+"""A config.json, read field by field: one that nobody reads, and that could matter, is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Unsupported(ValueError):
+  """The checkpoint asks for something that this house does not compute."""
+
+
+_IRRELEVANT = frozenset((
+  'model_type', 'architectures', 'torch_dtype', 'dtype', 'transformers_version', '_name_or_path',
+  'use_cache', 'tokenizer_class', 'initializer_range', 'bos_token_id', 'eos_token_id',
+  'pad_token_id', 'sep_token_id', 'cls_token_id', 'unk_token_id', 'attention_dropout',
+  'hidden_dropout', 'classifier_dropout', 'resid_pdrop', 'embd_pdrop', 'attn_pdrop',
+  'pretraining_tp', 'output_attentions', 'output_hidden_states', 'return_dict', 'torchscript',
+  'use_bfloat16', 'id2label', 'label2id', 'num_labels', 'problem_type', 'task_specific_params',
+  'n_ctx', 'chunk_size_feed_forward', 'summary_activation', 'summary_first_dropout',
+  'summary_proj_to_labels', 'summary_type', 'summary_use_proj', 'gradient_checkpointing',
+  'cache_implementation', 'attn_implementation', '_attn_implementation',
+  '_attn_implementation_autoset', 'finetuning_task', 'prefix', 'is_decoder', 'max_window_layers',
+  'reorder_and_upcast_attn', 'hidden_act', 'hidden_activation', 'sliding_window_pattern',
+  '_sliding_window_pattern', 'unsloth_version', 'unsloth_fixed',
+))
+"""What changes no forward pass in evaluation, or is an older name of a field that is read."""
+
+
+class Fields:
+  """The fields of a config.json; each that is read is ticked off."""
+
+  def __init__(self, values: Mapping[str, Any]):
+    self._values = dict(values)
+    self._read: set[str] = set()
+
+  def get(self, name: str, default: Any = None) -> Any:
+    """The field, or the default where it is absent or null."""
+    self._read.add(name)
+    value = self._values.get(name)
+    return default if value is None else value
+
+  def has(self, name: str) -> bool:
+    """Whether the field is there, be it null."""
+    return name in self._values
+
+  def need(self, name: str) -> Any:
+    """The field.
+
+    Raises:
+      Unsupported: it is absent or null.
+    """
+    value = self.get(name)
+    if value is None:
+      raise Unsupported(f'expected config.json to have {name!r}, found none; the file is not whole')
+    return value
+
+  def only(self, name: str, *allowed: Any) -> None:
+    """Requires that an absent, null or allowed value stands there.
+
+    Raises:
+      Unsupported: anything else.
+    """
+    value = self.get(name)
+    if value is not None and value not in allowed:
+      raise Unsupported(
+        f'expected {name} to be {" or ".join(map(repr, allowed))} in config.json, found {value!r}; '
+        'that is not supported, use a model without it'
+      )
+
+  def choice(self, name: str, default: str, known: Mapping[str, str]) -> str:
+    """The field through a table of names.
+
+    Raises:
+      Unsupported: a name that the table lacks.
+    """
+    value = self.get(name, default)
+    if value not in known:
+      raise Unsupported(
+        f'expected {name} among {", ".join(known)} in config.json, found {value!r}; that is not '
+        'supported, use a model with one of these'
+      )
+    return known[value]
+
+  def check_rest(self) -> None:
+    """Refuses what was not read: null, false and empty values aside.
+
+    Raises:
+      Unsupported: names every such field.
+    """
+    rest = {
+      name: value for name, value in self._values.items()
+      if name not in self._read and name not in _IRRELEVANT and value not in (None, False, [], {})
+    }
+    if rest:
+      raise Unsupported(
+        f'expected fields of config.json that are known, found {rest}; they may change the '
+        'mathematics and are not supported; if they do not, remove them from the file'
+      )

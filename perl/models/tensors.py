@@ -1,0 +1,248 @@
+"""Folders of safetensors files, tensor by tensor: what is read or written is one tensor in memory.
+
+The format (github.com/huggingface/safetensors): 8 bytes with the length of a JSON header, the
+header {name: {dtype, shape, data_offsets}}, the bytes. The library checks each file; it cannot read
+bfloat16 into numpy, nor write a file without holding all of it, so that is done here.
+"""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+DTYPES = {
+  'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+"""Those of weights; a checkpoint may hold others, which cannot be read here."""
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
+_REMEDY = 'fetch the checkpoint again'
+
+
+class CorruptTensors(ValueError):
+  """A file that is missing, cut short, or not what its index says."""
+
+
+class Entry(NamedTuple):
+  """Where a tensor lies."""
+
+  file: pathlib.Path
+  dtype: str  # the code of the format: 'BF16'
+  shape: tuple[int, ...]
+  start: int  # first byte in the file
+  stop: int
+
+  @property
+  def bytes(self) -> int:
+    """Its size."""
+    return self.stop - self.start
+
+
+def find(folder: str | os.PathLike, single: str = SINGLE) -> dict[str, Entry]:
+  """{name: where it lies} of all tensors of a folder, checked but not read.
+
+  Args:
+    folder: holds an index and shards, or one file.
+    single: the name of that one file.
+
+  Raises:
+    FileNotFoundError: no safetensors; names the pickles that are there in their place.
+    CorruptTensors: a shard is missing, cut short or malformed, or the index leads out of the folder
+      or names a tensor that its shard lacks.
+  """
+  folder = pathlib.Path(folder)
+  if (folder / INDEX).is_file() and single == SINGLE:
+    return _indexed(folder)
+  if not (folder / single).is_file():
+    raise FileNotFoundError(_nothing(folder, single))
+  return header(folder / single)
+
+
+def _nothing(folder: pathlib.Path, single: str) -> str:
+  found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+  pickles = [name for name in found if name.endswith(PICKLES)]
+  if pickles:
+    return (
+      f'expected {single} in {folder}, found {pickles[0]}: a pickle can run code when it is read, '
+      'and is never opened here; fetch the safetensors of that model, or convert it where that is '
+      'safe (transformers: save_pretrained)'
+    )
+  kind = 'a folder' if folder.is_dir() else 'no such folder'
+  return (f'expected {single} or {INDEX} in {folder}, found {kind} with '
+          f'{", ".join(found[:8]) or "nothing"}; give the folder of a checkpoint')
+
+
+def _indexed(folder: pathlib.Path) -> dict[str, Entry]:
+  try:
+    places = json.loads((folder / INDEX).read_text('utf-8'))['weight_map']
+    files = sorted(set(places.values()))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise CorruptTensors(
+      f'{folder / INDEX}: expected JSON with a weight_map of names to files, found {error!r}; '
+      f'{_REMEDY}'
+    ) from error
+  headers = {name: header(_beside(folder, name)) for name in files}
+  for tensor, name in places.items():
+    if tensor not in headers[name]:
+      raise CorruptTensors(
+        f'{folder / INDEX}: expected {tensor} in {name}, found it without that tensor; {_REMEDY}')
+  return {tensor: headers[name][tensor] for tensor, name in places.items()}
+
+
+def _beside(folder: pathlib.Path, name: Any) -> pathlib.Path:
+  """A file of the folder itself: an index may not lead anywhere else."""
+  plain = isinstance(name, str) and name.endswith('.safetensors') and '\\' not in name
+  if not plain or pathlib.PurePath(name).name != name:
+    raise CorruptTensors(
+      f'{folder / INDEX}: expected the names of safetensors files in this folder, found {name!r}; '
+      'the index leads elsewhere, do not trust this checkpoint'
+    )
+  if not (folder / name).is_file():
+    raise CorruptTensors(
+      f'{folder / INDEX}: expected the shard {name}, found no such file; {_REMEDY}')
+  return folder / name
+
+
+def header(file: pathlib.Path) -> dict[str, Entry]:
+  """The tensors of one file.
+
+  Raises:
+    CorruptTensors: it is cut short or malformed.
+  """
+  try:
+    with safetensors.safe_open(file, 'np'):  # the library's own checks
+      pass
+    with open(file, 'rb') as stream:
+      (length,) = struct.unpack('<Q', stream.read(8))
+      entries = json.loads(stream.read(length))
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    raise CorruptTensors(
+      f'{file}: expected a whole safetensors file, found {os.path.getsize(file):,} bytes that are '
+      f'none ({error}); {_REMEDY}'
+    ) from error
+  entries.pop('__metadata__', None)
+  return {
+    name: Entry(file, e['dtype'], tuple(e['shape']), *(8 + length + o for o in e['data_offsets']))
+    for name, e in entries.items()
+  }
+
+
+def read(name: str, entry: Entry) -> np.ndarray:
+  """The tensor, in memory that JAX on CPU can take over without a copy (64-byte aligned).
+
+  Raises:
+    CorruptTensors: a dtype that weights do not have here, or a file that was cut meanwhile.
+  """
+  if entry.dtype not in DTYPES:
+    raise CorruptTensors(
+      f'{entry.file}: expected {name} of dtype {", ".join(DTYPES)}, found {entry.dtype}; quantized '
+      'checkpoints are not supported, use the one in bfloat16'
+    )
+  room = np.empty(entry.bytes + 64, np.uint8)
+  buffer = room[-room.ctypes.data % 64 :][: entry.bytes]
+  with open(entry.file, 'rb', buffering=0) as stream:
+    stream.seek(entry.start)
+    done = 0
+    while done < entry.bytes:
+      count = stream.readinto(memoryview(buffer)[done:])
+      if not count:
+        raise CorruptTensors(
+          f'{entry.file}: expected {entry.bytes:,} bytes of {name}, found {done:,}; {_REMEDY}')
+      done += count
+  return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def digest(entries: dict[str, Entry]) -> str:
+  """sha256 (hex) over name, dtype, shape and bytes of every tensor, however they are sharded."""
+
+  def one(item: tuple[str, Entry]) -> bytes:
+    name, entry = item
+    sha = hashlib.sha256(f'{name}:{entry.dtype}:{entry.shape}:'.encode())
+    with open(entry.file, 'rb') as stream:
+      stream.seek(entry.start)
+      left = entry.bytes
+      while left:
+        chunk = stream.read(min(left, 2**22))
+        if not chunk:
+          raise CorruptTensors(f'{entry.file}: expected {left:,} more bytes of {name}; {_REMEDY}')
+        sha.update(chunk)
+        left -= len(chunk)
+    return sha.digest()
+
+  with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+    return hashlib.sha256(b''.join(pool.map(one, sorted(entries.items())))).hexdigest()
+
+
+class Source(NamedTuple):
+  """A tensor that is to be written: what it will be, and how to get it when its turn comes."""
+
+  name: str
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  make: Callable[[], np.ndarray]
+
+  @property
+  def bytes(self) -> int:
+    """Its size in the file."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(
+  folder: pathlib.Path, sources: Sequence[Source], shard_bytes: int, single: str = SINGLE
+) -> Iterator[int]:
+  """Writes shards and index, or one file if all fits; yields the bytes of each tensor written.
+
+  Args:
+    folder: exists.
+    sources: the tensors, in order.
+    shard_bytes: the most that a shard holds, unless a tensor alone is larger.
+    single: the name of the one file.
+  """
+  shards: list[list[Source]] = [[]]
+  for source in sources:
+    if shards[-1] and sum(s.bytes for s in shards[-1]) + source.bytes > shard_bytes:
+      shards.append([])
+    shards[-1].append(source)
+  n = len(shards)
+  files = [single] if n == 1 else [
+    f'model-{i:05d}-of-{n:05d}.safetensors' for i in range(1, n + 1)]
+  for file, shard in zip(files, shards):
+    yield from _write_file(folder / file, shard)
+  if n > 1:
+    places = {s.name: file for file, shard in zip(files, shards) for s in shard}
+    index = {'metadata': {'total_size': sum(s.bytes for s in sources)}, 'weight_map': places}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
+
+
+def _write_file(file: pathlib.Path, sources: Sequence[Source]) -> Iterator[int]:
+  entries: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  offset = 0
+  for source in sources:
+    entries[source.name] = {
+      'dtype': _CODES[source.dtype], 'shape': list(source.shape),
+      'data_offsets': [offset, offset + source.bytes],
+    }
+    offset += source.bytes
+  text = json.dumps(entries, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  with open(file, 'wb') as stream:
+    stream.write(struct.pack('<Q', len(text)) + text)
+    for source in sources:
+      array = np.ascontiguousarray(source.make(), source.dtype)
+      stream.write(memoryview(array.reshape(-1).view(np.uint8)))
+      yield source.bytes
+    stream.flush()
+    os.fsync(stream.fileno())
