@@ -7,6 +7,8 @@ Another source is named in short: Lee = arXiv 2309.00267, Hu = arXiv 2106.09685 
 Kalajdzievski = arXiv 2312.03732 (rsLoRA).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.fields import ConfigError, Field, nest
@@ -62,12 +64,27 @@ def _training(
   }
 
 
+def _adapting(stage: str, whose: str, **training: Any) -> dict[str, Field]:
+  """The fields of a trained stage whose result is an adapter."""
+  return {
+    **_training(stage, **training),
+    f'{stage}.adapter': Field('', f'LoRA in PEFT\'s format that {whose} starts from, in place of a '
+                              'fresh one: its ranks and modules count, not those of `peft`.',
+                              'path'),
+  }
+
+
 FIELDS: dict[str, Field] = {
   'seed': Field(0, 'Seed of every initialisation, shuffle, dropout and sample.', low=0),
   'name': Field('base', 'Name of the experiment in reports and tables.', identity=False),
   'stages': Field(STAGES, 'Stages of the pipeline, in order.', identity=False),
 
-  'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py.'),
+  'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py; without '
+                      'effect where model.checkpoint is set.'),
+  'model.checkpoint': Field('', 'Checkpoint that base and tokenizer come from: a Hugging Face '
+                            'folder (config.json, safetensors), an imported one, or Gemma\'s Orbax '
+                            'tree. The stages tokenizer and pretrain then fall away, unless '
+                            '`stages` names them: pretrain goes on from it.', 'path'),
   'model.dtype': Field('float32', 'Precision of the computation (softmax, norms and log-probs are '
                        'float32 always).', choices=('float32', 'bfloat16', 'float16')),
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
@@ -98,6 +115,8 @@ FIELDS: dict[str, Field] = {
   'data.fold': Field(0, 'The fold that is the test split, from 0, where data.folds is set.', low=0),
   'data.max_prompt_tokens': Field(256, 'Longest prompt, its BOS included.', 'tokens', low=2),
   'data.max_response_tokens': Field(128, 'Longest response, its EOS included.', 'tokens', low=1),
+  'data.chat_template': Field(True, 'Dialogues are written with the tokenizer\'s chat template, '
+                              'where it has one; else with our markers.'),
   'data.overlong': Field('truncate', 'Longer examples: dropped and counted, or cut (a prompt keeps '
                          'its end).', choices=('filter', 'truncate')),
   'data.buckets': Field((), 'Padded lengths, rising; a batch is of one bucket. () is one length.',
@@ -127,14 +146,16 @@ FIELDS: dict[str, Field] = {
                             'path'),
   'inputs.base': Field('', 'Folder of a finished pretrain stage; \'\' is the sibling.', 'path'),
   'inputs.anchor': Field('', 'Folder of a finished sft stage, whose merged result is the anchor; '
-                         '\'\' is the sibling.', 'path'),
+                         '\'\' is the sibling, \'base\' the base itself (an instruct model).',
+                         'path'),
   'inputs.reward': Field('', 'Folder of a finished reward stage; \'\' is the sibling.', 'path'),
   'inputs.policy': Field('', 'Folder of a finished rl stage; \'\' is the sibling.', 'path'),
 
   **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
-  **_training('sft', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
+  **_adapting('sft', 'the adapter', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
 
-  **_training('reward', steps=5000, batch_size=128, learning_rate=1e-4, source='PERL A.3'),
+  **_adapting('reward', 'the reward model', steps=5000, batch_size=128, learning_rate=1e-4,
+              source='PERL A.3'),
   'reward.kind': Field('pairwise', 'Loss: -log sigmoid(r_w - r_l) of pairs, or cross-entropy of '
                        'thumbs.', source='PERL', choices=('pairwise', 'pointwise')),
   'reward.margin': Field(False, 'Subtract the pair\'s own margin inside the sigmoid (pairwise).',
@@ -154,7 +175,8 @@ FIELDS: dict[str, Field] = {
                        'accuracy, or AUC of thumbs) or the last.', source='PERL',
                        choices=('best', 'last')),
 
-  **_training('rl', steps=1000, batch_size=128, learning_rate=1e-5, source='PERL A.3'),
+  **_adapting('rl', 'the policy', steps=1000, batch_size=128, learning_rate=1e-5,
+              source='PERL A.3'),
   'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',
                         folder='rl'),
   'rl.baseline': Field('value', 'Subtracted from the return: a learnt value or the batch\'s mean.',

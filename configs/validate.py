@@ -27,7 +27,8 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
-  for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets):
+  for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets, _starts,
+                _checkpoint):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -148,6 +149,23 @@ def _buckets(config: ConfigDict) -> Iterator[str]:
   if not whole or lengths != sorted(set(lengths)):
     yield (f'expected data.buckets to be positive lengths that rise, found {tuple(lengths)}; '
            'write for example (128, 256)')
+
+
+def _starts(config: ConfigDict) -> Iterator[str]:
+  for stage in ('sft', 'reward', 'rl'):
+    if config[stage].adapter and config.peft.name != 'lora':
+      yield (f'expected peft.name=lora to start {stage} from {config[stage].adapter}, found '
+             f'{config.peft.name!r}; set peft.name=lora, or {stage}.adapter=\'\'')
+
+
+def _checkpoint(config: ConfigDict) -> Iterator[str]:
+  if config.model.checkpoint:
+    from perl.models import pretrained  # imports jax, as _size does
+
+    try:
+      pretrained.read_config(config.model.checkpoint)
+    except (ValueError, OSError) as error:
+      yield f'model.checkpoint: {error}'
 
 
 def _slow_adapters(config: ConfigDict) -> Iterator[str]:

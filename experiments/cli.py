@@ -91,14 +91,18 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """
   check_overrides(overrides)
   config = load(spec).lock()
-  return _override(config, overrides) if overrides else config
+  config = _override(config, overrides) if overrides else config
+  if config.model.checkpoint and 'stages' not in map(overridden, overrides):
+    # They make what a checkpoint brings.
+    config.stages = tuple(s for s in config.stages if s not in ('tokenizer', 'pretrain'))
+  return config
 
 
 def load(spec: str) -> ConfigDict:
   """The config that the file's get_config returns, without overrides."""
   file, _, text = spec.partition(':')
   if file.endswith('.json'):
-    return _saved(pathlib.Path(file))
+    return saved(pathlib.Path(file))
   get_config = _get_config(pathlib.Path(file))
   if not text:
     return get_config()
@@ -110,7 +114,7 @@ def load(spec: str) -> ConfigDict:
   return get_config(text)
 
 
-def _saved(path: pathlib.Path) -> ConfigDict:
+def saved(path: pathlib.Path) -> ConfigDict:
   """The resolved config that a run left in its workdir."""
   _check_file(path)
   config = base.get_config()

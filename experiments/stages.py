@@ -36,19 +36,30 @@ SECTIONS = {
 """The sections of the config that a stage itself reads."""
 
 
+def from_checkpoint(config: Mapping | ConfigDict, name: str) -> bool:
+  """Whether an input is a published checkpoint's: no folder is named, and no stage makes it."""
+  flat = {path: field.default for path, field in FIELDS.items()} | flatten(config)
+  made = flat[f'inputs.{name}'] or PRODUCER[name] in flat['stages']
+  return name in ('tokenizer', 'base') and bool(flat['model.checkpoint']) and not made
+
+
 def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
   """The fields that determine a stage's result: its own, and those of the stages it builds on.
 
   An input that is named by path stands for the stages behind it, whose fields then do not count.
+  A field that a saved config lacks is younger than the run, and had its default's effect.
   """
-  flat = flatten(config)
+  flat = {path: field.default for path, field in FIELDS.items()} | flatten(config)
   own = {
     path: value for path, value in flat.items()
     if path.split('.')[0] in SECTIONS[stage] and (path not in FIELDS or FIELDS[path].identity)
   }
   for name in INPUTS[stage]:
     own[f'inputs.{name}'] = os.path.normpath(flat[f'inputs.{name}'] or '.')
-    if not flat[f'inputs.{name}']:
+    if from_checkpoint(config, name):
+      own['model.checkpoint'] = os.path.normpath(flat['model.checkpoint'])
+      own['tokenizer.path'] = flat['tokenizer.path']
+    elif not flat[f'inputs.{name}']:
       own.update(identity(config, PRODUCER[name]))
   return own
 
@@ -91,6 +102,8 @@ def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Pat
   for stage in stages:
     for name in INPUTS[stage]:
       given, producer = config.inputs[name], PRODUCER[name]
+      if from_checkpoint(config, name) or (name, given) == ('anchor', 'base'):
+        continue
       folder = pathlib.Path(given) if given else workdir / producer
       made = not given and producer in stages
       if not made and not is_finished(folder):

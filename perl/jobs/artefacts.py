@@ -10,9 +10,9 @@ import optax
 
 from perl import trees
 from perl.jobs.setting import Setting
-from perl.models import lm
+from perl.models import lm, pretrained
 from perl.models.transformer import Transformer
-from perl.peft import adapters
+from perl.peft import adapters, interop
 from perl.train import checkpoint, provenance, sharding
 from perl.train import step as steps
 from perl.types import Tree
@@ -39,19 +39,31 @@ def save_base(setting: Setting, model: Transformer, params: Tree) -> None:
 
 
 def load_base(setting: Setting) -> Base:
-  """The pretrain stage's result, sharded over the mesh.
+  """The pretrain stage's result or the published checkpoint, sharded over the mesh.
 
   Raises:
     MismatchError: it has another vocabulary or shape than the config asks for.
   """
-  folder = os.path.join(setting.input('base'), 'base')
   model = setting.model(setting.tokenizer.vocab_size)
+  if setting.from_checkpoint('base'):
+    return load_published(setting, model)
+  folder = os.path.join(setting.input('base'), 'base')
   like = lm.abstract(model)
   params, meta = checkpoint.load_tree(
     folder, like=like, shardings=sharding.base_shardings(like, setting.mesh)
   )
   checkpoint.check_meta({'tokenizer': setting.tokenizer.digest}, meta)
   return Base(model, params, meta['digest'])
+
+
+def load_published(setting: Setting, model: Transformer) -> Base:
+  """config.model.checkpoint, as the model says that it is run."""
+  folder, c = setting.config.model.checkpoint, model.config
+  model, params, _ = pretrained.load(
+    folder, dtype=c.dtype, param_dtype=c.param_dtype, mesh=setting.mesh, remat=c.remat,
+    scan_unroll=c.scan_unroll,
+  )
+  return Base(model, params, pretrained.digest(folder))
 
 
 def peft_options(setting: Setting) -> dict:
@@ -62,13 +74,30 @@ def peft_options(setting: Setting) -> dict:
 
 
 def new_adapter(
-  setting: Setting, base: Base, key: jax.Array, *, head: bool = False, reads: Sequence[str] = ()
+  setting: Setting, base: Base, key: jax.Array, *, head: bool = False, reads: Sequence[str] = (),
+  start: str = '',
 ) -> Tree:
-  """A fresh adapter of the config's method over the base, on the mesh."""
-  adapter = adapters.init(
-    key, base.params, setting.config.peft.name, head=head, reads=reads,
-    **peft_options(setting),
-  )
+  """An adapter over the base, on the mesh: fresh, of the config's method, or read from `start`.
+
+  Args:
+    setting, base: where and over what.
+    key: of its initialisation.
+    head: with a reward or value head; that of `start` where it has one.
+    reads: what else a fresh head reads.
+    start: a folder in PEFT's format, to go on from.
+  """
+  if start:
+    adapter = interop.load(
+      start, base.params, heads=base.model.config.heads, base_digest=base.digest)
+    width = base.model.config.width
+    own = adapter.pop('head', None)
+    if head:
+      adapter['head'] = own or adapters.init_head(jax.random.fold_in(key, 1), width, reads=reads)
+  else:
+    adapter = adapters.init(
+      key, base.params, setting.config.peft.name, head=head, reads=reads,
+      **peft_options(setting),
+    )
   return place_adapter(adapter, base.params, setting)
 
 
@@ -88,10 +117,12 @@ def first_state(
 
 def adapter_meta(setting: Setting, base: Base, *, head: bool) -> dict:
   """What has to agree when an adapter is loaded again."""
+  options = peft_options(setting) | {'targets': list(setting.config.peft.targets)}
+  if start := setting.config[setting.stage].adapter:  # it has ranks and modules of its own
+    options = {'started_from': os.path.abspath(start)}
   return {
     'method': setting.config.peft.name,
-    **peft_options(setting),
-    'targets': list(setting.config.peft.targets),
+    **options,
     'head': head,
     'base_digest': base.digest,
     'tokenizer': setting.tokenizer.digest,
@@ -123,18 +154,18 @@ def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]
   tree, meta = checkpoint.load_tree(path)
   expected = {'base_digest': base.digest, 'tokenizer': setting.tokenizer.digest}
   checkpoint.check_meta(expected, meta)
-  options = {k: v for k, v in meta.items() if k in peft_options(setting)}
-  reads = lm.head_reads(tree.get('head', {}))
-  make = lambda: adapters.init(
-    jax.random.key(0), base.params, meta['method'], head=meta['head'], reads=reads, **options,
-  )
-  adapter = flax.serialization.from_state_dict(jax.eval_shape(make), tree)
+  adapter = adapters.rebuild(tree, meta['method'], meta)
   return place_adapter(adapter, base.params, setting), meta
 
 
 def load_anchor(setting: Setting) -> Base:
-  """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it."""
+  """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
+
+  With inputs.anchor = 'base' it is the base itself.
+  """
   base = load_base(setting)
+  if setting.config.inputs.anchor == 'base':
+    return base
   adapter, _ = load_adapter(setting, setting.input('anchor'), base)
   params = adapters.merge(base.params, adapter)
   params = sharding.place(params, sharding.base_shardings(params, setting.mesh))

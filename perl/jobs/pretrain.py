@@ -1,4 +1,4 @@
-"""Stage `pretrain`: next-token prediction from scratch. It makes the base that the others freeze.
+"""Stage `pretrain`: next-token prediction, from scratch or from a checkpoint. Its result is a base.
 
 Pretraining is full tuning of random weights: the same step, the same adapter protocol, and at the
 end one merge.
@@ -21,8 +21,11 @@ def run(config: ConfigDict, workdir: str) -> dict:
   model = setting.model(setting.tokenizer.vocab_size)
   rows = setting.rows(setting.examples('train', 'document'), 'document')
   dev = setting.rows(setting.examples('dev', 'document'), 'document')
-  params = lm.init(model, setting.key)
-  params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
+  if config.model.checkpoint:
+    params = artefacts.load_published(setting, model).params
+  else:
+    params = lm.init(model, setting.key)
+    params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
   adapter = artefacts.place_adapter(adapters.init(setting.key, params, 'full'), params, setting)
   tx = setting.optimizer()
   state, places = artefacts.first_state(setting, params, adapter, tx)

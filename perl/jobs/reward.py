@@ -106,8 +106,9 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tr
 
 
 def _new_adapter(setting: settings.Setting, anchor: artefacts.Base) -> Tree:
+  section = setting.config.reward
   return artefacts.new_adapter(
-    setting, anchor, setting.key, head=True, reads=setting.config.reward.reads
+    setting, anchor, setting.key, head=True, reads=section.reads, start=section.adapter
   )
 
 

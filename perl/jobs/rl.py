@@ -61,7 +61,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
 def _fresh(setting: settings.Setting, anchor: artefacts.Base, role: str) -> Tree:
   """The role's adapter before the first update: the anchor's function; a critic's values are 0."""
   key = jax.random.fold_in(setting.key, ('policy', 'critic').index(role))
-  adapter = artefacts.new_adapter(setting, anchor, key, head=role == 'critic')
+  start = setting.config.rl.adapter if role == 'policy' else ''
+  adapter = artefacts.new_adapter(setting, anchor, key, head=role == 'critic', start=start)
   if role == 'critic':
     adapter['head'] = jax.tree.map(jnp.zeros_like, adapter['head'])
   return adapter

@@ -21,6 +21,7 @@ from perl.data import pipeline, tokenizer
 from perl.data.examples import Example
 from perl.jobs import folds
 from perl.models import config as model_config
+from perl.models import pretrained
 from perl.models.transformer import Transformer
 from perl.train import metrics, optim, provenance, sharding
 from perl.types import Batch
@@ -58,8 +59,27 @@ class Setting:
 
   @functools.cached_property
   def tokenizer(self) -> tokenizer.Tokenizer:
-    """The tokenizer stage's result."""
-    return tokenizer.load(self.input('tokenizer'))
+    """The tokenizer stage's result, or the checkpoint's.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    if not self.from_checkpoint('tokenizer'):
+      return tokenizer.load(self.input('tokenizer'))
+    if self.config.tokenizer.path:
+      return tokenizer.load(self.config.tokenizer.path)
+    found = pretrained.load_tokenizer(self.config.model.checkpoint)
+    if found is None:
+      raise FileNotFoundError(
+        f'expected a tokenizer in {self.config.model.checkpoint}, found none; set '
+        '--config.tokenizer.path=<tokenizer.json, *.model or folder>'
+      )
+    return found
+
+  def from_checkpoint(self, name: str) -> bool:
+    """Whether 'tokenizer' or 'base' is config.model.checkpoint's: no stage makes it."""
+    made = self.config.inputs[name] or _PRODUCER[name] in self.config.stages
+    return bool(self.config.model.checkpoint) and not made
 
   @functools.cached_property
   def dataset(self) -> ModuleType:
@@ -83,15 +103,22 @@ class Setting:
     return folder
 
   def model(self, vocab_size: int) -> Transformer:
-    """The transformer that config.model describes."""
+    """The transformer that config.model describes: its checkpoint's, or of its size."""
     c = self.config.model
+    run = dict(dtype=c.dtype, param_dtype=c.param_dtype, remat=c.remat)
+    if c.checkpoint:
+      made = pretrained.read_config(c.checkpoint, **run)
+    else:
+      made = model_config.sized(c.size, vocab_size=vocab_size, **run)
+    if vocab_size > made.vocab_size:
+      raise ValueError(
+        f'expected a tokenizer of at most {made.vocab_size} tokens for this model, found '
+        f'{vocab_size}; use the one that was published with it'
+      )
     # On CPU a loop over few small layers runs on one thread; unrolled, it runs on all.
-    small = jax.default_backend() == 'cpu' and _layers(c.size) <= 4
+    small = jax.default_backend() == 'cpu' and made.layers <= 4
     unroll = c.scan_unroll or (4 if small else 1)
-    return Transformer(model_config.sized(
-      c.size, vocab_size=vocab_size, dtype=c.dtype, param_dtype=c.param_dtype, remat=c.remat,
-      scan_unroll=unroll,
-    ))
+    return Transformer(model_config.replace(made, scan_unroll=unroll))
 
   def examples(self, split: str, kind: str) -> list[Example]:
     """Those of the dataset, of the fixed split or of config.data.fold.
@@ -199,10 +226,6 @@ def _module(name: str) -> ModuleType:
     raise ValueError(
       f'expected the name of a module of perl/data in config.data, found {name!r}'
     ) from error
-
-
-def _layers(size: str) -> int:
-  return model_config.SIZES.get(size, {}).get('layers', 0)
 
 
 def begin(config: ConfigDict, workdir: str, stage: str) -> Setting:

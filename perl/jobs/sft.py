@@ -18,7 +18,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   base = artefacts.load_base(setting)
   rows = setting.rows(setting.examples('train', 'demonstration'), 'demonstration')
   dev = setting.rows(setting.examples('dev', 'demonstration'), 'demonstration')
-  adapter = artefacts.new_adapter(setting, base, setting.key)
+  adapter = artefacts.new_adapter(setting, base, setting.key, start=config.sft.adapter)
   tx = setting.optimizer()
   state, places = artefacts.first_state(setting, base.params, adapter, tx)
   step = steps.make_train_step(

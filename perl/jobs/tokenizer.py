@@ -13,8 +13,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves tokenizer.json (or *.model) in workdir; returns vocab_size and characters per token."""
   setting = settings.begin(config, workdir, 'tokenizer')
   texts = list(_texts(setting))
-  if config.tokenizer.path:
-    made = tokenizer.load(config.tokenizer.path)
+  if config.tokenizer.path or config.model.checkpoint:
+    made = tokenizer.load(config.tokenizer.path or config.model.checkpoint)
   else:
     made = tokenizer.train_bpe(
       texts, config.tokenizer.vocab_size, lowercase=config.tokenizer.lowercase

@@ -12,12 +12,25 @@ _LIKE_LLAMA_3 = dict(rope_theta=500_000.0, norm_eps=1e-5, vocab_size=128_256)
 _LLAMA_3_1 = Scaling('llama3', 8.0, 8192)
 _LLAMA_3_2 = Scaling('llama3', 32.0, 8192)
 _LIKE_GEMMA = dict(
-  norm_offset=True, norm_eps=1e-6, activation='gelu_tanh', embed_scale=True, vocab_size=256_000
+  norm_offset=True, norm_eps=1e-6, activation='gelu_tanh', embed_scale=True, vocab_size=256_000,
+  max_positions=8192
 )
 _LIKE_GEMMA_2 = dict(
   **_LIKE_GEMMA, post_norm=True, attention_softcap=50.0, final_softcap=30.0, window=4096,
   query_scale=256**-0.5
 )
+
+
+def _gemma_3(layers: int, *, large: bool = True, **shape: Any) -> dict[str, Any]:
+  """Every sixth layer sees all. The large ones stretch its positions for a longer context."""
+  size = dict(window=1024, max_positions=131_072, rope_scaling=Scaling('linear', 8.0)) if large \
+    else dict(window=512, max_positions=32_768)
+  own = dict(
+    layers=layers, window_layers=tuple((i + 1) % 6 > 0 for i in range(layers)), post_norm=True,
+    qk_norm=True, query_scale=256**-0.5, rope_theta=1e6, rope_local_theta=1e4, vocab_size=262_144
+  )
+  return {**_LIKE_GEMMA, **own, **size, **shape}
+
 
 SIZES: dict[str, dict] = {
   # Ours; the vocabulary is the tokenizer's. Counts are with a vocabulary of 1,024 (small: 16,384).
@@ -70,11 +83,20 @@ SIZES: dict[str, dict] = {
     layers=42, width=3584, heads=16, kv_heads=8, head_dim=256, mlp_width=14336,
     window_layers=(True, False) * 21, **_LIKE_GEMMA_2
   ),
-  'gemma-3-1b': dict(
-    layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, mlp_width=6912, post_norm=True,
-    qk_norm=True, query_scale=256**-0.5, window=512, rope_theta=1e6, rope_local_theta=1e4,
-    window_layers=tuple((i + 1) % 6 > 0 for i in range(26)),
-    **{**_LIKE_GEMMA, 'vocab_size': 262_144}
+  'gemma-2-27b': dict(
+    layers=46, width=4608, heads=32, kv_heads=16, head_dim=128, mlp_width=36864,
+    window_layers=(True, False) * 23, **{**_LIKE_GEMMA_2, 'query_scale': 144**-0.5}
+  ),
+  'gemma-3-270m': _gemma_3(
+    18, large=False, width=640, heads=4, kv_heads=1, head_dim=256, mlp_width=2048
+  ),
+  'gemma-3-1b': _gemma_3(
+    26, large=False, width=1152, heads=4, kv_heads=1, head_dim=256, mlp_width=6912
+  ),
+  'gemma-3-4b': _gemma_3(34, width=2560, heads=8, kv_heads=4, head_dim=256, mlp_width=10240),
+  'gemma-3-12b': _gemma_3(48, width=3840, heads=16, kv_heads=8, head_dim=256, mlp_width=15360),
+  'gemma-3-27b': _gemma_3(
+    62, width=5376, heads=32, kv_heads=16, head_dim=128, mlp_width=21504, query_scale=168**-0.5
   ),
 }
 

@@ -48,7 +48,15 @@ def prefill(
     tokens: i32[B, P], left-padded, so that every row's next slot is P.
     mask: bool[B, P].
     slots: S, prompt and response.
+
+  Raises:
+    ValueError: more slots than the model has learnt positions.
   """
+  if model.config.position == 'learnt' and slots > model.config.max_positions:
+    raise ValueError(
+      f'expected at most {model.config.max_positions} tokens of prompt and response, for which '
+      f'this model has learnt positions, found {slots}; lower rl.max_new_tokens or the prompts'
+    )
   positions = masked.positions(mask)
   x = model.apply(parts.whole, tokens, positions, method='embed_tokens')
   block, kv = Block(model.config), []

@@ -120,6 +120,15 @@ def load_head(folder: str | os.PathLike) -> Tree | None:
   return {'kernel': jnp.array(kernel), 'bias': jnp.zeros((1,), jnp.float32)}
 
 
+def stored_dtype(folder: str | os.PathLike) -> str:
+  """The dtype of a checkpoint's weights; of several, the widest."""
+  folder = pathlib.Path(folder).expanduser()
+  if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
+    return read_config(folder).param_dtype
+  kinds = {e.dtype for n, e in tensors.find(folder).items() if e.dtype in tensors.DTYPES}
+  return np.result_type(*(tensors.DTYPES[kind] for kind in kinds)).name
+
+
 def digest(folder: str | os.PathLike) -> str:
   """What ties adapters to a checkpoint: sha256 over its tensors, however they are sharded.
 

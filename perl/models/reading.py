@@ -7,7 +7,7 @@ one tensor of one layer. (On CPU the devices' memory is the host's.)
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -157,29 +157,51 @@ def fill(
 
   Weights that are not finite are named in a warning.
   """
+  order = [(tensor, i, name) for tensor, names in plan for i, name in enumerate(names)]
+  names = [name for _, _, name in order]
+  total = sum(entries[name].bytes for name in names)
+  return pour(zip(order, _ahead(entries, names)), like, heads, shardings, total, progress)
+
+
+def pour(
+  stream: Iterable[tuple[tuple[Tensor, int, str], np.ndarray]], like: Tree, heads: int,
+  shardings: Tree | None, total: int, progress: bool,
+) -> Tree:
+  """The base tree of a stream of ((tensor, layer, its name in a warning), published array).
+
+  Args:
+    stream: every parameter of `like` in one tensor, those by layer once a layer.
+    like: our base tree by shapes; its dtypes are the result's.
+    heads: of queries.
+    shardings: where it shall lie; None for the first device.
+    total: bytes of the arrays, for the bar.
+    progress: show one.
+  """
   leaves = trees.flat(like)
   one = SingleDeviceSharding(jax.devices()[0])
   places = trees.flat(shardings) if shardings is not None else dict.fromkeys(leaves, one)
-  order = [(tensor, i, name) for tensor, names in plan for i, name in enumerate(names)]
-  total = sum(entries[name].bytes for _, _, name in order)
-  out, finite = {}, {}
+  out, finite = {}, []
   bar = tqdm.tqdm(total=total, unit='B', unit_scale=True, desc='weights', delay=2,
                   disable=None if progress else True)
   with bar:
-    for (tensor, i, name), x in zip(order, _ahead(entries, [name for _, _, name in order])):
+    for (tensor, i, name), x in stream:
       placed = _place(x, _published(places[tensor.ours[0]], tensor))
-      parts, finite[name] = _split(placed, tensor, heads)
+      parts, ok = _split(placed, tensor, heads)
+      finite.append((name, ok))
       del placed
       for path, part in zip(tensor.ours, parts):
         out[path] = _store(out.get(path), part, i, leaves[path], places[path], tensor.by_layer)
       jax.block_until_ready([out[path] for path in tensor.ours])  # or the queue fills the memory
       bar.update(x.nbytes)
-  bad = [name for name, ok in finite.items() if not ok]
-  if bad:
+  _warn_of(dict.fromkeys(name for name, ok in finite if not ok))
+  return trees.nest({path: out[path] for path in leaves})
+
+
+def _warn_of(bad: Iterable[str]) -> None:
+  if bad := list(bad):
     logging.warning(
       'expected finite weights, found NaN or infinity in %d tensors, first %s; the checkpoint is '
       'damaged, its outputs will be NaN', len(bad), ', '.join(bad[:4]))
-  return trees.nest({path: out[path] for path in leaves})
 
 
 def _ahead(entries: dict[str, Entry], names: list[str]) -> Iterator[np.ndarray]:

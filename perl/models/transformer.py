@@ -152,8 +152,18 @@ class Embedding(nn.Module):
       self.head = Projection(config.vocab_size, config, name='lm_head')
 
   def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """i32[B, T] -> f[B, T, D]."""
+    """i32[B, T] -> f[B, T, D].
+
+    Raises:
+      ValueError: the sequence is longer than the learnt positions are many.
+    """
     config, dtype = self.config, jnp.dtype(self.config.dtype)
+    if config.position == 'learnt' and tokens.shape[1] > config.max_positions:
+      raise ValueError(
+        f'expected at most {config.max_positions} tokens, for which this model has learnt '
+        f'positions, found {tokens.shape[1]}; lower data.max_prompt_tokens, '
+        'data.max_response_tokens and rl.max_new_tokens'
+      )
     x = jnp.take(self.table, tokens, axis=0).astype(dtype)
     if config.embed_scale:
       x = x * jnp.asarray(config.width**0.5, dtype)

@@ -6,9 +6,10 @@ and ``merge(w)``, a class constant FIXED (fields that are data and never trained
 ``TAKES_TARGETS = False``. `find(name)` imports the file: there is no registry.
 """
 
+import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -101,6 +102,30 @@ def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
   head = {'kernel': kernel, 'bias': jnp.zeros((1,), jnp.float32)}
   weights = dict(zip(HEAD_READS, (2 * width, 2 * width, 4)))
   return head | {name: jnp.zeros((weights[name],), jnp.float32) for name in reads}
+
+
+def rebuild(tree: Tree, method: str, options: Mapping[str, Any]) -> Tree:
+  """The adapter of a saved tree, flax.serialization.to_state_dict's: nested dicts of arrays.
+
+  Args:
+    tree: as it was read.
+    method: the file of perl/peft that made it.
+    options: holds the method's static fields (dropout); others are passed over.
+  """
+  module = find(method)
+  (kind,) = (c for c in vars(module).values() if isinstance(c, type) and is_adapter(c))
+  fields = {f.name: f.metadata.get('pytree_node', True) for f in dataclasses.fields(kind)}
+  arrays = {name for name, is_array in fields.items() if is_array}
+  static = {n: options[n] for n, is_array in fields.items() if not is_array and n in options}
+
+  def visit(node: Any) -> Any:
+    if not isinstance(node, dict):
+      return node
+    if set(node) == arrays:
+      return kind(**node, **static)
+    return {name: visit(child) for name, child in node.items()}
+
+  return visit(tree)
 
 
 def is_adapter(node: Any) -> bool:

@@ -37,6 +37,17 @@ class LoRA(struct.PyTreeNode):
     return w - self.scale[..., None, None] * (self.a @ self.b)
 
 
+def concatenate(first: LoRA, second: LoRA) -> LoRA:
+  """One LoRA of both: W + s1 A1 B1 + s2 A2 B2, of the summed rank; B carries the scales."""
+  scaled = lambda x: x.scale[..., None, None] * x.b
+  return LoRA(
+    a=jnp.concatenate([first.a, second.a], -1),
+    b=jnp.concatenate([scaled(first), scaled(second)], -2),
+    scale=jnp.ones_like(first.scale),
+    dropout=second.dropout,
+  )
+
+
 def init(
   key: jax.Array,
   weight: jax.Array,

@@ -13,7 +13,8 @@ from perl.models.transformer import Transformer
   ('llama-2-7b', None, 6738.4), ('llama-3.2-1b', None, 1235.8), ('mistral-7b', None, 7241.7),
   ('qwen2.5-1.5b', None, 1543.7), ('gemma-2b', None, 2506.2), ('qwen3-0.6b', None, 596.0),
   ('gemma-2-2b', None, 2614.3), ('gemma-2-9b', None, 9241.7), ('gemma-3-1b', None, 999.9),
-  ('llama-3.1-8b', None, 8030.3),
+  ('llama-3.1-8b', None, 8030.3), ('gemma-2-27b', None, 27227.1), ('gemma-3-270m', None, 268.1),
+  ('gemma-3-4b', None, 3880.1), ('gemma-3-12b', None, 11765.8), ('gemma-3-27b', None, 27009.0),
 ])
 def test_sizes_have_the_published_number_of_parameters(size, vocabulary, millions):
   base = lm.abstract(Transformer(sized(size, vocab_size=vocabulary)))

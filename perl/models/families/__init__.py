@@ -80,5 +80,5 @@ def describe(config: Config, model_type: str = '') -> dict[str, Any]:
   nearest = min(lacking, key=lambda name: len(lacking[name]))
   raise Unsupported(
     f'expected options that a published family has, found none that has all of these; {nearest!r} '
-    f'lacks {"; ".join(lacking[nearest])}; save the base as an Orbax tree instead'
+    f'differs in {"; ".join(lacking[nearest])} (ours, its); save the base as an Orbax tree instead'
   )

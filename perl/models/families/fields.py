@@ -61,8 +61,9 @@ class Fields:
     """
     value = self.get(name)
     if value is not None and value not in allowed:
+      wanted = ' or '.join(map(repr, allowed or (None,)))
       raise Unsupported(
-        f'expected {name} to be {" or ".join(map(repr, allowed))} in config.json, found {value!r}; '
+        f'expected {name} to be {wanted} in config.json, found {value!r}; '
         'that is not supported, use a model without it'
       )
 

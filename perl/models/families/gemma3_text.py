@@ -14,6 +14,8 @@ def read(fields: Fields) -> dict[str, Any]:
   options = gemma.read_gemma(fields, 'hidden_activation')
   period = fields.get('sliding_window_pattern', fields.get('_sliding_window_pattern', 6))
   pattern = [bool((i + 1) % period) for i in range(options['layers'])]
+  # transformers reads it and does nothing with it; the releases have none.
+  fields.only('attn_logit_softcapping')
   options |= gemma2.window_and_caps(fields, pattern, (None, None))
   return options | {'qk_norm': True} | _read_rope(fields, options)
 

@@ -31,6 +31,7 @@ OWN = 'perl.json'
 
 _PREFIX = 'base_model.model.'
 _SCORE = f'{_PREFIX}score.weight'
+_HEAD = re.compile(r'(^|\.)score\.(modules_to_save\.)?weight$')
 
 
 def load(
@@ -65,6 +66,7 @@ def load(
   if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
     logging.warning('expected finite weights in %s, found NaN or infinity in %s', folder, bad[0])
   head = _read_head(found, own, base)
+  pieces.drop_copies(found, base)
   adapter = pieces.assemble(pieces.from_tensors(found, config), base, heads, config)
   return adapter if head is None else {**adapter, 'head': head}
 
@@ -119,13 +121,30 @@ def save(
   writing.into_folder(folder, write)
 
 
+def inspect(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int | None]:
+  """({module: {rank, scale, parameters}}, parameters of the head or None) of an adapter's folder.
+
+  Raises:
+    FileNotFoundError, CorruptTensors, Unsupported: as `load`.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  config, entries = config_file.read(folder / CONFIG), tensors.find(folder, WEIGHTS)
+  head = [np.prod(e.shape) for name, e in entries.items() if _HEAD.search(name)]
+  found = {n: tensors.read(n, e) for n, e in entries.items() if '.lora_' in n}
+  modules = {
+    name: {'rank': p.a.shape[1], 'scale': p.scale, 'parameters': p.a.size + p.b.size}
+    for name, p in pieces.from_tensors(found, config).items()
+  }
+  return modules, int(sum(head)) if head else None
+
+
 def _own(folder: pathlib.Path) -> dict[str, Any]:
   return json.loads((folder / OWN).read_text('utf-8')) if (folder / OWN).is_file() else {}
 
 
 def _read_head(found: dict[str, np.ndarray], own: dict, base: Tree) -> Tree | None:
   """Takes the score out of what was found."""
-  names = [name for name in found if re.search(r'(^|\.)score\.(modules_to_save\.)?weight$', name)]
+  names = [name for name in found if _HEAD.search(name)]
   if not names:
     return None
   kernel, width = found.pop(names[0]), trees.flat(base)['final_norm/scale'].shape[-1]

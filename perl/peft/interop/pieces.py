@@ -25,6 +25,27 @@ class Piece(NamedTuple):
   scale: float
 
 
+def drop_copies(found: dict[str, np.ndarray], base: Tree) -> None:
+  """Takes out what PEFT saves of the base itself, beside adapters of the (un)embedding.
+
+  Raises:
+    Unsupported: it is not the base's (the vocabulary was extended, or trained).
+  """
+  leaves = trees.flat(base)
+  for tensor in naming.tensors(leaves):
+    known = tensor.theirs.replace('embed_out.', 'lm_head.')
+    for name in [n for n in found if n.replace('.base_layer.', '.').endswith(f'model.{known}')]:
+      copy, own = found.pop(name), leaves[tensor.ours[0]]
+      if isinstance(own, jax.ShapeDtypeStruct):
+        continue
+      own = np.asarray(tensor.join((own,), 1), np.float32)
+      if own.shape != copy.shape or not np.allclose(own, copy, rtol=1e-2, atol=1e-6):
+        raise Unsupported(
+          f'expected {name} to be the base\'s own, found another: an adapter with an extended or '
+          'trained vocabulary is not supported; merge it where it was made, and load that model'
+        )
+
+
 def from_tensors(found: dict[str, np.ndarray], config: LoraConfig) -> dict[str, Piece]:
   """{module: its LoRA} of the tensors, with the rank and alpha that the config gives it.
 

@@ -1,0 +1,221 @@
+"""Checkpoints in and out: what is in a folder, import, export, merge.
+
+    python -m experiments.convert inspect --folder=models/llama
+    python -m experiments.convert import --folder=models/llama --out=runs/llama
+    python -m experiments.convert export --stage=runs/coffee/rl --out=exported/policy
+    python -m experiments.convert merge --folder=models/llama --adapter=exported/policy --out=merged
+
+inspect  shapes, counts, dtype and digest of a checkpoint or an adapter, read from headers
+import   a published checkpoint as our Orbax tree with its tokenizer: --config.inputs.base=<out>
+export   a finished stage: PEFT's adapter over the base (--form=adapter; reward models with their
+         head, policies together with SFT's), the adapter over the anchor (--form=alone), or a whole
+         Hugging Face model (--form=merged)
+merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from configs.fields import ConfigError
+from experiments import cli, launch, platform
+
+
+def inspect(folder: str) -> dict:
+  """What a folder holds.
+
+  Returns:
+    for a checkpoint: config, tensors {path: {shape, dtype}} of our base tree, parameters, bytes,
+    digest, head, vocabulary of the tokenizer; for an adapter: ranks and scales by module.
+  """
+  if (pathlib.Path(folder) / 'adapter_config.json').is_file():
+    return _inspect_adapter(folder)
+  import dataclasses
+
+  from perl import trees
+  from perl.models import lm, pretrained
+  from perl.models.transformer import Transformer
+
+  stored = pretrained.stored_dtype(folder)
+  config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
+  base = lm.abstract(Transformer(config))
+  tokenizer = pretrained.load_tokenizer(folder)
+  return {
+    'kind': 'checkpoint',
+    'config': dataclasses.asdict(config),
+    'tensors': {n: {'shape': list(x.shape), 'dtype': str(x.dtype)}
+                for n, x in trees.flat(base).items()},
+    'parameters': trees.count(base),
+    'bytes': trees.size_bytes(base),
+    'digest': pretrained.digest(folder),
+    'head': pretrained.load_head(folder) is not None,
+    'tokenizer': None if tokenizer is None else {
+      'vocab_size': tokenizer.vocab_size, 'adds_bos': tokenizer.adds_bos,
+      'chat_template': tokenizer.chat_template is not None, **tokenizer.special_tokens},
+  }
+
+
+def _inspect_adapter(folder: str) -> dict:
+  from perl.peft import interop
+
+  modules, head = interop.inspect(folder)
+  return {
+    'kind': 'adapter', 'modules': modules, 'head': head,
+    'parameters': sum(m['parameters'] for m in modules.values()) + (head or 0),
+  }
+
+
+def import_(folder: str, out: str, dtype: str = '') -> dict:
+  """Writes out/base (Orbax), the tokenizer, and a summary: a finished pretrain stage.
+
+  Args:
+    folder: a published checkpoint, or Gemma's Orbax tree.
+    out: new or empty.
+    dtype: of the stored base; '' is the checkpoint's.
+  """
+  import dataclasses
+
+  from perl import trees
+  from perl.models import pretrained
+  from perl.train import checkpoint, metrics, provenance
+
+  place = pathlib.Path(out)
+  if place.exists() and any(place.iterdir()):
+    raise ConfigError(f'expected a new or empty folder, found {out} with something in it; '
+                      'name another one')
+  model, base, tokenizer = pretrained.load(folder, dtype=dtype or None)
+  if tokenizer is not None:
+    tokenizer.save(place)
+  digest = pretrained.digest(folder)
+  meta = {
+    'config': dataclasses.asdict(model.config), 'digest': digest,
+    'tokenizer': '' if tokenizer is None else tokenizer.digest, 'commit': provenance.commit(),
+  }
+  checkpoint.save_tree(place / 'base', base, meta)
+  summary = {'parameters_total': trees.count(base), 'digest': digest,
+             'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
+  metrics.summary(str(place), summary)
+  return summary
+
+
+def export(stage: str, out: str, form: str, uniform: bool) -> dict:
+  """`perl.jobs.export.export` of a stage's folder, which holds its config.json.
+
+  Raises:
+    ConfigError: no finished stage there.
+  """
+  from perl.jobs import export as exports
+  from perl.jobs.setting import Setting
+
+  folder = pathlib.Path(stage)
+  if not (folder / 'summary.json').is_file() or not (folder / 'config.json').is_file():
+    raise ConfigError(f'expected a finished stage in {stage}, found none; give <workdir>/<stage>')
+  config = cli.saved(folder / 'config.json')
+  name = next((s for s in ('rl', 'reward', 'sft') if (folder / 'adapter').is_dir()
+               and folder.resolve().name == s), None)
+  if name is None:
+    name = 'pretrain' if (folder / 'base').is_dir() else None
+  if name is None:
+    raise ConfigError(
+      f'expected a folder called pretrain, sft, reward or rl with that stage, found {stage}')
+  return exports.export(Setting(config, stage, name), out, form=form, uniform=uniform)
+
+
+def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
+  """Writes the Hugging Face folder of a checkpoint with an adapter folded in, in float32.
+
+  Returns:
+    merge_logit_difference, on 2 x 32 random tokens, and parameters.
+  """
+  import jax.numpy as jnp
+
+  from perl import trees
+  from perl.jobs import export as exports
+  from perl.models import pretrained
+  from perl.peft import adapters, interop
+
+  stored = pretrained.stored_dtype(folder)
+  model, base, tokenizer = pretrained.load(folder, dtype='float32', param_dtype=stored)
+  learnt = interop.load(adapter, base, heads=model.config.heads)
+  report = exports.merge_difference(model, base, learnt)
+  merged = adapters.merge(base, learnt)
+  pretrained.save(
+    out, model, merged, tokenizer=tokenizer, head=learnt.get('head'),
+    source=exports.published(folder), dtype=jnp.dtype(dtype) if dtype else None,
+  )
+  return {**report, 'parameters': trees.count(merged), 'head': 'head' in learnt}
+
+
+def describe(found: dict) -> str:
+  """The result of inspect as lines: a tensor or a module each, then the totals."""
+  lines = []
+  for path, t in found.get('tensors', {}).items():
+    lines.append(f'{path:<44} {str(t["shape"]):<24} {t["dtype"]}')
+  for name, m in found.get('modules', {}).items():
+    lines.append(f'{name:<48} rank {m["rank"]:<4} scale {m["scale"]:<8.4g} {m["parameters"]:,}')
+  for name in ('parameters', 'bytes', 'digest', 'head', 'tokenizer'):
+    if name in found:
+      value = found[name]
+      lines.append(f'{name:<12} {value:,}' if type(value) is int else f'{name:<12} {value}')
+  return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code: 2 for what cannot be read or written, else 0."""
+  return launch.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+  options = _parser().parse_args(argv)
+  try:
+    if options.action == 'inspect':
+      found = inspect(options.folder)
+      print(json.dumps(found, indent=2) if options.json else describe(found))
+      return
+    if options.action == 'import':
+      found = import_(options.folder, options.out, options.dtype)
+    elif options.action == 'export':
+      found = export(options.stage, options.out, options.form, options.uniform)
+    else:
+      found = merge(options.folder, options.adapter, options.out, options.dtype)
+  except (ValueError, OSError) as error:  # written for the one who reads it
+    raise ConfigError(str(error)) from error
+  print('\n'.join(f'{name} {value}' for name, value in found.items()))
+  print(f'written to {options.out}')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.convert', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
+  actions = parser.add_subparsers(dest='action', required=True)
+  add = lambda name, text: actions.add_parser(name, help=text, description=text)
+  one = add('inspect', 'Shapes, counts, dtype and digest of a checkpoint or an adapter.')
+  one.add_argument('--folder', required=True, help='checkpoint, or adapter in PEFT\'s format')
+  one.add_argument('--json', action='store_true', help='print JSON')
+  one = add('import', 'A published checkpoint as our Orbax tree, with its tokenizer.')
+  one.add_argument('--folder', required=True, help='checkpoint')
+  one.add_argument('--dtype', default='', help='of the stored base')
+  one.add_argument('--out', required=True, help='new folder')
+  one = add('export', 'A finished stage for transformers, PEFT and vLLM.')
+  one.add_argument('--stage', required=True, help='its folder: <workdir>/sft, reward, rl, pretrain')
+  one.add_argument('--form', default='adapter', choices=('adapter', 'alone', 'merged'),
+                   help='adapter over the base, adapter over the anchor, or a whole model')
+  one.add_argument('--uniform', action='store_true',
+                   help='one rank and one scale for all modules (vLLM reads no patterns)')
+  one.add_argument('--out', required=True, help='new folder')
+  one = add('merge', 'A checkpoint with an adapter folded in.')
+  one.add_argument('--folder', required=True, help='checkpoint')
+  one.add_argument('--adapter', required=True, help='adapter in PEFT\'s format')
+  one.add_argument('--dtype', default='', help='of the merged weights')
+  one.add_argument('--out', required=True, help='new folder')
+  return parser
+
+
+if __name__ == '__main__':
+  platform.tune()
+  cli.show_logs()
+  sys.exit(main())
