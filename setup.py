@@ -35,6 +35,7 @@ setup(
         'grain>=0.2.15',
         'importlib_resources>=6.4',
         'jax>=0.10',
+        'jinja2>=3.1.6',
         'matplotlib>=3.9',
         'ml-collections>=1.0',
         'numpy>=2.0',

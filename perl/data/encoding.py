@@ -1,5 +1,8 @@
 """Examples to rows of token ids: [bos] + prompt, response + [eos], within stated lengths.
 
+A prompt opens with bos if the tokenizer puts it there (`adds_bos`) or its text has it, once; eos
+ends what does not end in it yet.
+
 A row is a dict of numpy arrays of one example, not yet padded, with `index`, the position of the
 example in its list:
   document, demonstration  tokens i32[n], loss_mask bool[n]
@@ -31,6 +34,7 @@ class _Limits:
       raise ValueError(f"encode: expected overlong to be 'filter' or 'truncate'; found "
                        f"{overlong!r}; set data.overlong to one of these")
     self._bos, self._eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    self._adds_bos = tokenizer.adds_bos
     self._prompt_tokens, self._response_tokens = prompt_tokens, response_tokens
     self.window = prompt_tokens + response_tokens
     self._filter = overlong == 'filter'
@@ -38,26 +42,44 @@ class _Limits:
                    'truncated_responses': 0, 'identical_pairs': 0}
 
   def prompt(self, ids: list[int]) -> list[int]:
-    """[bos] + ids; of an overlong prompt the last tokens: the latest turns matter most."""
-    room = self._prompt_tokens - 1
+    """[bos] + ids; of an overlong prompt bos and the last tokens: the latest turns matter most."""
+    opening, ids = self._opened(ids)
+    room = self._prompt_tokens - len(opening)
     if len(ids) > room:
       self._count('truncated_prompts')
       ids = ids[-room:]
-    return self._bos + ids
+    return opening + ids
 
   def response(self, ids: list[int]) -> list[int]:
     """The ids and eos; an overlong response keeps its start, without eos: it did not end there."""
-    ids = ids + self._eos
+    ids = self._ended(ids)
     if len(ids) > self._response_tokens:
       self._count('truncated_responses')
       ids = ids[:self._response_tokens]
     return ids
 
   def windows(self, ids: list[int]) -> list[list[int]]:
-    """A document cut into pieces that together hold every token once, each opened by bos."""
-    ids = ids if ids[-1:] == self._eos else ids + self._eos
+    """A document cut into pieces, each opened by one token of context.
+
+    That is bos, and the pieces together hold every other token once. Of a tokenizer that adds none
+    it is the token before the piece, so that every token but the first is learnt once.
+    """
+    opening, ids = self._opened(self._ended(ids), least=2)
+    if not self._adds_bos:
+      opening, ids = [], opening + ids
     room = self.window - 1
-    return [self._bos + ids[start:start + room] for start in range(0, len(ids), room)]
+    first = 1 - len(opening)
+    return [(opening or ids[start - 1:start]) + ids[start:start + room]
+            for start in range(first, len(ids), room)]
+
+  def _opened(self, ids: list[int], least: int = 1) -> tuple[list[int], list[int]]:
+    """(bos or nothing, the other ids); bos stands in where there are fewer ids than `least`."""
+    has_bos = ids[:1] == self._bos and len(ids) >= least
+    opens = has_bos or self._adds_bos or len(ids) < least
+    return self._bos if opens else [], ids[1:] if has_bos else ids
+
+  def _ended(self, ids: list[int]) -> list[int]:
+    return ids if ids[-1:] == self._eos else ids + self._eos
 
   def _count(self, what: str) -> None:
     if self._filter:

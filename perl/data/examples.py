@@ -2,6 +2,11 @@
 
 `group` is the leak-free grouping key of an example: examples that share it must lie on the same
 side of every split, fold and bootstrap draw. `meta` holds what reports show and training ignores.
+
+`messages` is the chat that an example comes from, if it does: dicts {role, content, ...} as the
+data hold them, for chat.py to render. A document has them all, a prompt has its context; the others
+have the context, then the response: of a preference the chosen one, then the rejected one. Tools
+that the chat may call are in meta['tools'].
 """
 
 import dataclasses
@@ -15,6 +20,7 @@ class Document:
   text: str
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Demonstration:
   response: str
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Preference:
   margin: float = 0.0
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Labelled:
   label: float
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Prompt:
   prompt: str
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
 
 
 Example = Document | Demonstration | Preference | Labelled | Prompt

@@ -6,37 +6,19 @@
   A file holds all splits: a row belongs to the split of its `group`, or else of its prompt
   (`dialogue.split_of`), so that examples that share a prompt stay together.
 
-A row has one of these layouts, and may add `group` and, beside chosen and rejected, `margin`:
-  {text}  {prompt}  {prompt, response}  {prompt, response, label}  {prompt, chosen, rejected}
-  {messages: [{role, content}, ...]}    chat; roles user, assistant (or agent), system, tool
-Each kind takes what it can use of a layout:
-  document       text; prompt + response (or chosen); the whole chat
-  demonstration  response; chosen; responses with label 1 only; every assistant turn of a chat
-  preference     {prompt, chosen, rejected}
-  labelled       {prompt, response, label}, label 0, 1, false or true
-  prompt         prompt; the chat before the assistant's last turn
-Text is used as it stands; only chats are rendered, by `dialogue.render`.
+rows.py has the layouts of a row.
 """
 
 import gzip
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from perl.data import dialogue
-from perl.data.examples import (
-  Demonstration,
-  Document,
-  Example,
-  Labelled,
-  Preference,
-  Prompt,
-  check_request,
-)
+from perl.data import dialogue, rows
+from perl.data.examples import Example, check_request
 
 _SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
-_ROLES = {'user': 'user', 'system': 'user', 'assistant': 'agent', 'agent': 'agent', 'tool': 'api'}
 
 
 def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
@@ -51,7 +33,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
   del data_dir, seed  # nothing is prepared, nothing is drawn
   check_request('local', split, kind)
   file, whole = _file(mirror, split, kind)
-  examples = [example for where, row in _rows(file) for example in _examples(row, kind, where)]
+  examples = [example for where, row in _rows(file)
+              for example in rows.examples(row, kind, where)]
   if whole:
     examples = [example for example in examples if dialogue.split_of(example.group) == split]
   if not examples:
@@ -90,11 +73,11 @@ def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet  # here: heavy, and only for those who have such files
 
     try:
-      rows = pyarrow.parquet.read_table(file).to_pylist()
+      table = pyarrow.parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
       raise ValueError(f'local: expected a Parquet file in {file}; found {error}; '
                        'write the file again') from error
-    for number, row in enumerate(rows):
+    for number, row in enumerate(table):
       # Parquet has all columns in all rows: null means that the row has no such field.
       yield f'{file}, row {number}', {k: v for k, v in row.items() if v is not None}
     return
@@ -122,106 +105,3 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     raise ValueError(f'local: expected a JSON object in {where}; found a {type(row).__name__}; '
                      'write one object a line')
   return row
-
-
-# --- Fields
-
-
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-  if not isinstance(row.get(name), str):
-    raise ValueError(f'local: expected {name!r} to be a string in {where}; found '
-                     f'{row.get(name)!r:.60}; repair the row')
-  return row[name]
-
-
-def _number(row: dict[str, Any], name: str, where: str, allowed: Callable[[float], bool],
-            expected: str) -> float:
-  value = row[name]
-  if not isinstance(value, (bool, int, float)) or not allowed(float(value)):
-    raise ValueError(f'local: expected {name!r} to be {expected} in {where}; found {value!r}; '
-                     'repair the row')
-  return float(value)
-
-
-def _label(row: dict[str, Any], where: str) -> float:
-  return _number(row, 'label', where, lambda value: value in (0.0, 1.0), '0, 1, false or true')
-
-
-def _turns(row: dict[str, Any], where: str) -> list[dialogue.Turn]:
-  """A chat as turns; what the system says is read as if the user had said it."""
-  messages = row['messages']
-  turns = []
-  for message in messages if isinstance(messages, list) else [None]:
-    if (not isinstance(message, dict) or message.get('role') not in _ROLES
-        or not isinstance(message.get('content'), str)):
-      raise ValueError(
-        f"local: expected 'messages' to be a list of {{role, content}} with roles "
-        f'{", ".join(_ROLES)} in {where}; found {message!r:.60}; repair the row')
-    role = _ROLES[message['role']]
-    content = 'response' if role == 'api' else 'text'
-    turns.append({'role': role, content: message['content']})
-  return turns
-
-
-# --- Examples
-
-_LAYOUTS = {
-  'document': '{text}, {prompt, response} or {messages}',
-  'demonstration': '{prompt, response} or {messages}',
-  'preference': '{prompt, chosen, rejected}',
-  'labelled': '{prompt, response, label}',
-  'prompt': '{prompt} or {messages}',
-}
-
-
-def _examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
-  """What one row gives of a kind: several from a chat, none from a response with label 0."""
-  if 'messages' in row:
-    return _of_chat(row, kind, where)
-  if 'text' in row and kind == 'document':
-    text = _text(row, 'text', where)
-    return [Document(text, **_about(row, where, text))]
-  if 'prompt' not in row:
-    raise _misfit(row, kind, where)
-  prompt = _text(row, 'prompt', where)
-  about = _about(row, where, prompt)
-  if kind == 'prompt':
-    return [Prompt(prompt, **about)]
-  if kind == 'preference' and {'chosen', 'rejected'} <= row.keys():
-    margin = _number({'margin': 0.0} | row, 'margin', where, lambda value: value >= 0, '>= 0')
-    return [Preference(prompt, _text(row, 'chosen', where), _text(row, 'rejected', where), margin,
-                       **about)]
-  if kind == 'labelled' and {'response', 'label'} <= row.keys():
-    return [Labelled(prompt, _text(row, 'response', where), _label(row, where), **about)]
-  field = 'chosen' if 'chosen' in row else 'response'
-  if kind not in ('document', 'demonstration') or field not in row:
-    raise _misfit(row, kind, where)
-  if 'label' in row and not _label(row, where):
-    return []  # nothing to imitate
-  response = _text(row, field, where)
-  return [Document(prompt + response, **about) if kind == 'document'
-          else Demonstration(prompt, response, **about)]
-
-
-def _of_chat(row: dict[str, Any], kind: str, where: str) -> list[Example]:
-  turns = _turns(row, where)
-  about = _about(row, where, dialogue.split_key(turns))
-  agent = [i for i, turn in enumerate(turns) if turn['role'] == 'agent']
-  if kind == 'document':
-    return [Document(dialogue.render_document(turns), **about)]
-  if kind == 'demonstration':
-    return [Demonstration(*dialogue.render(turns[:i], turns[i]), **about) for i in agent]
-  if kind == 'prompt':
-    context = turns[:agent[-1]] if agent and agent[-1] == len(turns) - 1 else turns
-    return [Prompt(dialogue.render(context, None)[0], **about)]
-  raise _misfit(row, kind, where)
-
-
-def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
-  group = _text(row, 'group', where) if 'group' in row else ' '.join(default.lower().split())
-  return {'group': group, 'meta': {'source': where}}
-
-
-def _misfit(row: dict[str, Any], kind: str, where: str) -> ValueError:
-  return ValueError(f'local: expected a row with {_LAYOUTS[kind]} for kind {kind!r} in {where}; '
-                    f'found the fields {sorted(row)}; rename the fields, or ask for another kind')

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from perl.data import chat
 from perl.data.examples import Example, Prompt
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
@@ -62,7 +63,7 @@ def respond(
   """
   rl = setting.config.rl
   temperature = rl.temperature if temperature is None else temperature
-  prompts = [Prompt(e.prompt, e.group, e.meta) for e in examples]
+  prompts = [chat.as_prompt(e) for e in examples]
   rows = setting.rows(prompts, 'prompt')
   _check_whole(rows, prompts)
   build = None

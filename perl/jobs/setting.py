@@ -17,7 +17,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from perl.data import pipeline, tokenizer
+from perl.data import chat, pipeline
+from perl.data import tokenizer as tokenizers
 from perl.data.examples import Example
 from perl.jobs import folds
 from perl.models import config as model_config
@@ -58,16 +59,30 @@ class Setting:
     return jax.random.fold_in(jax.random.key(self.config.seed), stages.index(self.stage))
 
   @functools.cached_property
-  def tokenizer(self) -> tokenizer.Tokenizer:
-    """The tokenizer stage's result, or the checkpoint's.
+  def tokenizer(self) -> tokenizers.Tokenizer:
+    """The tokenizer stage's result, or the checkpoint's; it stops where its chat template does.
 
     Raises:
       FileNotFoundError: neither is there.
     """
+    return chat.of(self._vocabulary)[1] if self._uses_template else self._vocabulary
+
+  @functools.cached_property
+  def template(self) -> chat.Template | None:
+    """What writes dialogues: the tokenizer's chat template, or None for our markers."""
+    return chat.of(self._vocabulary)[0] if self._uses_template else None
+
+  @property
+  def _uses_template(self) -> bool:
+    return self.config.data.chat_template and self._vocabulary.chat_template is not None
+
+  @functools.cached_property
+  def _vocabulary(self) -> tokenizers.Tokenizer:
+    """The tokenizer as it was read."""
     if not self.from_checkpoint('tokenizer'):
-      return tokenizer.load(self.input('tokenizer'))
+      return tokenizers.load(self.input('tokenizer'))
     if self.config.tokenizer.path:
-      return tokenizer.load(self.config.tokenizer.path)
+      return tokenizers.load(self.config.tokenizer.path)
     found = pretrained.load_tokenizer(self.config.model.checkpoint)
     if found is None:
       raise FileNotFoundError(
@@ -146,6 +161,8 @@ class Setting:
   def rows(self, examples: list[Example], kind: str) -> list[dict]:
     """The examples as token rows; what was cut or left out is counted in the log."""
     c = self.config.data
+    if self.template is not None:
+      examples = [chat.apply(self.template, example) for example in examples]
     rows, counts = pipeline.encode(
       examples, self.tokenizer, kind=kind, max_prompt_tokens=c.max_prompt_tokens,
       max_response_tokens=c.max_response_tokens, overlong=c.overlong,

@@ -70,16 +70,18 @@ def load(
 
 
 def load_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer | None:
-  """The tokenizer in a checkpoint's folder (or beside a pretrain stage of ours), None if none."""
+  """The tokenizer in a checkpoint's folder, or beside it if it is an Orbax tree; None if none."""
   folder = pathlib.Path(folder).expanduser()
-  for place in (folder, folder.parent / 'tokenizer', folder.parent.parent / 'tokenizer'):
-    if place != folder and _own_tree(folder) is None:
-      return None
-    if place.is_dir():
-      try:
-        return tokenizers.load(place)
-      except FileNotFoundError:
-        continue
+  places = [folder]
+  if _own_tree(folder) is not None:  # the stage's sibling
+    places += [folder.parent / 'tokenizer', folder.parent.parent / 'tokenizer']
+  elif gemma_orbax.is_one(folder):
+    places += [folder.parent]
+  for place in places:
+    try:
+      return tokenizers.load(place)
+    except FileNotFoundError:
+      continue
   return None
 
 

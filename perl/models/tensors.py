@@ -80,9 +80,9 @@ def _nothing(folder: pathlib.Path, single: str) -> str:
       'and is never opened here; fetch the safetensors of that model, or convert it where that is '
       'safe (transformers: save_pretrained)'
     )
-  kind = 'a folder' if folder.is_dir() else 'no such folder'
-  return (f'expected {single} or {INDEX} in {folder}, found {kind} with '
-          f'{", ".join(found[:8]) or "nothing"}; give the folder of a checkpoint')
+  there = ', '.join(found[:8]) or 'nothing' if folder.is_dir() else 'no such folder'
+  wanted = single if single != SINGLE else f'config.json and {single} or {INDEX}'
+  return f'expected {wanted} in {folder}, found {there}; give the folder of a checkpoint'
 
 
 def _indexed(folder: pathlib.Path) -> dict[str, Entry]:

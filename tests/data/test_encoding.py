@@ -13,18 +13,24 @@ BOS, EOS = 1, 2
 
 @dataclasses.dataclass
 class Letters:
-  """a is 10, b is 11, ...; '.' is eos."""
+  """a is 10, b is 11, ...; '.' is eos, '^' is bos."""
 
   bos_id: int = BOS
   eos_id: int = EOS
   pad_id: int = EOS
+  adds_bos: bool = True
 
   def encode_batch(self, texts):
-    return [[EOS if c == '.' else ord(c) - ord('a') + 10 for c in text] for text in texts]
+    special = {'.': EOS, '^': self.bos_id}
+    return [[special.get(c, ord(c) - ord('a') + 10) for c in text] for text in texts]
 
 
-def rows_of(kind, *examples, prompt=4, response=3, overlong='filter'):
-  return encode(examples, Letters(), kind=kind, max_prompt_tokens=prompt,
+NO_BOS = Letters(bos_id=EOS, adds_bos=False)
+UNUSED_BOS = Letters(adds_bos=False)
+
+
+def rows_of(kind, *examples, prompt=4, response=3, overlong='filter', tokenizer=Letters()):  # noqa: B008
+  return encode(examples, tokenizer, kind=kind, max_prompt_tokens=prompt,
                 max_response_tokens=response, overlong=overlong)
 
 
@@ -88,6 +94,69 @@ def test_pairs_that_truncation_makes_equal_are_left_out_and_counted():
   rows, counts = rows_of('preference', Preference('a', 'bcde', 'bcdf'), Preference('a', 'b', 'c'),
                          overlong='truncate')
   assert [row['index'] for row in rows] == [1] and counts['identical_pairs'] == 1
+
+
+def test_a_prompt_that_begins_with_bos_gets_no_second():
+  (row,), _ = rows_of('demonstration', Demonstration('^ab', 'c'))
+  np.testing.assert_array_equal(row['tokens'], [BOS, 10, 11, 12, EOS])
+  np.testing.assert_array_equal(row['loss_mask'], [0, 0, 0, 1, 1])
+  (row,), _ = rows_of('document', Document('^ab'))
+  np.testing.assert_array_equal(row['tokens'], [BOS, 10, 11, EOS])
+  (row,), _ = rows_of('prompt', Prompt('^a^'))  # only what opens it is one too many
+  np.testing.assert_array_equal(row['tokens'], [BOS, 10, BOS])
+
+
+def test_a_response_that_ends_in_eos_gets_no_second():
+  (row,), counts = rows_of('demonstration', Demonstration('a', 'bc.'))
+  np.testing.assert_array_equal(row['tokens'], [BOS, 10, 11, 12, EOS])
+  assert counts['truncated_responses'] == 0
+  pairs, counts = rows_of('preference', Preference('a', 'b', 'b.'), Preference('a', 'b', 'c'))
+  assert counts['identical_pairs'] == 1 and [pair['index'] for pair in pairs] == [1]
+
+
+@pytest.mark.parametrize('tokenizer', [NO_BOS, UNUSED_BOS])
+def test_a_tokenizer_without_bos_gives_its_tokens_alone(tokenizer):
+  (row,), _ = rows_of('demonstration', Demonstration('abcd', 'de'), tokenizer=tokenizer)
+  np.testing.assert_array_equal(row['tokens'], [10, 11, 12, 13, 13, 14, EOS])
+  np.testing.assert_array_equal(row['loss_mask'], [0, 0, 0, 0, 1, 1, 1])
+  (pair,), _ = rows_of('preference', Preference('a', 'b', 'cd'), tokenizer=tokenizer)
+  np.testing.assert_array_equal(pair['rejected'], [10, 12, 13, EOS])
+  assert pair['prompt_tokens'] == 1
+  (row,), counts = rows_of('prompt', Prompt('abcdef'), tokenizer=tokenizer, overlong='truncate')
+  np.testing.assert_array_equal(row['tokens'], [12, 13, 14, 15])
+  assert counts['truncated_prompts'] == 1
+
+
+@pytest.mark.parametrize('tokenizer', [Letters(), UNUSED_BOS])
+def test_truncation_keeps_the_bos_of_the_text(tokenizer):
+  (row,), _ = rows_of('prompt', Prompt('^abcdef'), tokenizer=tokenizer, overlong='truncate')
+  np.testing.assert_array_equal(row['tokens'], [BOS, 13, 14, 15])
+
+
+@pytest.mark.parametrize('tokenizer', [Letters(), NO_BOS, UNUSED_BOS])
+def test_there_is_always_a_token_before_what_is_learnt(tokenizer):
+  # Where there is no bos, the id that stands in for it is before what has nothing else before it.
+  (row,), _ = rows_of('demonstration', Demonstration('', 'a'), tokenizer=tokenizer)
+  np.testing.assert_array_equal(row['tokens'], [tokenizer.bos_id, 10, EOS])
+  np.testing.assert_array_equal(row['loss_mask'], [0, 1, 1])
+  (row,), _ = rows_of('document', Document(''), tokenizer=tokenizer)
+  np.testing.assert_array_equal(row['tokens'], [tokenizer.bos_id, EOS])
+  np.testing.assert_array_equal(row['loss_mask'], [0, 1])
+
+
+@pytest.mark.parametrize('tokenizer', [NO_BOS, UNUSED_BOS])
+@pytest.mark.parametrize('length', [1, 5, 6, 7, 12, 13, 26])
+def test_without_bos_every_token_but_the_first_is_learnt_once(tokenizer, length):
+  text = 'abcdefghijklmnopqrstuvwxyz'[:length]
+  rows, _ = rows_of('document', Document(text), tokenizer=tokenizer)
+  ids = [*range(10, 10 + length), EOS]
+  assert all(2 <= len(row['tokens']) <= 7 for row in rows)
+  learnt = np.concatenate([row['tokens'][row['loss_mask']] for row in rows])
+  np.testing.assert_array_equal(learnt, ids[1:])
+  before = [row['tokens'][0] for row in rows]
+  assert before == ids[0:-1:6]  # the token of the text that stands before each window
+  assert all(row['loss_mask'].tolist() == [False] + [True] * (len(row['tokens']) - 1)
+             for row in rows)
 
 
 def test_errors():

@@ -13,6 +13,10 @@ THUMB = {'prompt': 'p', 'response': 'r', 'label': 1}
 CHAT = {'messages': [
   {'role': 'user', 'content': 'tea'}, {'role': 'assistant', 'content': 'green?'},
   {'role': 'user', 'content': 'yes'}, {'role': 'assistant', 'content': 'done'}]}
+ASKED, GREEN, YES, DONE = CHAT['messages']
+BLACK = {'role': 'assistant', 'content': 'black?'}
+TEXT = '<|user|>tea<|agent|>'
+LATER = '<|user|>tea<|agent|>green?<|eos|><|user|>yes<|agent|>'
 
 
 def write(path, *rows):
@@ -28,7 +32,8 @@ def load(folder, kind, *rows, name='train.jsonl'):
 
 
 def bare(example):
-  return type(example)(**{k: v for k, v in vars(example).items() if k not in ('group', 'meta')})
+  about = ('group', 'meta', 'messages')
+  return type(example)(**{k: v for k, v in vars(example).items() if k not in about})
 
 
 @pytest.mark.parametrize('kind, row, expected', [
@@ -52,6 +57,115 @@ def bare(example):
   ('prompt', CHAT, [Prompt('<|user|>tea<|agent|>green?<|eos|><|user|>yes<|agent|>')])])
 def test_layouts(kind, row, expected, tmp_path):
   assert list(map(bare, load(tmp_path, kind, row))) == expected
+
+
+# (row, its prompt as text): the layouts of published preference data.
+PAIRS = [
+  ({'prompt': [ASKED], 'chosen': [GREEN], 'rejected': [BLACK]}, TEXT),
+  ({'prompt': [ASKED], 'chosen': [ASKED, GREEN], 'rejected': [ASKED, BLACK]}, TEXT),
+  ({'chosen': [ASKED, GREEN], 'rejected': [ASKED, BLACK]}, TEXT),
+  ({'prompt': 'tea', 'chosen': [ASKED, GREEN], 'rejected': [ASKED, BLACK]}, TEXT),
+  ({'prompt': 'Tea, in other words', 'chosen': [ASKED, GREEN], 'rejected': [ASKED, BLACK]}, TEXT),
+  ({'prompt': 'tea', 'chosen': [GREEN], 'rejected': [BLACK]}, TEXT),
+  ({'prompt': [ASKED], 'chosen': 'green?', 'rejected': 'black?'}, TEXT)]
+
+
+@pytest.mark.parametrize('row, prompt', PAIRS)
+def test_pairs_of_chats(row, prompt, tmp_path):
+  kinds = {kind: load(tmp_path / kind, kind, row)
+           for kind in ('preference', 'demonstration', 'prompt', 'document')}
+  (pair,), (shown,), (asked,), (document,) = kinds.values()
+  assert bare(pair) == Preference(prompt, 'green?', 'black?')
+  assert pair.messages == (ASKED, GREEN, BLACK) and pair.group == 'tea'
+  assert bare(shown) == Demonstration(prompt, 'green?') and shown.messages == (ASKED, GREEN)
+  assert bare(asked) == Prompt(prompt) and asked.messages == (ASKED,)
+  assert bare(document) == Document(f'{prompt}green?<|eos|>')
+  assert document.messages == (ASKED, GREEN)
+
+
+def test_a_pair_may_stand_beside_a_chat(tmp_path):
+  row = {'prompt': 'tea', 'chosen': [ASKED, GREEN], 'rejected': [ASKED, BLACK], **CHAT}
+  (pair,) = load(tmp_path / 'a', 'preference', row)
+  assert pair.messages == (ASKED, GREEN, BLACK)
+  shown = load(tmp_path / 'b', 'demonstration', row)  # of the chat, as ever
+  assert [example.response for example in shown] == ['green?', 'done']
+
+
+def test_pairs_share_all_but_their_last_message(tmp_path):
+  row = {'chosen': [ASKED, GREEN, YES, DONE], 'rejected': [ASKED, GREEN, YES, BLACK], 'margin': 2}
+  (pair,) = load(tmp_path, 'preference', row)
+  assert bare(pair) == Preference(LATER, 'done', 'black?', 2.0)
+  assert pair.messages == (ASKED, GREEN, YES, DONE, BLACK)
+
+
+@pytest.mark.parametrize('row', [
+  {'prompt': [ASKED], 'completion': [GREEN]}, {'prompt': [ASKED], 'response': [GREEN]},
+  {'prompt': [ASKED], 'completion': 'green?'}, {'prompt': 'tea', 'response': [GREEN]}])
+def test_labelled_chats(row, tmp_path):
+  (example,) = load(tmp_path / 'a', 'labelled', row | {'label': False})
+  assert bare(example) == Labelled(TEXT, 'green?', 0.0) and example.messages == (ASKED, GREEN)
+  (example,) = load(tmp_path / 'b', 'demonstration', row, row | {'label': 0})
+  assert bare(example) == Demonstration(TEXT, 'green?') and example.messages == (ASKED, GREEN)
+
+
+def test_completion_is_another_name_of_response(tmp_path):
+  row = {'prompt': 'p', 'completion': 'r', 'label': True}
+  (example,) = load(tmp_path / 'a', 'labelled', row)
+  assert bare(example) == Labelled('p', 'r', 1.0) and example.messages == ()
+  assert [bare(e) for e in load(tmp_path / 'b', 'document', row)] == [Document('pr')]
+
+
+def test_messages_stay_as_they_are(tmp_path):
+  chat = [{'role': 'system', 'content': 'Be\n  brief.'},
+          {'role': 'user', 'content': 'a\n\nb', 'name': 'Ann'},
+          {'role': 'agent', 'content': '', 'tool_calls': [{'function': {'name': 'f'}}]},
+          {'role': 'tool', 'content': '{"x": 1}'}, {'role': 'assistant', 'content': ' 2\n'}]
+  row = {'messages': chat, 'tools': [{'name': 'f'}]}
+  first, second = load(tmp_path / 'a', 'demonstration', row)
+  assert first.messages == tuple(chat[:3]) and second.messages == tuple(chat)
+  assert second.response == '2' and first.meta['tools'] == second.meta['tools'] == [{'name': 'f'}]
+  (prompt,) = load(tmp_path / 'b', 'prompt', row)
+  (document,) = load(tmp_path / 'c', 'document', {'messages': chat})
+  assert prompt.messages == tuple(chat[:-1]) and document.messages == tuple(chat)
+  assert 'tools' not in document.meta
+
+
+def test_a_chat_is_known_by_what_its_user_says_first(tmp_path):
+  system = {'role': 'system', 'content': 'Be brief.'}
+  for number, row in enumerate([CHAT, {'messages': [system, *CHAT['messages']]},
+                                {'prompt': [system, ASKED], 'completion': [GREEN]}]):
+    (example, *_) = load(tmp_path / str(number), 'demonstration', row)
+    assert example.group == 'tea'
+
+
+@pytest.mark.parametrize('kind, row, message', [
+  ('preference', {'chosen': [ASKED, GREEN], 'rejected': [YES, BLACK]},
+   "expected 'chosen' to end in one message of the assistant .*found 2 messages"),
+  ('preference', {'chosen': [GREEN], 'rejected': [BLACK]}, 'expected messages before the answer'),
+  ('preference', {'prompt': [ASKED], 'chosen': [YES], 'rejected': [GREEN]},
+   "expected 'chosen' to end in one message of the assistant"),
+  ('preference', {'prompt': [ASKED], 'chosen': [GREEN]}, r'expected a row with {prompt, chosen'),
+  ('labelled', {'prompt': [ASKED], 'response': [GREEN, YES, DONE], 'label': 1},
+   "expected 'response' to end in one message"),
+  ('labelled', {'prompt': [ASKED], 'response': [GREEN]}, r'expected a row with .*label}'),
+  ('prompt', {'prompt': []}, 'expected messages before the answer .*found none'),
+  ('prompt', {'prompt': [{'role': 'bot', 'content': 'x'}]}, "expected 'prompt' to be a list of"),
+  ('prompt', CHAT | {'tools': '[]'}, "expected 'tools' to be a list .*found '\\[\\]'")])
+def test_a_malformed_chat_is_named(kind, row, message, tmp_path):
+  with pytest.raises(ValueError, match=message) as error:
+    load(tmp_path, kind, row)
+  assert 'train.jsonl, line 1' in str(error.value)
+
+
+def test_chats_in_parquet(tmp_path):
+  pyarrow = pytest.importorskip('pyarrow')
+  parquet = pytest.importorskip('pyarrow.parquet')
+  row = {'chosen': [ASKED, GREEN], 'rejected': [ASKED, BLACK]}
+  table = pyarrow.Table.from_pylist([row, row | {'prompt': 'tea'}])
+  parquet.write_table(table, tmp_path / 'train.parquet')
+  pairs = local.load('train', 'preference', mirror=str(tmp_path))
+  assert [bare(pair) for pair in pairs] == [Preference(TEXT, 'green?', 'black?')] * 2
+  assert {pair.messages[0]['content'] for pair in pairs} == {'tea'}
 
 
 def test_a_response_with_label_0_is_no_demonstration(tmp_path):

@@ -1,0 +1,192 @@
+"""Chat templates of published checkpoints: jinja2 source, rendered in a sandbox.
+
+A template is text of a stranger. It sees the messages, the tools and the special tokens as plain
+values; jinja2's sandbox refuses it the rest of Python.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import ext, nodes, sandbox
+
+Message = dict[str, Any]
+
+# Around what `{% generation %}` encloses, while spans are looked for: noncharacters of Unicode.
+_OPEN, _CLOSE, _MARKED = '\ufdd0', '\ufdd1', 'perl_marks_generation'
+
+
+class Refusal(ValueError):
+  """A template does not render these messages: its own exception, or an error in it."""
+
+
+class _Generation(ext.Extension):
+  """`{% generation %}...{% endgeneration %}`: what the assistant says, as transformers has it."""
+
+  tags = {'generation'}
+
+  def parse(self, parser: Any) -> nodes.Node:
+    self.environment.generation_blocks = True
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    call = self.call_method('_mark', [nodes.ContextReference()])
+    return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+  def _mark(self, context: Any, caller: Any) -> str:
+    return _OPEN + caller() + _CLOSE if context.get(_MARKED) else caller()
+
+
+class _Namespace(jinja2.utils.Namespace):
+  """A namespace that has no names of CPython's inner life."""
+
+  def __init__(*arguments: Any, **values: Any):
+    self, *arguments = arguments  # so that a template may name a value `self`
+    jinja2.utils.Namespace.__init__(self)
+    for name, value in dict(*arguments, **values).items():
+      self[name] = value
+
+  def __setitem__(self, name: str, value: Any) -> None:
+    if str(name).startswith('_'):
+      raise jinja2.exceptions.SecurityError(f'a namespace has no name {name!r}')
+    super().__setitem__(name, value)
+
+
+def _raise_exception(message: str) -> None:
+  raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+  """JSON with its keys in order; jinja2's own filter sorts them and escapes for HTML."""
+  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                    sort_keys=sort_keys)
+
+
+def _environment() -> sandbox.ImmutableSandboxedEnvironment:
+  environment = sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
+  environment.generation_blocks = False
+  environment.filters['tojson'] = _to_json
+  environment.globals |= {
+    'raise_exception': _raise_exception,
+    'strftime_now': lambda form: datetime.datetime.now().strftime(form),
+    'dict': lambda *arguments, **values: dict(*arguments, **values),
+    'namespace': _Namespace,
+  }
+  return environment
+
+
+class Template:
+  """A chat template, compiled.
+
+  Args:
+    source: what Tokenizer.chat_template holds.
+    special_tokens: bos_token, eos_token, ... as the template reads them; Tokenizer.special_tokens.
+
+  Raises:
+    ValueError: the source is not a template.
+  """
+
+  def __init__(self, source: str, special_tokens: dict[str, str]):
+    if not isinstance(source, str):
+      raise ValueError(f'chat template: expected the source of a template; found {source!r:.60}; '
+                       'give the path of a tokenizer that has one (an instruct checkpoint)')
+    environment = _environment()
+    try:
+      self._template = environment.from_string(source)
+    except Exception as error:  # a template may also break the compiler, by its depth for one
+      raise ValueError(f'chat template: expected a jinja2 template; found '
+                       f'{type(error).__name__}: {error}; repair the template') from error
+    self._has_blocks = environment.generation_blocks
+    self.special_tokens = dict(special_tokens)
+
+  def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
+             tools: Sequence[dict] | None = None) -> str:
+    """The text of a chat; with `add_generation_prompt` up to where the assistant is to speak.
+
+    Raises:
+      Refusal (a ValueError): the template refuses the messages, or fails on them.
+    """
+    return self._render(messages, tools, add_generation_prompt=add_generation_prompt)
+
+  def _render(self, messages: Sequence[Message], tools: Sequence[dict] | None,
+              **variables: Any) -> str:
+    # Tables have null where a message lacks a field, and templates take that for a value.
+    messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    variables = self.special_tokens | variables
+    try:
+      return self._template.render(messages=messages, tools=tools, documents=None, **variables)
+    except Exception as error:  # whatever an expression of the template may raise
+      roles = ', '.join(str(message.get('role')) for message in messages)
+      raise Refusal(f'chat template: expected it to render messages with the roles [{roles}]; '
+                    f'found {type(error).__name__}: {error}; change the messages, or the '
+                    'template') from error
+
+  def turn(self, context: Sequence[Message], message: Message,
+           tools: Sequence[dict] | None = None) -> tuple[str, str]:
+    """(the context with its generation prompt, what the template writes for `message` after it).
+
+    Raises:
+      ValueError: the one is no beginning of the whole.
+    """
+    prompt = self.render(context, add_generation_prompt=True, tools=tools)
+    whole = self.render([*context, message], tools=tools)
+    if not whole.startswith(prompt):
+      raise _rewritten(len(context), prompt, whole)
+    return prompt, whole[len(prompt):]
+
+  def spans(self, messages: Sequence[Message],
+            tools: Sequence[dict] | None = None) -> tuple[str, list[tuple[int, int]]]:
+    """(the text of a chat, the ranges of characters (begin, end) that the assistant says).
+
+    A range holds the content and the token that ends the turn. It is what the template's
+    `{% generation %}` blocks enclose; of a template without any, what stands after the generation
+    prompt of each assistant message, less the white space at its end.
+
+    Raises:
+      ValueError: the template refuses the messages, or has no such blocks and writes a turn in
+        another way once others follow it.
+    """
+    text = self.render(messages, tools=tools)
+    if self._has_blocks:
+      return text, self._blocks(messages, tools, text)
+    spans = []
+    for index, message in enumerate(messages):
+      if message.get('role') == 'assistant':
+        prompt, said = self.turn(messages[:index], message, tools)
+        turn = prompt + said.rstrip()
+        if not text.startswith(turn):
+          raise _rewritten(index, turn, text)
+        spans.append((len(prompt), len(turn)))
+    return text, spans
+
+  def _blocks(self, messages: Sequence[Message], tools: Sequence[dict] | None,
+              text: str) -> list[tuple[int, int]]:
+    marked = self._render(messages, tools, add_generation_prompt=False, **{_MARKED: True})
+    if marked.replace(_OPEN, '').replace(_CLOSE, '') != text:
+      raise ValueError(
+        'chat template: expected it to write its {% generation %} blocks as they stand; found that '
+        f'it works on their text afterwards, or that the chat holds {_OPEN!r} or {_CLOSE!r}; '
+        'change the template, or take the characters out')
+    spans, position, depth, begin = [], 0, 0, 0
+    for piece in re.split(f'([{_OPEN}{_CLOSE}])', marked):
+      if piece == _OPEN:
+        begin, depth = begin if depth else position, depth + 1
+      elif piece == _CLOSE:
+        depth -= 1
+        spans += [] if depth or begin == position else [(begin, position)]
+      else:
+        position += len(piece)
+    return spans
+
+
+def _rewritten(index: int, expected: str, found: str) -> ValueError:
+  same = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), len(found))
+  return ValueError(
+    f'chat template: expected message {index} (counted from 0) to be written after what stands '
+    f'before it, {expected[same:same + 40]!r} at character {same}; found '
+    f'{found[same:same + 40]!r}: the template writes earlier turns anew; '
+    'give it {% generation %} blocks, or end the chat with that message')

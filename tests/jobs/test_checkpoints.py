@@ -1,0 +1,303 @@
+"""Jobs on a Hugging Face folder: what they train, transformers and peft compute alike."""
+
+import json
+import pathlib
+import sys
+
+import hub
+import jax
+import numpy as np
+import pytest
+import toyrun
+
+from configs.fields import ConfigError
+from configs.validate import validate
+from experiments import cli, convert, launch
+from perl.data import toy
+from perl.evaluate import merging
+from perl.jobs import artefacts, rl
+from perl.jobs.setting import Setting
+from perl.models import lm, pretrained
+from perl.peft import interop
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
+import checkpoints  # noqa: E402
+
+transformers = hub.transformers
+peft = pytest.importorskip('peft')
+STAGES = ('sft', 'reward', 'rl', 'evaluate')
+
+
+def published(folder: pathlib.Path, family: str = 'qwen2', **options) -> pathlib.Path:
+  """A small random model with a tokenizer and a chat template, as the hub has them."""
+  checkpoints.qwen2(folder, chat_template=checkpoints.CHATML)
+  rows = transformers.AutoTokenizer.from_pretrained(folder)
+  config = dict(
+    vocab_size=len(rows) + 3, hidden_size=32, intermediate_size=48, head_dim=8,
+    max_position_embeddings=256, tie_word_embeddings=True)
+  hub.make(family, noise=0.05, **{**config, **options}).save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(the checkpoint's folder, the workdir of a finished pipeline over it)."""
+  tmp = tmp_path_factory.mktemp('published')
+  folder = published(tmp / 'hub')
+  made = config(folder)
+  with toyrun.small_world():
+    launch.run_stages(made, made.stages, tmp / 'run')
+  return folder, tmp / 'run'
+
+
+def config(folder, **overrides):
+  """toyrun's, over a checkpoint."""
+  made = toyrun.config(
+    model__checkpoint=str(folder), stages=STAGES, data__max_prompt_tokens=160,
+    data__max_response_tokens=80, reward__reads=(), reward__probe=False, **overrides)
+  for stage in STAGES[:3]:
+    made[stage].steps, made[stage].optim.learning_rate = 3, 1e-2
+  validate(made)
+  return made
+
+
+def setting(run, stage) -> Setting:
+  return Setting(cli.saved(run[1] / stage / 'config.json'), str(run[1] / stage), stage)
+
+
+def test_the_base_is_never_written_and_never_changed(run):
+  folder, workdir = run
+  assert {p.name for p in workdir.iterdir() if p.is_dir()} == set(STAGES)
+  base = artefacts.load_base(setting(run, 'sft'))
+  assert base.digest == pretrained.digest(folder)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  tokens, mask = hub.rows()
+  expected = hub.logits(theirs, tokens, mask)
+  assert hub.distance(hub.ours(base.model, base.params, {}, tokens, mask), expected, mask) < 1e-4
+
+
+def test_prompts_are_the_chat_template_and_responses_end_with_its_turn(run):
+  folder, _ = run
+  where = setting(run, 'rl')
+  with toyrun.small_world():
+    example = where.examples('dev', 'demonstration')[0]
+    row = where.rows([example], 'demonstration')[0]
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  text = theirs.decode(row['tokens'])
+  assert text.startswith('<|im_start|>') and text.endswith('<|im_end|>')
+  assert '<|user|>' not in text and '<|agent|>' not in text
+  assert where.tokenizer.eos_id == theirs.convert_tokens_to_ids('<|im_end|>')
+  said = theirs.decode(row['tokens'][row['loss_mask']])
+  assert said == example.response + '<|im_end|>'
+
+
+@pytest.mark.parametrize('stage', ['sft', 'rl'])
+def test_what_was_trained_has_the_same_logits_in_peft(run, stage, tmp_path):
+  """The README's promise: point a job at a folder, train, and load the result with PEFT."""
+  folder, workdir = run
+  assert convert.main(
+    ['export', f'--stage={workdir / stage}', f'--out={tmp_path / "out"}']) == 0
+  about = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
+  assert about['base_model_name_or_path'] == str(folder)
+  plain = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation='eager')
+  theirs = peft.PeftModel.from_pretrained(plain, tmp_path / 'out').eval()
+  where = setting(run, stage)
+  base = artefacts.load_base(where) if stage == 'sft' else artefacts.load_anchor(where)
+  adapter, _ = artefacts.load_adapter(where, str(workdir / stage), base)
+  tokens, mask = hub.rows()
+  expected = hub.ours(base.model, base.params, adapter, tokens, mask)
+  assert hub.distance(hub.logits(theirs, tokens, mask), expected, mask) < 1e-4
+  untrained = hub.ours(base.model, artefacts.load_base(where).params, {}, tokens, mask)
+  assert hub.distance(untrained, expected, mask) > 1e-3
+
+
+def test_a_reward_model_has_the_same_scores_in_peft(run, tmp_path):
+  folder, workdir = run
+  assert convert.main(
+    ['export', f'--stage={workdir / "reward"}', f'--out={tmp_path / "out"}']) == 0
+  plain = transformers.AutoModelForSequenceClassification.from_pretrained(
+    folder, num_labels=1, pad_token_id=hub.PAD, attn_implementation='eager')
+  theirs = peft.PeftModel.from_pretrained(plain, tmp_path / 'out').eval()
+  where = setting(run, 'reward')
+  anchor = artefacts.load_anchor(where)
+  adapter, _ = artefacts.load_adapter(where, str(workdir / 'reward'), anchor)
+  tokens, mask = hub.rows(padding='left')
+  expected = np.asarray(lm.score(anchor.model, anchor.params, adapter, tokens, mask))
+  assert hub.distance(hub.logits(theirs, tokens, mask)[:, 0], expected) < 1e-4
+
+
+@pytest.mark.parametrize('stage', ['rl', 'reward'])
+def test_a_whole_model_goes_out(run, stage, tmp_path):
+  folder, workdir = run
+  out = tmp_path / 'out'
+  assert convert.main(
+    ['export', f'--stage={workdir / stage}', '--form=merged', f'--out={out}']) == 0
+  kind = transformers.AutoModelForCausalLM
+  if stage == 'reward':
+    kind = transformers.AutoModelForSequenceClassification
+  theirs = kind.from_pretrained(out, attn_implementation='eager', pad_token_id=hub.PAD)
+  where = setting(run, stage)
+  anchor = artefacts.load_anchor(where)
+  adapter, _ = artefacts.load_adapter(where, str(workdir / stage), anchor)
+  tokens, mask = hub.rows(padding='left')
+  found = hub.logits(theirs, tokens, mask)
+  if stage == 'rl':
+    expected = hub.ours(anchor.model, anchor.params, adapter, tokens, mask)
+    assert hub.distance(found, expected, mask) < 1e-4
+  else:
+    expected = lm.score(anchor.model, anchor.params, adapter, tokens, mask)
+    assert hub.distance(found[:, 0], expected) < 1e-4
+  one, other = (transformers.AutoTokenizer.from_pretrained(f) for f in (folder, out))
+  chat = [{'role': 'user', 'content': 'a latte'}]
+  assert one.apply_chat_template(chat)['input_ids'] == other.apply_chat_template(chat)['input_ids']
+
+
+def test_an_adapter_alone_lies_over_the_anchor(run, tmp_path):
+  _, workdir = run
+  for stage, form in (('sft', 'merged'), ('rl', 'alone')):
+    assert convert.main(['export', f'--stage={workdir / stage}', f'--form={form}',
+                         f'--out={tmp_path / stage}']) == 0
+  model, anchor, _ = pretrained.load(tmp_path / 'sft')
+  adapter = interop.load(tmp_path / 'rl', anchor)
+  where = setting(run, 'rl')
+  own = artefacts.load_anchor(where)
+  learnt, _ = artefacts.load_adapter(where, str(workdir / 'rl'), own)
+  tokens, mask = hub.rows()
+  assert hub.distance(hub.ours(model, anchor, adapter, tokens, mask),
+                      hub.ours(own.model, own.params, learnt, tokens, mask), mask) < 1e-5
+
+
+def test_a_job_goes_on_from_an_adapter_of_peft(run, tmp_path):
+  """The policy starts as the exported one, over the checkpoint itself."""
+  folder, workdir = run
+  assert convert.main(['export', f'--stage={workdir / "sft"}', f'--out={tmp_path / "sft"}']) == 0
+  made = config(
+    folder, rl__adapter=str(tmp_path / 'sft'), inputs__anchor='base',
+    inputs__reward=str(workdir / 'reward'))
+  where = Setting(made, str(tmp_path / 'rl'), 'rl')
+  base = artefacts.load_anchor(where)
+  assert base.digest == pretrained.digest(folder)
+  start = rl._fresh(where, base, 'policy')
+  learnt, _ = artefacts.load_adapter(setting(run, 'sft'), str(workdir / 'sft'), base)
+  jax.tree.map(np.testing.assert_array_equal, start, learnt)
+  made = config(folder, sft__adapter=str(tmp_path / 'sft'))
+  with toyrun.small_world():
+    launch.run_stages(made, ('sft',), tmp_path / 'more')
+  where = Setting(made, str(tmp_path / 'more' / 'sft'), 'sft')
+  further, meta = artefacts.load_adapter(where, where.workdir, base)
+  assert meta['started_from'] == str(tmp_path / 'sft') and 'rank' not in meta
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), further, learnt)
+  assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_an_instruct_model_is_its_own_anchor(run, tmp_path):
+  folder, _ = run
+  made = config(folder, inputs__anchor='base')
+  with toyrun.small_world():
+    launch.run_stages(made, ('reward',), tmp_path / 'run')
+  assert (tmp_path / 'run' / 'reward' / 'summary.json').exists()
+  assert convert.main(
+    ['export', f'--stage={tmp_path / "run/reward"}', f'--out={tmp_path / "out"}']) == 0
+  base = artefacts.load_base(Setting(made, str(tmp_path / 'run' / 'reward'), 'reward'))
+  again = interop.load(tmp_path / 'out', base.params, base_digest=base.digest)
+  own, _ = artefacts.load_adapter(
+    Setting(made, '', 'reward'), str(tmp_path / 'run' / 'reward'), base)
+  jax.tree.map(np.testing.assert_allclose, again, own)
+
+
+def test_an_import_serves_as_base_and_as_checkpoint(run, tmp_path):
+  folder, workdir = run
+  out = tmp_path / 'imported'
+  assert convert.main(['import', f'--folder={folder}', f'--out={out}']) == 0
+  assert pretrained.digest(out) == pretrained.digest(folder)
+  for made in (config(out), config('', inputs__base=str(out), inputs__tokenizer=str(out))):
+    made.model.checkpoint = made.model.checkpoint or str(folder)
+    base = artefacts.load_base(Setting(made, str(tmp_path / 'sft'), 'sft'))
+    adapter, _ = artefacts.load_adapter(
+      Setting(made, str(workdir / 'sft'), 'sft'), str(workdir / 'sft'), base)
+    assert merging.logit_difference(
+      base.model, base.params, adapter, *hub.rows()) < 1e-4
+  assert convert.main(['import', f'--folder={folder}', f'--out={out}']) == 2  # not empty
+
+
+def test_pretraining_goes_on_from_a_checkpoint(run, tmp_path):
+  folder, _ = run
+  made = config(folder, pretrain__steps=2)
+  made.stages = ('pretrain', 'sft')
+  with toyrun.small_world():
+    launch.run_stages(made, made.stages, tmp_path / 'run')
+  where = Setting(made, str(tmp_path / 'run' / 'sft'), 'sft')
+  base = artefacts.load_base(where)
+  before = pretrained.load(folder)[1]
+  after, before = (np.asarray(x['final_norm']['scale']) for x in (base.params, before))
+  assert 0 < np.abs(after - before).max() < 0.1
+  assert convert.main(['export', f'--stage={tmp_path / "run/pretrain"}',
+                       f'--out={tmp_path / "out"}']) == 0
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  tokens, mask = hub.rows()
+  expected = hub.ours(base.model, base.params, {}, tokens, mask)
+  assert hub.distance(hub.logits(theirs, tokens, mask), expected, mask) < 1e-4
+
+
+def test_a_checkpoint_and_an_adapter_become_one(run, tmp_path, capsys):
+  folder, workdir = run
+  assert convert.main(['export', f'--stage={workdir / "rl"}', f'--out={tmp_path / "ad"}']) == 0
+  capsys.readouterr()
+  assert convert.main(['merge', f'--folder={folder}', f'--adapter={tmp_path / "ad"}',
+                       f'--out={tmp_path / "out"}']) == 0
+  said = capsys.readouterr().out
+  assert float(said.split('merge_logit_difference ')[1].split()[0]) < 1e-3
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation='eager')
+  with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'ad').eval()
+  merged = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'out', attn_implementation='eager')
+  tokens, mask = hub.rows()
+  expected = hub.logits(with_adapter, tokens, mask)
+  assert hub.distance(hub.logits(merged, tokens, mask), expected, mask) < 1e-4
+
+
+def test_what_is_in_a_checkpoint_is_told(run, capsys):
+  folder, workdir = run
+  assert convert.main(['inspect', f'--folder={folder}', '--json']) == 0
+  found = json.loads(capsys.readouterr().out)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  assert found['parameters'] == theirs.num_parameters()
+  assert found['digest'] == pretrained.digest(folder)
+  assert found['tokenizer']['chat_template'] is True and found['tokenizer']['adds_bos'] is False
+  assert convert.main(['inspect', f'--folder={folder}']) == 0
+  assert 'layers/block/attn/q/kernel' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments, words', [
+  (['inspect', '--folder=/nowhere'], ['config.json', '/nowhere']),
+  (['export', '--stage=/nowhere', '--out=x'], ['finished stage', '/nowhere']),
+  (['merge', '--folder=/nowhere', '--adapter=/nowhere', '--out=x'], ['/nowhere']),
+])
+def test_what_cannot_be_converted_ends_in_words(arguments, words, capsys):
+  assert convert.main(arguments) == 2
+  said = capsys.readouterr().err
+  assert all(word in said for word in ['expected', 'found', *words]), said
+
+
+def test_a_wrong_checkpoint_is_refused_before_anything_runs(run, tmp_path):
+  folder, _ = run
+  with pytest.raises(ConfigError, match='model.checkpoint: expected a checkpoint'):
+    config(tmp_path)
+  with pytest.raises(ConfigError, match='peft.name=lora to start rl'):
+    config(folder, rl__adapter='somewhere', peft__name='full')
+
+
+def test_a_run_over_another_checkpoint_is_refused(run, tmp_path):
+  folder, workdir = run
+  other = published(tmp_path / 'hub')
+  with pytest.raises(ConfigError, match='model.checkpoint: expected'):
+    launch.run_stages(config(other), ('sft',), workdir)
+
+
+def test_stages_that_a_checkpoint_replaces_fall_away(run):
+  folder, _ = run
+  spec, flag = 'configs/coffee.py', f'--config.model.checkpoint={folder}'
+  assert cli.read(spec, [flag]).stages == STAGES
+  named = "--config.stages=('pretrain','sft')"
+  assert cli.read(spec, [flag, named]).stages == ('pretrain', 'sft')
+  assert 'pretrain' in cli.read(spec).stages and toy
