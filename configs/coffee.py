@@ -16,10 +16,15 @@ hidden states and how likely the response is (reward.reads), and starts from a l
 (reward.probe). Text is lower-cased (tokenizer.lowercase): dialogues and judged turns differ in
 case, which says nothing.
 
-Arguments: size=tiny|mini|small, peft=lora|full, kind=pointwise|pairwise, seed=0, mirror=<folder>
-(a folder laid out as github.com/google-research-datasets/Taskmaster; without it the files are
-downloaded from there).
+With checkpoint=<folder> a published model takes the place of ours: the stages from SFT on, in its
+chat template, at the paper's rates, and with a plain reward head, which transformers can load.
+
+Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=lora|full,
+kind=pointwise|pairwise, seed=0, mirror=<folder> (a folder laid out as
+github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).
 """
+
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
@@ -27,6 +32,7 @@ from configs import arguments, base
 
 ARGUMENTS = {
   'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
+  'checkpoint': arguments.Argument('', 'published model, in place of one of that size'),
   'peft': arguments.Argument('lora', 'what is trained', ('lora', 'full')),
   'kind': arguments.Argument(
     'pointwise', 'reward loss: of thumbs, or of pairs with one context', ('pointwise', 'pairwise')
@@ -42,6 +48,10 @@ RATES = {
   ('mini', 'full'): {'sft': 2e-4, 'reward': 1e-4, 'rl': 2e-5, 'value': 1e-4},
   ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},
   ('small', 'full'): {'sft': 5e-5, 'reward': 2e-5, 'rl': 1e-5, 'value': 2e-5},
+}
+PAPER_RATES = {
+  'lora': {'sft': 1e-4, 'reward': 1e-4, 'rl': 1e-4, 'value': 1e-4},
+  'full': {'sft': 1e-5, 'reward': 1e-5, 'rl': 1e-5, 'value': 1e-5},
 }
 PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 
@@ -78,4 +88,16 @@ def get_config(text: str = '') -> ConfigDict:
   config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)
   config.pretrain.optim.update(warmup_steps=50, weight_decay=0.1, b2=0.95)
   config.evaluate.update(max_examples=512, batch_size=64)
+  if given.checkpoint:
+    _published(config, given)
   return config
+
+
+def _published(config: ConfigDict, given: SimpleNamespace) -> None:
+  """Large enough to need neither other reads nor a probe."""
+  config.name = 'coffee-published'
+  config.model.checkpoint = given.checkpoint
+  base.use_method(config, given.peft, **PAPER_RATES[given.peft])
+  config.reward.update(reads=(), probe=False)
+  config.data.update(max_prompt_tokens=768, max_response_tokens=192, buckets=(256, 512))
+  config.rl.max_new_tokens = 128

@@ -3,6 +3,7 @@
     python -m experiments.convert inspect --folder=models/llama
     python -m experiments.convert import --folder=models/llama --out=runs/llama
     python -m experiments.convert export --stage=runs/coffee/rl --out=exported/policy
+    python -m experiments.convert check --folder=models/llama --adapter=exported/policy
     python -m experiments.convert merge --folder=models/llama --adapter=exported/policy --out=merged
 
 inspect  shapes, counts, dtype and digest of a checkpoint or an adapter, read from headers
@@ -10,6 +11,7 @@ import   a published checkpoint as our Orbax tree with its tokenizer: --config.i
 export   a finished stage: PEFT's adapter over the base (--form=adapter; reward models with their
          head, policies together with SFT's), the adapter over the anchor (--form=alone), or a whole
          Hugging Face model (--form=merged)
+check    logits (scores of a reward model) of ours beside those of transformers and PEFT (extra hf)
 merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
 """
 
@@ -149,6 +151,42 @@ def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
   return {**report, 'parameters': trees.count(merged), 'head': 'head' in learnt}
 
 
+def check(folder: str, adapter: str = '') -> dict:
+  """How far our float32 logits are from those of transformers (and PEFT), on 4 x 32 random tokens.
+
+  Args:
+    folder: checkpoint.
+    adapter: over it, in PEFT's format; one with a score compares scores.
+
+  Returns:
+    what was compared, the largest |difference|, and that over the largest |logit|.
+  """
+  import jax
+  import numpy as np
+
+  from experiments import peer
+  from perl.models import lm, pretrained
+  from perl.peft import interop
+
+  model, base, _ = pretrained.load(folder, dtype='float32')
+  learnt = interop.load(adapter, base, heads=model.config.heads) if adapter else {}
+  head = pretrained.load_head(folder)
+  learnt = {**learnt, 'head': head} if head is not None and 'head' not in learnt else learnt
+  rng = np.random.default_rng(0)
+  lengths = np.array([32, 24, 9, 2])
+  mask = np.arange(32) < lengths[:, None]
+  tokens = np.where(mask, rng.integers(3, model.config.vocab_size, mask.shape), 0).astype(np.int32)
+  scored = 'head' in learnt
+  ours = jax.jit(lm.score if scored else lm.logits, static_argnums=0)
+  found = np.asarray(ours(model, base, learnt, tokens, mask))
+  expected = peer.outputs(folder, adapter, tokens, mask, scored=scored)
+  if not scored:
+    found, expected = found[mask], expected[mask]
+  apart = float(np.abs(found - expected).max())
+  return {'compared': 'scores' if scored else 'logits', 'largest_difference': apart,
+          'relative': apart / float(np.abs(expected).max())}
+
+
 def describe(found: dict) -> str:
   """The result of inspect as lines: a tensor or a module each, then the totals."""
   lines = []
@@ -175,6 +213,12 @@ def _main(argv: Sequence[str] | None) -> None:
       found = inspect(options.folder)
       print(json.dumps(found, indent=2) if options.json else describe(found))
       return
+    if options.action == 'check':
+      found = check(options.folder, options.adapter)
+      print('\n'.join(f'{name} {value}' for name, value in found.items()))
+      if options.json:
+        _write(options, found)
+      return
     if options.action == 'import':
       found = import_(options.folder, options.out, options.dtype)
     elif options.action == 'export':
@@ -185,6 +229,15 @@ def _main(argv: Sequence[str] | None) -> None:
     raise ConfigError(str(error)) from error
   print('\n'.join(f'{name} {value}' for name, value in found.items()))
   print(f'written to {options.out}')
+
+
+def _write(options: argparse.Namespace, found: dict) -> None:
+  from perl.train import metrics, provenance
+
+  metrics.write_json(options.json, {
+    'command': f'python -m experiments.convert {options.action}', **found,
+    'settings': vars(options), 'commit': provenance.commit(),
+    'versions': provenance.versions(), 'hardware': provenance.hardware()})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -207,6 +260,10 @@ def _parser() -> argparse.ArgumentParser:
   one.add_argument('--uniform', action='store_true',
                    help='one rank and one scale for all modules (vLLM reads no patterns)')
   one.add_argument('--out', required=True, help='new folder')
+  one = add('check', 'Our logits beside those of transformers and PEFT.')
+  one.add_argument('--folder', required=True, help='checkpoint')
+  one.add_argument('--adapter', default='', help='adapter in PEFT\'s format')
+  one.add_argument('--json', default='', help='write the result to this file')
   one = add('merge', 'A checkpoint with an adapter folded in.')
   one.add_argument('--folder', required=True, help='checkpoint')
   one.add_argument('--adapter', required=True, help='adapter in PEFT\'s format')

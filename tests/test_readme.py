@@ -82,6 +82,18 @@ def test_the_readme_says_how_to_run_the_demo():
 # --- The reader of commands itself
 
 
+def test_every_family_of_models_is_in_the_readme_and_tested():
+  import hub
+
+  from perl.models import families
+
+  rows = set(re.findall(r'^\| `(\w+)` \|', readme(), re.M))
+  assert rows - {'model_type'} == set(families.names())
+  assert set(families.names()) - {'gemma3'} == set(hub.CLASSES)  # gemma3 has a test of its own
+  tests = (ROOT / 'tests/models/test_pretrained.py').read_text()
+  assert all(f"('{family}', " in tests for family in hub.CLASSES)
+
+
 def test_commands_are_found_in_blocks_and_inline():
   text = 'x\n```\nmake demo && python -m a.b \\\n    --c=1  # why\n```\n`.venv/bin/python -m d`\n'
   assert modules(text) == [['a.b', '--c=1'], ['d']] and TARGET.findall(text) == ['demo']

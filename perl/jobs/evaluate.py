@@ -15,7 +15,6 @@ from perl.data.examples import Example
 from perl.evaluate import generation
 from perl.jobs import artefacts, responses
 from perl.jobs import setting as settings
-from perl.peft import adapters
 from perl.train import metrics
 
 
@@ -25,10 +24,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   anchor = artefacts.load_anchor(setting)
   policy, _ = artefacts.load_adapter(setting, setting.input('policy'), anchor)
   reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
-  # The anchor's parameters are the base here, so an adapter that changes nothing is the reference.
-  reference = adapters.init(
-    setting.key, anchor.params, config.peft.name, **artefacts.peft_options(setting)
-  )
+  # The policy before its first update: the anchor, or the adapter that rl started from.
+  reference = artefacts.new_adapter(setting, anchor, setting.key, start=config.rl.adapter)
   frozen = {'reference': reference, 'reward': reward}
   prompts = responses.examples(setting, 'test')
   turns = responses.examples(setting, 'test', 'demonstration')

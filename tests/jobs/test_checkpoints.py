@@ -301,3 +301,34 @@ def test_stages_that_a_checkpoint_replaces_fall_away(run):
   named = "--config.stages=('pretrain','sft')"
   assert cli.read(spec, [flag, named]).stages == ('pretrain', 'sft')
   assert 'pretrain' in cli.read(spec).stages and toy
+
+
+@pytest.mark.parametrize('stage', ['rl', 'reward'])
+def test_the_check_compares_with_transformers_and_peft(run, stage, tmp_path, capsys):
+  folder, workdir = run
+  out = tmp_path / 'out'
+  assert convert.main(['export', f'--stage={workdir / stage}', f'--out={out}']) == 0
+  result = tmp_path / 'result.json'
+  assert convert.main(
+    ['check', f'--folder={folder}', f'--adapter={out}', f'--json={result}']) == 0
+  found = json.loads(result.read_text())
+  assert found['compared'] == {'rl': 'logits', 'reward': 'scores'}[stage]
+  assert found['relative'] < 1e-4 and 'versions' in found
+  capsys.readouterr()
+  assert convert.main(['check', f'--folder={folder}']) == 0
+  assert float(capsys.readouterr().out.split('relative ')[1]) < 1e-4
+
+
+def test_the_check_sees_a_difference(run, tmp_path):
+  folder, workdir = run
+  out = tmp_path / 'out'
+  assert convert.main(['export', f'--stage={workdir / "rl"}', f'--out={out}']) == 0
+  about = json.loads((out / 'adapter_config.json').read_text())
+  from experiments import peer
+  from perl.peft.interop import config as config_file
+  tokens, mask = hub.rows()
+  before = peer.outputs(str(folder), str(out), tokens, mask, scored=False)
+  (out / 'adapter_config.json').write_text(json.dumps(about | {'lora_alpha': 64}))
+  assert config_file.read(out / 'adapter_config.json').default_alpha == 64
+  after = peer.outputs(str(folder), str(out), tokens, mask, scored=False)
+  assert np.abs(after - before).max() > 1e-3
