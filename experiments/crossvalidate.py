@@ -51,7 +51,7 @@ class Folds:
     """The reward model of a method and fold."""
     config = self.config(peft, fold)
     for stage, name in BASE_STAGES.items():
-      if not config.inputs[name]:
+      if stage in config.stages and not config.inputs[name]:
         config.inputs[name] = str(self.workdir / f'fold{fold}' / stage)
     return config
 

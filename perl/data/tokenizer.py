@@ -97,13 +97,28 @@ class Tokenizer:
     The other files of a tokenizer that was read are copied as they were; one that had no
     tokenizer_config.json gets one with its special tokens.
     """
+    return self._write(folder, {}, self._backend.content())
+
+  def publish(self, folder: str | pathlib.Path) -> pathlib.Path:
+    """`save` for others: transformers gives the same ids, and bos where our pipeline puts it.
+
+    One that was read is saved as it was. One of ours gets the class that reads its file as it
+    stands, and a post-processor that adds bos.
+    """
+    if self._files or not isinstance(self._backend, Json):
+      return self.save(folder)
+    opening = self.special_tokens['bos_token'] if self.adds_bos else None
+    more = {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': self.adds_bos}
+    return self._write(folder, more, self._backend.content(opening))
+
+  def _write(self, folder: str | pathlib.Path, more: dict, content: bytes) -> pathlib.Path:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = ('bos_token', 'eos_token', 'pad_token')
-    config = {name: self.special_tokens.get(name) for name in names}
+    config = {name: self.special_tokens.get(name) for name in names} | more
     files = {published.CONFIG: (json.dumps(config, indent=2) + '\n').encode()} | self._files
-    for name, content in (files | {self._backend.filename: self._backend.content()}).items():
-      (folder / name).write_bytes(content)
+    for name, text in (files | {self._backend.filename: content}).items():
+      (folder / name).write_bytes(text)
     return folder / self._backend.filename
 
 

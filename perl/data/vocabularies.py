@@ -37,9 +37,17 @@ class Json:
     self._markers = _independent_markers(settings)
     self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
-  def content(self) -> bytes:
-    """The file, without padding and truncation."""
-    return self._tokenizer.to_str(pretty=True).encode('utf-8')
+  def content(self, opening: str | None = None) -> bytes:
+    """The file, without padding and truncation; it puts `opening`, a token, before a text."""
+    made = self._tokenizer
+    if opening is not None:
+      from tokenizers import processors
+
+      made = type(made).from_str(made.to_str())
+      made.post_processor = processors.TemplateProcessing(
+        single=f'{opening} $A', pair=f'{opening} $A $B',
+        special_tokens=[(opening, made.token_to_id(opening))])
+    return made.to_str(pretty=True).encode('utf-8')
 
   def identity(self) -> bytes:
     """The file says all."""

@@ -183,7 +183,7 @@ def save(
     if source and (source / 'generation_config.json').is_file():
       (new / 'generation_config.json').write_bytes((source / 'generation_config.json').read_bytes())
     if tokenizer is not None:
-      tokenizer.save(new)
+      tokenizer.publish(new)
     writing.save_tensors(new, what, shard_bytes, progress)
 
   storage.on_first_host(lambda: writing.into_folder(folder, write))

@@ -382,3 +382,19 @@ def test_files_of_a_checkpoint_that_are_wrong(tmp_path, folders):
   (old / 'merges.txt').unlink()
   with pytest.raises(FileNotFoundError, match='vocab.json and merges.txt'):
     tokenizers.load(old)
+
+
+@pytest.mark.parametrize('lowercase', [False, True])
+def test_a_tokenizer_of_ours_is_published_with_its_ids_and_its_bos(tmp_path, lowercase):
+  transformers = pytest.importorskip('transformers')
+  texts = ['an Oat latte, please', '<|user|>two teas<|agent|>', ' spaces  and\nlines ', 'é ü 日本']
+  ours = tokenizers.train_bpe(texts * 4, 300, lowercase=lowercase)
+  ours.publish(tmp_path)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  again = tokenizers.load(tmp_path)
+  for text in texts:
+    assert theirs(text)['input_ids'] == [ours.bos_id, *ours.encode(text)]
+    assert again.encode(text) == ours.encode(text)
+  assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+  assert again.adds_bos and (again.bos_id, again.eos_id, again.pad_id) == (
+    ours.bos_id, ours.eos_id, ours.pad_id)

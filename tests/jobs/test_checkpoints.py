@@ -12,8 +12,7 @@ import toyrun
 
 from configs.fields import ConfigError
 from configs.validate import validate
-from experiments import cli, convert, launch
-from perl.data import toy
+from experiments import cli, convert, crossvalidate, launch, sweep
 from perl.evaluate import merging
 from perl.jobs import artefacts, rl
 from perl.jobs.setting import Setting
@@ -300,7 +299,19 @@ def test_stages_that_a_checkpoint_replaces_fall_away(run):
   assert cli.read(spec, [flag]).stages == STAGES
   named = "--config.stages=('pretrain','sft')"
   assert cli.read(spec, [flag, named]).stages == ('pretrain', 'sft')
-  assert 'pretrain' in cli.read(spec).stages and toy
+  assert 'pretrain' in cli.read(spec).stages
+  over = cli.read(f'{spec}:checkpoint={folder}')
+  assert over.stages == STAGES and over.reward.reads == () and not over.reward.probe
+
+
+def test_sweeps_and_folds_over_a_checkpoint_make_no_base(run, tmp_path):
+  folder, _ = run
+  spec, place = f'configs/coffee.py:checkpoint={folder}', str(tmp_path)
+  row = sweep.Sweep(spec, (), place, reward_from='lora').row('lora', 1)
+  assert row.inputs.base == row.inputs.tokenizer == '' and row.model.checkpoint == str(folder)
+  fold = crossvalidate.Folds(spec, (), place, folds=3).row('lora', 2)
+  assert fold.inputs.base == fold.inputs.tokenizer == ''
+  assert fold.inputs.anchor == str(tmp_path / 'fold2' / 'sft')
 
 
 @pytest.mark.parametrize('stage', ['rl', 'reward'])
