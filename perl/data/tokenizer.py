@@ -41,6 +41,7 @@ class Tokenizer:
 
   def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING):
     self._backend, self._files = backend, settings.files
+    self._class = settings.tokenizer_class
     found = _special_ids(backend, settings)
     self.eos_id = _stop(found['eos_token'], settings)
     self.bos_id = self.eos_id if found['bos_token'] is None else found['bos_token']
@@ -102,12 +103,13 @@ class Tokenizer:
   def publish(self, folder: str | pathlib.Path) -> pathlib.Path:
     """`save` for others: transformers gives the same ids, and bos where our pipeline puts it.
 
-    One that was read is saved as it was. One of ours gets the class that reads its file as it
-    stands, and a post-processor that adds bos.
+    One that names its class is saved as it was. One of ours gets the class that reads its file as
+    it stands, and a post-processor that adds bos.
     """
-    if self._files or not isinstance(self._backend, Json):
+    if self._class or not isinstance(self._backend, Json):
       return self.save(folder)
-    opening = self.special_tokens['bos_token'] if self.adds_bos else None
+    opens = self.adds_bos and not self._backend.puts_first(self.bos_id)
+    opening = self.special_tokens['bos_token'] if opens else None
     more = {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': self.adds_bos}
     return self._write(folder, more, self._backend.content(opening))
 
@@ -115,8 +117,10 @@ class Tokenizer:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = ('bos_token', 'eos_token', 'pad_token')
-    config = {name: self.special_tokens.get(name) for name in names} | more
-    files = {published.CONFIG: (json.dumps(config, indent=2) + '\n').encode()} | self._files
+    config = {name: self.special_tokens.get(name) for name in names}
+    config = json.loads(self._files.get(published.CONFIG, json.dumps(config))) | more
+    files = {published.CONFIG: (json.dumps(config, indent=2) + '\n').encode()}
+    files |= {n: x for n, x in self._files.items() if n != published.CONFIG or not more}
     for name, text in (files | {self._backend.filename: content}).items():
       (folder / name).write_bytes(text)
     return folder / self._backend.filename

@@ -389,7 +389,8 @@ def test_a_tokenizer_of_ours_is_published_with_its_ids_and_its_bos(tmp_path, low
   transformers = pytest.importorskip('transformers')
   texts = ['an Oat latte, please', '<|user|>two teas<|agent|>', ' spaces  and\nlines ', 'é ü 日本']
   ours = tokenizers.train_bpe(texts * 4, 300, lowercase=lowercase)
-  ours.publish(tmp_path)
+  ours.save(tmp_path / 'stage')
+  tokenizers.load(tmp_path / 'stage').publish(tmp_path)  # as a job would
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   again = tokenizers.load(tmp_path)
   for text in texts:
