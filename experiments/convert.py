@@ -16,6 +16,7 @@ merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -234,10 +235,11 @@ def _main(argv: Sequence[str] | None) -> None:
 def _write(options: argparse.Namespace, found: dict) -> None:
   from perl.train import metrics, provenance
 
+  peers = {name: importlib.metadata.version(name) for name in ('torch', 'transformers', 'peft')}
   metrics.write_json(options.json, {
     'command': f'python -m experiments.convert {options.action}', **found,
     'settings': vars(options), 'commit': provenance.commit(),
-    'versions': provenance.versions(), 'hardware': provenance.hardware()})
+    'versions': provenance.versions() | peers, 'hardware': provenance.hardware()})
 
 
 def _parser() -> argparse.ArgumentParser:
