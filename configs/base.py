@@ -153,6 +153,9 @@ FIELDS: dict[str, Field] = {
 
   **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
   **_adapting('sft', 'the adapter', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
+  'sft.whole_chats': Field(False, 'Each chat is one example, in which all turns of the assistant '
+                           'are learnt (needs a chat template); else each turn is one, after what '
+                           'came before it.'),
 
   **_adapting('reward', 'the reward model', steps=5000, batch_size=128, learning_rate=1e-4,
               source='PERL A.3'),

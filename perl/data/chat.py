@@ -14,7 +14,7 @@ from perl.data.templates import Message, Refusal, Template
 from perl.data.tokenizer import Tokenizer
 
 __all__ = ['Message', 'Refusal', 'Template', 'apply', 'as_messages', 'as_prompt', 'encode',
-           'of']
+           'encode_document', 'of']
 
 _ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
 _OPENINGS = {dialogue.MARKERS[role]: name for role, name in _ROLES.items()}
@@ -66,6 +66,25 @@ def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message]
   if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
     return [tokenizer.bos_id, *ids], [False, *mask]
   return ids, mask
+
+
+def encode_document(
+    tokenizer: Tokenizer, template: Template, document: Document
+) -> tuple[list[int], list[bool]]:
+  """`encode` of a document's messages, or of what its text holds in our markup; ([], []) of others.
+
+  What the template refuses is put in the roles user and assistant, as in `apply`.
+  """
+  messages, tools = _messages(document)[0], document.meta.get('tools')
+  if not messages:
+    return [], []
+  try:
+    return encode(tokenizer, template, messages, tools)
+  except Refusal as refusal:
+    try:
+      return encode(tokenizer, template, _plain(messages), tools)
+    except Refusal:
+      raise refusal from None
 
 
 def as_messages(text: str) -> list[Message]:

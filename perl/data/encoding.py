@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from perl.data.examples import KINDS, Example
+from perl.data import chat
+from perl.data.examples import KINDS, Document, Example
 from perl.data.tokenizer import Tokenizer
 
 Row = dict[str, Any]
@@ -163,6 +164,45 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_
                      f'examples ({limits.counts}); raise data.max_prompt_tokens and '
                      "data.max_response_tokens, or set data.overlong to 'truncate'")
   return rows, limits.counts
+
+
+def encode_chats(documents: Sequence[Document], tokenizer: Tokenizer, template: chat.Template, *,
+                 max_tokens: int, overlong: str = 'filter') -> tuple[list[Row], dict[str, int]]:
+  """Whole chats as demonstrations: a row a chat, in which every turn of the assistant is learnt.
+
+  Args:
+    documents: chats (`messages`, or our markup in `text`).
+    tokenizer, template: see chat.of.
+    max_tokens: the longest row.
+    overlong: 'filter' leaves a longer chat out; 'truncate' keeps its first tokens.
+
+  Returns:
+    rows of kind demonstration (tokens, loss_mask, index), and counts: examples, rows, filtered,
+    truncated, silent (left out: no turn of the assistant is left to learn).
+
+  Raises:
+    ValueError: the template refuses a chat, or no rows are left.
+  """
+  counts = {'examples': len(documents), 'rows': 0, 'filtered': 0, 'truncated': 0, 'silent': 0}
+  rows = []
+  for index, document in enumerate(documents):
+    ids, said = chat.encode_document(tokenizer, template, document)
+    if len(ids) > max_tokens:
+      counts['filtered' if overlong == 'filter' else 'truncated'] += 1
+      if overlong == 'filter':
+        continue
+    tokens, loss_mask = np.array(ids[:max_tokens], np.int32), np.array(said[:max_tokens], bool)
+    loss_mask[:1] = False  # nothing comes before it
+    if not loss_mask.any():
+      counts['silent'] += 1
+      continue
+    rows.append({'index': index, 'tokens': tokens, 'loss_mask': loss_mask})
+  counts['rows'] = len(rows)
+  if not rows:
+    raise ValueError(f'encode: expected chats with turns of the assistant; found none left '
+                     f'({counts}); raise data.max_prompt_tokens and data.max_response_tokens, or '
+                     'set sft.whole_chats to false')
+  return rows, counts
 
 
 def _check_kind(examples: Sequence[Example], kind: str) -> None:

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from perl.data import chat, pipeline
+from perl.data import chat, encoding, pipeline
 from perl.data import tokenizer as tokenizers
 from perl.data.examples import Example
 from perl.jobs import folds
@@ -168,6 +168,22 @@ class Setting:
       max_response_tokens=c.max_response_tokens, overlong=c.overlong,
     )
     logging.info('%s: %s examples: %s', self.stage, kind, counts)
+    return rows
+
+  def demonstrations(self, split: str) -> list[dict]:
+    """What sft learns of a split: a row a turn of the agent or, with sft.whole_chats, a chat."""
+    if not self.config.sft.whole_chats:
+      return self.rows(self.examples(split, 'demonstration'), 'demonstration')
+    if self.template is None:
+      raise ValueError(
+        'expected a tokenizer with a chat template for sft.whole_chats, found none (or '
+        'data.chat_template=false); set sft.whole_chats=false'
+      )
+    c = self.config.data
+    rows, counts = encoding.encode_chats(
+      self.examples(split, 'document'), self.tokenizer, self.template,
+      max_tokens=c.max_prompt_tokens + c.max_response_tokens, overlong=c.overlong)
+    logging.info('%s: whole chats: %s', self.stage, counts)
     return rows
 
   def stream(self, rows: list[dict], kind: str) -> pipeline.Batches:

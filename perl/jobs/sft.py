@@ -16,8 +16,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ in workdir; returns the dev loss, and the gold reward where there is one."""
   setting = settings.begin(config, workdir, 'sft')
   base = artefacts.load_base(setting)
-  rows = setting.rows(setting.examples('train', 'demonstration'), 'demonstration')
-  dev = setting.rows(setting.examples('dev', 'demonstration'), 'demonstration')
+  rows, dev = (setting.demonstrations(split) for split in ('train', 'dev'))
   adapter = artefacts.new_adapter(setting, base, setting.key, start=config.sft.adapter)
   tx = setting.optimizer()
   state, places = artefacts.first_state(setting, base.params, adapter, tx)

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import checkpoints
 import numpy as np
 import pytest
 
+from perl.data import chat, encoding
+from perl.data import tokenizer as tokenizers
 from perl.data.encoding import encode
 from perl.data.examples import Demonstration, Document, Labelled, Preference, Prompt
 
@@ -170,3 +173,51 @@ def test_errors():
     rows_of('pairs', Prompt('a'))
   with pytest.raises(ValueError, match='max_prompt_tokens >= 2'):
     rows_of('prompt', Prompt('a'), prompt=1)
+
+
+# --- Whole chats
+
+
+def chats(tmp_path):
+  """(a ChatML tokenizer, its template, two chats of two turns each)."""
+  made = tokenizers.load(checkpoints.qwen2(tmp_path / 'hub', chat_template=checkpoints.CHATML))
+  template, stopping = chat.of(made)
+  talk = [('user', 'an oat latte please'), ('assistant', 'hot or iced?'), ('user', 'hot'),
+          ('assistant', 'done')]
+  messages = tuple({'role': role, 'content': content} for role, content in talk)
+  ours = '<|user|>one more tea<|agent|>with milk?<|eos|><|user|>yes<|agent|>ok<|eos|>'
+  return stopping, template, [Document('', messages=messages), Document(ours)]
+
+
+def test_a_whole_chat_is_learnt_where_the_assistant_speaks(tmp_path):
+  """The learnt tokens are those of the rows that have a turn each, and none twice."""
+  tokenizer, template, documents = chats(tmp_path)
+  rows, counts = encoding.encode_chats(documents, tokenizer, template, max_tokens=500)
+  assert counts == {'examples': 2, 'rows': 2, 'filtered': 0, 'truncated': 0, 'silent': 0}
+  said = [tokenizer.decode(row['tokens'][row['loss_mask']], skip_special=False) for row in rows]
+  assert said == ['hot or iced?<|im_end|>done<|im_end|>', 'with milk?<|im_end|>ok<|im_end|>']
+  messages = documents[0].messages
+  turns = [chat.apply(template, Demonstration('', '', messages=messages[:n])) for n in (2, 4)]
+  each, _ = encode(turns, tokenizer, kind='demonstration', max_prompt_tokens=300,
+                   max_response_tokens=200)
+  assert rows[0]['tokens'][: len(each[-1]['tokens'])].tolist() == each[-1]['tokens'].tolist()
+  learnt = np.zeros(len(rows[0]['tokens']), bool)
+  for row in each:
+    learnt[: len(row['tokens'])] |= row['loss_mask']
+  np.testing.assert_array_equal(learnt, rows[0]['loss_mask'])
+
+
+def test_chats_that_are_too_long_or_say_nothing(tmp_path):
+  tokenizer, template, documents = chats(tmp_path)
+  silent = Document('', messages=({'role': 'user', 'content': 'hello?'},))
+  documents = [*documents, silent, Document('plain text')]
+  length = len(encoding.encode_chats(
+    documents, tokenizer, template, max_tokens=500)[0][1]['tokens'])
+  rows, counts = encoding.encode_chats(documents, tokenizer, template, max_tokens=length)
+  assert [row['index'] for row in rows] == [1] and counts['filtered'] == 1
+  assert counts['silent'] == 2
+  rows, counts = encoding.encode_chats(
+    documents, tokenizer, template, max_tokens=length, overlong='truncate')
+  assert [len(row['tokens']) for row in rows] == [length, length] and counts['truncated'] == 1
+  with pytest.raises(ValueError, match='sft.whole_chats'):
+    encoding.encode_chats([silent], tokenizer, template, max_tokens=length)

@@ -343,3 +343,17 @@ def test_the_check_sees_a_difference(run, tmp_path):
   assert config_file.read(out / 'adapter_config.json').default_alpha == 64
   after = peer.outputs(str(folder), str(out), tokens, mask, scored=False)
   assert np.abs(after - before).max() > 1e-3
+
+
+def test_sft_on_whole_chats(run, tmp_path):
+  folder, _ = run
+  made = config(folder, sft__whole_chats=True)
+  with toyrun.small_world():
+    launch.run_stages(made, ('sft',), tmp_path / 'run')
+    rows = Setting(made, str(tmp_path / 'run/sft'), 'sft').demonstrations('dev')
+  assert np.isfinite(toyrun.read(tmp_path / 'run/sft/summary.json')['loss'])
+  edges = [np.diff(row['loss_mask'].astype(int)) for row in rows]
+  assert max((e == 1).sum() for e in edges) > 1  # several turns in one row
+  without = config(folder, sft__whole_chats=True, data__chat_template=False)
+  with toyrun.small_world(), pytest.raises(ValueError, match='chat template'):
+    Setting(without, str(tmp_path), 'sft').demonstrations('dev')

@@ -350,3 +350,17 @@ def test_a_digest_is_of_the_numbers_not_of_the_shards(tmp_path):
   assert one == pretrained.digest(tmp_path / 'many')
   hub.noisy(model, 1e-6).save_pretrained(tmp_path / 'other')
   assert one != pretrained.digest(tmp_path / 'other')
+
+
+def test_tensors_of_several_dtypes_are_held_by_the_widest_and_come_back(tmp_path):
+  """As releases with float32 norms among bfloat16 matrices."""
+  theirs = hub.make('llama').to(torch.bfloat16)
+  theirs.model.norm.to(torch.float32)
+  theirs.model.layers[0].input_layernorm.to(torch.float16)
+  theirs.save_pretrained(tmp_path / 'hub')
+  assert pretrained.stored_dtype(tmp_path / 'hub') == 'float32'
+  model, base, _ = pretrained.load(tmp_path / 'hub')
+  assert model.config.param_dtype == 'float32'
+  pretrained.save(tmp_path / 'out', model, base, source=tmp_path / 'hub')
+  assert bytes_of(tmp_path / 'out') == bytes_of(tmp_path / 'hub')
+  assert {d for d, _, _ in bytes_of(tmp_path / 'hub').values()} == {'F32', 'BF16', 'F16'}
