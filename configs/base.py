@@ -145,11 +145,13 @@ FIELDS: dict[str, Field] = {
   'inputs.tokenizer': Field('', 'Folder of a finished tokenizer stage; \'\' is the sibling folder.',
                             'path'),
   'inputs.base': Field('', 'Folder of a finished pretrain stage; \'\' is the sibling.', 'path'),
-  'inputs.anchor': Field('', 'Folder of a finished sft stage, whose merged result is the anchor; '
-                         '\'\' is the sibling, \'base\' the base itself (an instruct model).',
-                         'path'),
-  'inputs.reward': Field('', 'Folder of a finished reward stage; \'\' is the sibling.', 'path'),
-  'inputs.policy': Field('', 'Folder of a finished rl stage; \'\' is the sibling.', 'path'),
+  'inputs.anchor': Field('', 'Folder of a finished sft stage, or of a LoRA in PEFT\'s format, '
+                         'whose merged result is the anchor; \'\' is the sibling, \'base\' the '
+                         'base itself (an instruct model).', 'path'),
+  'inputs.reward': Field('', 'Folder of a finished reward stage, or of a reward model in PEFT\'s '
+                         'format where the anchor is the base; \'\' is the sibling.', 'path'),
+  'inputs.policy': Field('', 'Folder of a finished rl stage, or of a LoRA in PEFT\'s format where '
+                         'the anchor is the base; \'\' is the sibling.', 'path'),
 
   **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
   **_adapting('sft', 'the adapter', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),

@@ -16,6 +16,9 @@ PRODUCER = {
 }
 """Input (inputs.<name>) -> the stage that makes it."""
 
+ADAPTERS = ('anchor', 'reward', 'policy')
+"""Inputs that may also be a folder in PEFT's format."""
+
 INPUTS = {
   'tokenizer': (),
   'pretrain': ('tokenizer',),
@@ -106,7 +109,8 @@ def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Pat
         continue
       folder = pathlib.Path(given) if given else workdir / producer
       made = not given and producer in stages
-      if not made and not is_finished(folder):
+      published = name in ADAPTERS and (folder / 'adapter_config.json').is_file()
+      if not made and not published and not is_finished(folder):
         raise ConfigError(
           f'stage {stage} needs the {name}: expected a finished {producer} stage in {folder}, '
           f'found none; run --job={producer} first, add it to stages, or set --config.inputs.{name}'

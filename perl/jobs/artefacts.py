@@ -147,15 +147,39 @@ def save_adapter(setting: Setting, base: Base, adapter: Tree, *, head: bool = Fa
 def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]:
   """(adapter on the mesh, its meta) of a stage's folder; the method is the one it was saved with.
 
+  The folder may also be one in PEFT's format, whose meta is empty.
+
   Raises:
     MismatchError: it was trained over another base or with another tokenizer.
+    ValueError: one in PEFT's format is wanted over an anchor that is not the base.
   """
+  if os.path.isfile(os.path.join(folder, interop.CONFIG)):
+    return _load_published_adapter(setting, folder, base), {}
   path = os.path.join(folder, 'adapter')
   tree, meta = checkpoint.load_tree(path)
   expected = {'base_digest': base.digest, 'tokenizer': setting.tokenizer.digest}
   checkpoint.check_meta(expected, meta)
   adapter = adapters.rebuild(tree, meta['method'], meta)
   return place_adapter(adapter, base.params, setting), meta
+
+
+def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
+  """PEFT's adapters are trained over the checkpoint, as the anchor's adapter is."""
+  inputs = setting.config.inputs
+  if folder != inputs.anchor and inputs.anchor != 'base':
+    raise ValueError(
+      f'expected inputs.anchor=base, for {folder} was trained over the checkpoint itself, found '
+      f'{inputs.anchor or "the sft stage"!r}, which changes it; set inputs.anchor=base, or train a '
+      'reward model over that anchor'
+    )
+  adapter = interop.load(
+    folder, base.params, heads=base.model.config.heads, base_digest=base.digest)
+  if folder == inputs.reward and 'head' not in adapter:
+    raise ValueError(
+      f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
+      'save one that was trained for sequence classification'
+    )
+  return place_adapter(adapter, base.params, setting)
 
 
 def load_anchor(setting: Setting) -> Base:

@@ -24,12 +24,16 @@ from perl.jobs import folds
 from perl.models import config as model_config
 from perl.models import pretrained
 from perl.models.transformer import Transformer
+from perl.peft import interop
 from perl.train import metrics, optim, provenance, sharding
 from perl.types import Batch
 
 _PRODUCER = {
   'tokenizer': 'tokenizer', 'base': 'pretrain', 'anchor': 'sft', 'reward': 'reward', 'policy': 'rl'
 }
+
+ADAPTERS = ('anchor', 'reward', 'policy')
+"""Inputs that may also be a folder in PEFT's format."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,8 @@ class Setting:
     folder = self.config.inputs[name] or os.path.join(
       os.path.dirname(os.path.abspath(self.workdir)), _PRODUCER[name]
     )
-    if not os.path.exists(os.path.join(folder, 'summary.json')):
+    made = ('summary.json', *((interop.CONFIG,) if name in ADAPTERS else ()))
+    if not any(os.path.exists(os.path.join(folder, file)) for file in made):
       raise FileNotFoundError(
         f'expected a finished {_PRODUCER[name]} stage in {folder}, found none; run '
         f'--job={_PRODUCER[name]} first, or set --config.inputs.{name}=<its folder>'

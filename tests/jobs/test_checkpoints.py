@@ -357,3 +357,27 @@ def test_sft_on_whole_chats(run, tmp_path):
   without = config(folder, sft__whole_chats=True, data__chat_template=False)
   with toyrun.small_world(), pytest.raises(ValueError, match='chat template'):
     Setting(without, str(tmp_path), 'sft').demonstrations('dev')
+
+
+def test_an_anchor_and_a_reward_model_may_be_those_of_peft(run, tmp_path):
+  """SFT's is merged into the anchor; RL has a reward model over the base itself."""
+  folder, workdir = run
+  for stage in ('sft', 'reward'):
+    assert convert.main(
+      ['export', f'--stage={workdir / stage}', f'--out={tmp_path / stage}']) == 0
+  made = config(folder, inputs__anchor=str(tmp_path / 'sft'))
+  anchor = artefacts.load_anchor(Setting(made, str(tmp_path / 'x'), 'reward'))
+  own = artefacts.load_anchor(setting(run, 'reward'))
+  jax.tree.map(np.testing.assert_array_equal, anchor.params, own.params)
+  made.inputs.reward = str(tmp_path / 'reward')
+  with pytest.raises(ValueError, match='expected inputs.anchor=base'):
+    artefacts.load_adapter(Setting(made, '', 'rl'), made.inputs.reward, anchor)
+  made.inputs.anchor = 'base'
+  made.inputs.reward = str(tmp_path / 'sft')
+  with pytest.raises(ValueError, match='without a head'):
+    base = artefacts.load_base(Setting(made, '', 'rl'))
+    artefacts.load_adapter(Setting(made, '', 'rl'), made.inputs.reward, base)
+  made.inputs.reward = str(tmp_path / 'reward')
+  with toyrun.small_world():
+    summary = launch.run_stages(made, ('rl',), tmp_path / 'run')
+  assert np.isfinite(summary['rl']['reward'])
