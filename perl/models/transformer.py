@@ -59,7 +59,7 @@ class Attention(nn.Module):
     x: jax.Array,
     positions: jax.Array,
     mask: jax.Array,
-    layer: Layer,
+    layer: Layer | None,
     cache: KV | None = None,
     index: jax.Array | None = None,
   ) -> tuple[jax.Array, KV]:
@@ -69,11 +69,12 @@ class Attention(nn.Module):
       x: f[B, T, D]; T is 1 with a cache.
       positions: i32[B, T].
       mask: bool[B, S], the keys that are real tokens (with a cache: this one's included).
-      layer: its window and frequencies.
+      layer: its window and frequencies; None where all layers are alike.
       cache: keys and values of the S slots; this token's are written at `index`.
       index: i32[], the same slot for every row (prompts are left-padded).
     """
     config = self.config
+    layer = layers_of(config)[0] if layer is None else layer
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, config.head_dim)
     project = lambda name, heads: split(
       Projection(heads * config.head_dim, config, config.qkv_bias, name=name)(x), heads
@@ -129,8 +130,7 @@ class _ScannedBlock(nn.Module):
   @nn.compact
   def __call__(self, x, positions, mask, keep: bool, layer: Layer | None):
     block = nn.remat(Block, prevent_cse=False) if self.config.remat else Block
-    alike = layers_of(self.config)[0] if layer is None else layer
-    x = block(self.config, name='block')(x, positions, mask, alike)[0]
+    x = block(self.config, name='block')(x, positions, mask, layer)[0]
     return x, x if keep else None
 
 

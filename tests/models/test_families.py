@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl.models import decode, lm
+from perl.models import decode, lm, transformer
 
 LENGTHS = [10, 7, 1, 4]
 
@@ -99,6 +99,21 @@ def test_cached_decoding_is_teacher_forcing(family):
   found = decoded(family.base, family.adapter)
   expected = family.logits(family.adapter, tokens, mask)[:, prompt - 1 :]
   np.testing.assert_allclose(found, expected, atol=2 * family.tolerance)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_window_of_all_layers_is_known_to_the_compiler(remat, monkeypatch):
+  """So that blocked attention skips the keys beyond it: it must not pass through remat as data."""
+  model, base = tiny.make('mistral', remat=remat)
+  windows, real = [], transformer.attention
+
+  def spy(*arrays, window, **options):
+    windows.append(window)
+    return real(*arrays, window=window, **options)
+
+  monkeypatch.setattr(transformer, 'attention', spy)
+  jax.grad(lambda b: lm.logits(model, b, {}, tiny.tokens(), tiny.right_mask(LENGTHS)).sum())(base)
+  assert windows and set(map(type, windows)) == {int}
 
 
 def test_remat_and_unrolling_change_no_gradient():
