@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import work
+from experiments.benchmarks import loading, work
+from perl.models import config
 
 
 def test_operations_of_a_reward_step_are_those_counted_by_hand(monkeypatch):
@@ -69,3 +70,19 @@ def test_a_contestant_that_fails_is_quoted():
 def test_a_row_names_the_versions_of_its_packages(capsys):
   work.report({'name': 'x'}, 'numpy')
   assert json.loads(capsys.readouterr().out) == {'name': 'x', 'versions': {'numpy': np.__version__}}
+
+
+def test_both_load_the_same_numbers(tmp_path, monkeypatch, capsys):
+  pytest.importorskip('transformers')
+  monkeypatch.setitem(config.SIZES, 'one', dict(
+    layers=3, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, vocab_size=512))
+  about = loading.write(tmp_path, 'one', 'bfloat16')
+  assert about['shards'] == loading.SHARDS
+  assert sum(f.stat().st_size for f in tmp_path.glob('*.safetensors')) > about['bytes']
+  sums = []
+  for who in loading.WHO:
+    loading.contestant(who, str(tmp_path), 'float32')
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row['name'] == who and row['seconds'] > 0
+    sums.append(row['sum'])
+  assert sums[0] == pytest.approx(sums[1], rel=1e-4) and sums[0] != 0
