@@ -205,10 +205,11 @@ def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[st
 def _config_json(folder: pathlib.Path) -> dict[str, Any]:
   file = folder / 'config.json'
   if not file.is_file():
-    found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else ['no such folder']
+    names = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ''
+    there = f'{names or "nothing"}, no config.json' if folder.is_dir() else 'no such folder'
     raise FileNotFoundError(
-      f'expected a checkpoint in {folder}, found {", ".join(found) or "nothing"} and no config.json'
-      '; give the folder that holds config.json and safetensors'
+      f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
+      'and safetensors'
     )
   try:
     found = json.loads(file.read_text('utf-8'))

@@ -13,6 +13,7 @@ import toyrun
 from configs.fields import ConfigError
 from configs.validate import validate
 from experiments import cli, convert, crossvalidate, launch, sweep
+from perl.data import chat
 from perl.evaluate import merging
 from perl.jobs import artefacts, rl
 from perl.jobs.setting import Setting
@@ -381,3 +382,23 @@ def test_an_anchor_and_a_reward_model_may_be_those_of_peft(run, tmp_path):
   with toyrun.small_world():
     summary = launch.run_stages(made, ('rl',), tmp_path / 'run')
   assert np.isfinite(summary['rl']['reward'])
+
+
+def test_greedy_answers_of_peft_are_those_of_the_evaluation(run, tmp_path):
+  """The whole way by transformers and PEFT: chat template, tokenizer, adapter, decoding."""
+  folder, workdir = run
+  out = tmp_path / 'out'
+  assert convert.main(['export', f'--stage={workdir / "rl"}', f'--out={out}']) == 0
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  plain = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation='eager')
+  theirs = peft.PeftModel.from_pretrained(plain, out).eval()
+  samples = toyrun.read(workdir / 'evaluate' / 'samples.json')
+  stop = tokenizer.convert_tokens_to_ids('<|im_end|>')
+  for sample in samples:
+    ids = tokenizer.apply_chat_template(
+      chat.as_messages(sample['prompt']), add_generation_prompt=True, return_tensors='pt')
+    ids = ids['input_ids'][:, -160:]
+    said = theirs.generate(input_ids=ids, do_sample=False, max_new_tokens=8, eos_token_id=stop)
+    text = tokenizer.decode(said[0, ids.shape[1]:]).removesuffix('<|im_end|>').strip()
+    assert text == sample['after']
+  assert len(samples) == 3

@@ -199,7 +199,7 @@ def test_a_pickle_is_never_opened(folder, name):
 
 
 def test_nothing_there(folder, tmp_path):
-  refused(folder / 'nowhere', FileNotFoundError, 'config.json')
+  refused(folder / 'nowhere', FileNotFoundError, 'no such folder', 'config.json')
   (folder / 'config.json').unlink()
   refused(folder, FileNotFoundError, 'config.json')
 
