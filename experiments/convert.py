@@ -6,7 +6,7 @@
     python -m experiments.convert check --folder=models/llama --adapter=exported/policy
     python -m experiments.convert merge --folder=models/llama --adapter=exported/policy --out=merged
 
-inspect  shapes, counts, dtype and digest of a checkpoint or an adapter, read from headers
+inspect  shapes, counts, dtype and digest of a checkpoint; ranks and scales of an adapter
 import   a published checkpoint as our Orbax tree with its tokenizer: --config.inputs.base=<out>
 export   a finished stage: PEFT's adapter over the base (--form=adapter; reward models with their
          head, policies together with SFT's), the adapter over the anchor (--form=alone), or a whole
@@ -72,35 +72,30 @@ def _inspect_adapter(folder: str) -> dict:
 
 
 def import_(folder: str, out: str, dtype: str = '') -> dict:
-  """Writes out/base (Orbax), the tokenizer, and a summary: a finished pretrain stage.
+  """Writes out/base (Orbax), the tokenizer, and a summary: a finished pretrain stage, or nothing.
 
   Args:
     folder: a published checkpoint, or Gemma's Orbax tree.
     out: new or empty.
     dtype: of the stored base; '' is the checkpoint's.
   """
-  import dataclasses
-
   from perl import trees
-  from perl.models import pretrained
-  from perl.train import checkpoint, metrics, provenance
+  from perl.jobs import artefacts
+  from perl.models import pretrained, writing
+  from perl.train import metrics, provenance
 
-  place = pathlib.Path(out)
-  if place.exists() and any(place.iterdir()):
-    raise ConfigError(f'expected a new or empty folder, found {out} with something in it; '
-                      'name another one')
-  model, base, tokenizer = pretrained.load(folder, dtype=dtype or None)
-  if tokenizer is not None:
-    tokenizer.save(place)
-  digest = pretrained.digest(folder)
-  meta = {
-    'config': dataclasses.asdict(model.config), 'digest': digest,
-    'tokenizer': '' if tokenizer is None else tokenizer.digest, 'commit': provenance.commit(),
-  }
-  checkpoint.save_tree(place / 'base', base, meta)
-  summary = {'parameters_total': trees.count(base), 'digest': digest,
-             'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
-  metrics.summary(str(place), summary)
+  summary = {'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
+
+  def write(new: pathlib.Path) -> None:
+    model, params, tokenizer = pretrained.load(folder, dtype=dtype or None)
+    base = artefacts.Base(model, params, pretrained.digest(folder))
+    summary.update(parameters_total=trees.count(params), digest=base.digest)
+    if tokenizer is not None:
+      tokenizer.save(new)
+    artefacts.write_base(new, base, '' if tokenizer is None else tokenizer.digest)
+    metrics.summary(str(new), summary)
+
+  writing.into_folder(out, write)
   return summary
 
 
@@ -235,11 +230,11 @@ def _main(argv: Sequence[str] | None) -> None:
 def _write(options: argparse.Namespace, found: dict) -> None:
   from perl.train import metrics, provenance
 
+  made = provenance.record()
   peers = {name: importlib.metadata.version(name) for name in ('torch', 'transformers', 'peft')}
   metrics.write_json(options.json, {
     'command': f'python -m experiments.convert {options.action}', **found,
-    'settings': vars(options), 'commit': provenance.commit(),
-    'versions': provenance.versions() | peers, 'hardware': provenance.hardware()})
+    'settings': vars(options), **(made | {'versions': made['versions'] | peers})})
 
 
 def _parser() -> argparse.ArgumentParser:

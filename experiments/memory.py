@@ -80,8 +80,7 @@ def main() -> None:
   if args.json:
     metrics.write_json(args.json, {
       'command': 'python -m experiments.memory', 'settings': vars(args), 'rows': rows,
-      'paper': PAPER, 'commit': provenance.commit(), 'versions': provenance.versions(),
-      'hardware': provenance.hardware(),
+      'paper': PAPER, **provenance.record(),
     })
 
 

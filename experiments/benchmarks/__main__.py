@@ -104,8 +104,7 @@ def main() -> None:
 
     metrics.write_json(args.json, {
       'command': 'python -m experiments.benchmarks', 'settings': vars(args), 'cases': cases,
-      'commit': provenance.commit(), 'versions': provenance.versions(),
-      'hardware': provenance.hardware()})
+      **provenance.record()})
 
 
 if __name__ == '__main__':

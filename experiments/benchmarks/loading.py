@@ -30,7 +30,6 @@ WHO = ('perl', 'transformers')
 
 def write(folder: pathlib.Path, size: str, dtype: str) -> dict:
   """A random checkpoint of that size; returns its bytes, by shard."""
-  import jax
   import jax.numpy as jnp
 
   from perl import trees
@@ -41,12 +40,9 @@ def write(folder: pathlib.Path, size: str, dtype: str) -> dict:
   config, kind = sized(size), jnp.dtype(dtype)
   leaves, rng, sources = trees.flat(lm.abstract(Transformer(config))), np.random.default_rng(0), []
   for tensor in naming.tensors(leaves):
-    skip = int(tensor.by_layer)
-    parts = [jax.ShapeDtypeStruct(leaves[p].shape[skip:], kind) for p in tensor.ours]
-    shape = jax.eval_shape(lambda *x, t=tensor: t.join(x, config.heads), *parts).shape
+    shape = tensor.shape(leaves, config.heads)
     make = lambda shape=shape: rng.standard_normal(shape, np.float32).astype(kind) * kind.type(0.02)
-    for i in range(config.layers if tensor.by_layer else 1):
-      sources.append(tensors.Source(tensor.theirs.format(i), kind, shape, make))
+    sources += [tensors.Source(name, kind, shape, make) for name in tensor.names(leaves)]
   total = sum(source.bytes for source in sources)
   for _ in tensors.write(folder, sources, -(-total * 103 // (100 * SHARDS))):
     pass
@@ -187,8 +183,7 @@ def main() -> None:
 
     metrics.write_json(args.json, {
       'command': 'python -m experiments.benchmarks.loading', 'size': args.size, 'cases': cases,
-      'commit': provenance.commit(), 'versions': provenance.versions(),
-      'hardware': provenance.hardware()})
+      **provenance.record()})
 
 
 if __name__ == '__main__':

@@ -29,13 +29,19 @@ class Base:
 
 def save_base(setting: Setting, model: Transformer, params: Tree) -> None:
   """Writes <workdir>/base, once: no later stage writes it again."""
+  base = Base(model, params, trees.digest(params))
+  write_base(setting.workdir, base, setting.tokenizer.digest)
+
+
+def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
+  """Writes <folder>/base; `tokenizer` is the digest of its tokenizer."""
   meta = {
-    'config': dataclasses.asdict(model.config),
-    'digest': trees.digest(params),
-    'tokenizer': setting.tokenizer.digest,
+    'config': dataclasses.asdict(base.model.config),
+    'digest': base.digest,
+    'tokenizer': tokenizer,
     'commit': provenance.commit(),
   }
-  checkpoint.save_tree(os.path.join(setting.workdir, 'base'), params, meta)
+  checkpoint.save_tree(os.path.join(folder, 'base'), base.params, meta)
 
 
 def load_base(setting: Setting) -> Base:
@@ -87,9 +93,7 @@ def new_adapter(
     start: a folder in PEFT's format, to go on from.
   """
   if start:
-    adapter = interop.load(
-      start, base.params, heads=base.model.config.heads, base_digest=base.digest)
-    width = base.model.config.width
+    adapter, width = _from_peft(start, base), base.model.config.width
     own = adapter.pop('head', None)
     if head:
       adapter['head'] = own or adapters.init_head(jax.random.fold_in(key, 1), width, reads=reads)
@@ -163,6 +167,11 @@ def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]
   return place_adapter(adapter, base.params, setting), meta
 
 
+def _from_peft(folder: str, base: Base) -> Tree:
+  return interop.load(
+    folder, base.params, heads=base.model.config.heads, base_digest=base.digest)
+
+
 def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
   """PEFT's adapters are trained over the checkpoint, as the anchor's adapter is."""
   inputs = setting.config.inputs
@@ -172,8 +181,7 @@ def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
       f'{inputs.anchor or "the sft stage"!r}, which changes it; set inputs.anchor=base, or train a '
       'reward model over that anchor'
     )
-  adapter = interop.load(
-    folder, base.params, heads=base.model.config.heads, base_digest=base.digest)
+  adapter = _from_peft(folder, base)
   if folder == inputs.reward and 'head' not in adapter:
     raise ValueError(
       f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
@@ -187,10 +195,14 @@ def load_anchor(setting: Setting) -> Base:
 
   With inputs.anchor = 'base' it is the base itself.
   """
-  base = load_base(setting)
+  return anchor_over(setting, load_base(setting))[0]
+
+
+def anchor_over(setting: Setting, base: Base) -> tuple[Base, Tree]:
+  """(the anchor, the SFT adapter that makes it of the base); (base, {}) where it is the base."""
   if setting.config.inputs.anchor == 'base':
-    return base
+    return base, {}
   adapter, _ = load_adapter(setting, setting.input('anchor'), base)
   params = adapters.merge(base.params, adapter)
   params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
-  return Base(base.model, params, trees.digest(params))
+  return Base(base.model, params, trees.digest(params)), adapter

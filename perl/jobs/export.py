@@ -5,9 +5,7 @@ Over the base itself they are both LoRA at once, of the summed rank.
 """
 
 import os
-from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from perl import trees
@@ -43,7 +41,7 @@ def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: boo
     raise ValueError(f'expected a form among {FORMS}, found {form!r}; choose one')
   if setting.stage == 'pretrain':
     return _export_base(setting, folder)
-  base, adapter = _over(setting, 'anchor' if form != 'adapter' else 'base')
+  base, adapter = _over(setting, 'base' if form == 'adapter' else 'anchor')
   if form == 'merged':
     return _merged(setting, folder, base, adapter)
   interop.save(
@@ -66,15 +64,13 @@ def _export_base(setting: Setting, folder: str) -> dict:
 
 def _over(setting: Setting, below: str) -> tuple[Base, Tree]:
   """(what the adapter lies over, the adapter), composed with SFT's where that is asked for."""
-  if setting.stage == 'sft':
-    base = artefacts.load_base(setting)
-    return base, artefacts.load_adapter(setting, setting.workdir, base)[0]
-  anchor = artefacts.load_anchor(setting)
-  adapter, _ = artefacts.load_adapter(setting, setting.workdir, anchor)
-  if below == 'anchor' or setting.config.inputs.anchor == 'base':
-    return anchor, adapter
   base = artefacts.load_base(setting)
-  sft, _ = artefacts.load_adapter(setting, setting.input('anchor'), base)
+  if setting.stage == 'sft':
+    return base, artefacts.load_adapter(setting, setting.workdir, base)[0]
+  anchor, sft = artefacts.anchor_over(setting, base)
+  adapter, _ = artefacts.load_adapter(setting, setting.workdir, anchor)
+  if below == 'anchor' or not sft:
+    return anchor, adapter
   return base, compose(sft, adapter)
 
 
@@ -84,19 +80,15 @@ def compose(below: Tree, above: Tree) -> Tree:
   Raises:
     ValueError: a method that has no such sum.
   """
-  flat = [
-    {trees.path_string(p): n for p, n in jax.tree_util.tree_leaves_with_path(
-      {k: v for k, v in tree.items() if k != 'head'}, is_leaf=adapters.is_adapter)}
-    for tree in (below, above)
-  ]
-  other = next((n for nodes in flat for n in nodes.values() if not isinstance(n, lora.LoRA)), None)
+  nodes, upper = adapters.nodes(below), adapters.nodes(above)
+  other = next(
+    (n for n in (*nodes.values(), *upper.values()) if not isinstance(n, lora.LoRA)), None)
   if other is not None:
     raise ValueError(
       f'expected LoRA adapters to put one over the other, found {type(other).__name__}; '
       "export with --form=merged"
     )
-  nodes = dict(flat[0])
-  for path, node in flat[1].items():
+  for path, node in upper.items():
     nodes[path] = lora.concatenate(nodes[path], node) if path in nodes else node
   return trees.nest(nodes) | ({'head': above['head']} if 'head' in above else {})
 
@@ -112,8 +104,8 @@ def _merged(setting: Setting, folder: str, base: Base, adapter: Tree) -> dict:
     'form': 'merged', 'parameters': trees.count(merged), 'head': 'head' in adapter}
 
 
-def merge_difference(model: Transformer, base: Tree, adapter: Tree) -> Mapping[str, float]:
-  """The largest |merged - unmerged| of the logits of 2 x 32 random tokens, and their largest."""
+def merge_difference(model: Transformer, base: Tree, adapter: Tree) -> dict[str, float]:
+  """merge_logit_difference: the largest |merged - unmerged| logit of 2 x 32 random tokens."""
   rng = np.random.default_rng(0)
   length = min(32, model.config.max_positions)
   tokens = rng.integers(0, model.config.vocab_size, (2, length)).astype(np.int32)

@@ -62,25 +62,26 @@ class Setting:
     stages = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
     return jax.random.fold_in(jax.random.key(self.config.seed), stages.index(self.stage))
 
-  @functools.cached_property
+  @property
   def tokenizer(self) -> tokenizers.Tokenizer:
     """The tokenizer stage's result, or the checkpoint's; it stops where its chat template does.
 
     Raises:
       FileNotFoundError: neither is there.
     """
-    return chat.of(self._vocabulary)[1] if self._uses_template else self._vocabulary
-
-  @functools.cached_property
-  def template(self) -> chat.Template | None:
-    """What writes dialogues: the tokenizer's chat template, or None for our markers."""
-    return chat.of(self._vocabulary)[0] if self._uses_template else None
+    return self._chat[1]
 
   @property
-  def _uses_template(self) -> bool:
-    return self.config.data.chat_template and self._vocabulary.chat_template is not None
+  def template(self) -> chat.Template | None:
+    """What writes dialogues: the tokenizer's chat template, or None for our markers."""
+    return self._chat[0]
 
   @functools.cached_property
+  def _chat(self) -> tuple[chat.Template | None, tokenizers.Tokenizer]:
+    found = self._vocabulary()
+    uses = self.config.data.chat_template and found.chat_template is not None
+    return chat.of(found) if uses else (None, found)
+
   def _vocabulary(self) -> tokenizers.Tokenizer:
     """The tokenizer as it was read."""
     if not self.from_checkpoint('tokenizer'):
@@ -246,9 +247,7 @@ class Setting:
       'seed': self.config.seed,
       'peft': self.config.peft.name,
       'wall_seconds': time.perf_counter() - self.started,
-      'commit': provenance.commit(),
-      'versions': provenance.versions(),
-      'hardware': provenance.hardware(),
+      **provenance.record(),
     }
     summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
     metrics.summary(self.workdir, summary)

@@ -68,7 +68,7 @@ def plan(
     if config is None:
       config = gemma_layout.published(shape)
     gemma_layout.check_config(config, shape)
-    name = jnp.dtype(dtype or np.result_type(*(leaf.dtype for leaf in leaves.values()))).name
+    name = jnp.dtype(dtype or tensors.widest(leaf.dtype for leaf in leaves.values())).name
     config = dataclasses.replace(config, dtype=name, param_dtype=name)
     like = lm.abstract(Transformer(config))
     parts = gemma_layout.parts(trees.flat(like), leaves, config)

@@ -4,16 +4,14 @@ Three conventions: Llama's (Mistral, Qwen and Gemma follow it), GPT-2's and GPT-
 structure of the tree tells which one a base is of.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 BLOCK = 'layers/block/'
 """What the paths of the stacked parameters [L, ...] begin with."""
-
-FORMS = ('same', 'transposed', 'columns', 'heads')
 
 
 class Tensor(NamedTuple):
@@ -34,6 +32,18 @@ class Tensor(NamedTuple):
   def by_layer(self) -> bool:
     """Whether there is one a layer."""
     return '{}' in self.theirs
+
+  def names(self, leaves: Mapping[str, Any]) -> list[str]:
+    """Its name, or that of each layer, in a base with these leaves (`trees.flat`)."""
+    if not self.by_layer:
+      return [self.theirs]
+    return [self.theirs.format(i) for i in range(leaves[self.ours[0]].shape[0])]
+
+  def shape(self, leaves: Mapping[str, Any], heads: int) -> tuple[int, ...]:
+    """The published shape, of one layer's."""
+    skip = 1 if self.by_layer else 0
+    parts = [jax.ShapeDtypeStruct(leaves[p].shape[skip:], jnp.float32) for p in self.ours]
+    return jax.eval_shape(lambda *x: self.join(x, heads), *parts).shape
 
   def split(self, x: jax.Array, heads: int) -> tuple[jax.Array, ...]:
     """Our parameters of one layer, each [I, O] or [O], from the published tensor."""
@@ -117,17 +127,6 @@ def convention(paths: Iterable[str]) -> Convention:
   if 'final_norm/bias' in paths:
     return _NEOX
   return _GEMMA_2 if f'{BLOCK}mlp_post_norm/scale' in paths else _LLAMA
-
-
-def module(path: str, names: Convention) -> str:
-  """'layers/block/attn/q' -> 'model.layers.{}.self_attn.q_proj', as PEFT names what it adapts.
-
-  Raises:
-    KeyError: no module of the convention.
-  """
-  if path == UNEMBEDDING:
-    return 'lm_head'
-  return f'{names.root}.{names.layer}.{names.modules[path.removeprefix(BLOCK)]}'
 
 
 def tensors(paths: Iterable[str]) -> list[Tensor]:

@@ -6,11 +6,9 @@ Its address is in a wing, but it stands above them: it looks into data (tokenize
 No code of a checkpoint is ever run: config.json decides by name, weights are safetensors or Orbax.
 """
 
-import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -129,7 +127,8 @@ def stored_dtype(folder: str | os.PathLike) -> str:
   folder = pathlib.Path(folder).expanduser()
   if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
     return read_config(folder).param_dtype
-  return _widest(tensors.find(folder).values()).name
+  kinds = {e.dtype for e in tensors.find(folder).values()}
+  return tensors.widest(tensors.DTYPES[kind] for kind in kinds & set(tensors.DTYPES)).name
 
 
 def digest(folder: str | os.PathLike) -> str:
@@ -242,18 +241,13 @@ def _load_published(folder, stored, compute, mesh, progress, run) -> tuple[Trans
   like = lm.abstract(Transformer(config))
   plan = reading.check(
     entries, like, config.heads, tied=config.tied, vision='text_config' in about)
-  stored = stored or _widest(entries[name] for _, names in plan for name in names)
+  stored = stored or tensors.widest(
+    tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
   config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})
   like = lm.abstract(Transformer(config))
   base = reading.fill(
     entries, plan, like, config.heads, _shardings(like, mesh), progress)
   return Transformer(config), base
-
-
-def _widest(entries: Iterable[tensors.Entry]) -> np.dtype:
-  """The dtype that holds all of them without loss."""
-  kinds = {e.dtype for e in entries if e.dtype in tensors.DTYPES}
-  return functools.reduce(jnp.promote_types, (tensors.DTYPES[kind] for kind in sorted(kinds)))
 
 
 def _shardings(like: Tree, mesh: Mesh | None) -> Tree | None:

@@ -7,13 +7,12 @@ one tensor of one layer. (On CPU the devices' memory is the host's.)
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,8 +33,10 @@ _IGNORED = re.compile(
 _VISION = re.compile(r'(model\.)?(vision_tower|multi_modal_projector)\..*')
 
 
-def renaming(names: set[str], wanted: list[Tensor]) -> Callable[[str], str]:
+def renaming(names: Container[str], wanted: list[Tensor]) -> Callable[[str], str]:
   """How this file's names follow from a convention's: with all of them, or without a root.
+
+  NeoX's unembedding has two names; the one that is there counts.
 
   Args:
     names: the tensors of the file.
@@ -51,9 +52,14 @@ def renaming(names: set[str], wanted: list[Tensor]) -> Callable[[str], str]:
     lambda name: f'language_model.{name}',  # the text model of one that sees (Gemma 3)
     lambda name: re.sub(r'^model\.', 'model.language_model.', name),
   )
+
+  def known(name: str) -> str:
+    other = name.replace('embed_out.', 'lm_head.')
+    return other if name not in names and other in names else name
+
   for way in ways:
     if way(embedding) in names:
-      return way
+      return lambda name: known(way(name))
   raise CorruptTensors(
     f'expected a tensor {embedding}, found {", ".join(sorted(names)[:4]) or "none"}; '
     'config.json and the tensors are of different models'
@@ -78,31 +84,17 @@ def check(
   """
   leaves = trees.flat(like)
   wanted = naming.tensors(leaves)
-  way = renaming(set(entries), wanted)
+  way = renaming(entries, wanted)
   plan, used = [], set()
   for tensor in wanted:
-    shape = _shape(tensor, leaves, heads)
-    count = leaves[tensor.ours[0]].shape[0] if tensor.by_layer else 1
-    names = [_known(way(tensor.theirs.format(i)), entries) for i in range(count)]
+    shape = tensor.shape(leaves, heads)
+    names = [way(name) for name in tensor.names(leaves)]
     for name in names:
       _check_one(name, entries.get(name), shape)
     plan.append((tensor, names))
     used.update(names)
   _check_rest(entries, used, way, tied, vision)
   return plan
-
-
-def _known(name: str, entries: dict[str, Entry]) -> str:
-  """NeoX's unembedding has two names."""
-  other = name.replace('embed_out.', 'lm_head.')
-  return other if name not in entries and other in entries else name
-
-
-def _shape(tensor: Tensor, leaves: dict, heads: int) -> tuple[int, ...]:
-  """The published shape of one layer's tensor."""
-  skip = 1 if tensor.by_layer else 0
-  parts = tuple(jax.ShapeDtypeStruct(leaves[p].shape[skip:], jnp.float32) for p in tensor.ours)
-  return jax.eval_shape(lambda *x: tensor.join(x, heads), *parts).shape
 
 
 def _check_one(name: str, entry: Entry | None, shape: tuple[int, ...]) -> None:
@@ -181,9 +173,7 @@ def pour(
   one = SingleDeviceSharding(jax.devices()[0])
   places = trees.flat(shardings) if shardings is not None else dict.fromkeys(leaves, one)
   out, finite = {}, []
-  bar = tqdm.tqdm(total=total, unit='B', unit_scale=True, desc='weights', delay=2,
-                  disable=None if progress else True)
-  with bar:
+  with tensors.bar(total, 'weights', progress) as bar:
     for (tensor, i, name), x in stream:
       placed = _place(x, _published(places[tensor.ours[0]], tensor))
       parts = _split(placed, tensor, heads)

@@ -5,19 +5,22 @@ header {name: {dtype, shape, data_offsets}}, the bytes. The library checks each 
 bfloat16 into numpy, nor write a file without holding all of it, so that is done here.
 """
 
+import functools
 import hashlib
 import json
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
+import tqdm
 
 DTYPES = {
   'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
@@ -184,6 +187,17 @@ def digest(entries: dict[str, Entry]) -> str:
 
   with ThreadPoolExecutor() as pool:  # hashing lets other threads run
     return hashlib.sha256(b''.join(pool.map(one, sorted(entries.items())))).hexdigest()
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+  """The dtype that holds all of these without loss."""
+  return functools.reduce(jnp.promote_types, sorted(set(dtypes), key=str))
+
+
+def bar(total: int, what: str, progress: bool) -> tqdm.tqdm:
+  """A bar over bytes, on a terminal, for what takes more than two seconds."""
+  return tqdm.tqdm(total=total, unit='B', unit_scale=True, desc=what, delay=2,
+                   disable=None if progress else True)
 
 
 class Source(NamedTuple):

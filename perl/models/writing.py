@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -74,16 +73,16 @@ def sources(
   """
   leaves = trees.flat(base)
   wanted = naming.tensors(leaves)
-  way = renaming(set(names), wanted) if names else lambda name: name
+  way = renaming(names, wanted) if names else lambda name: name
   found = []
   for tensor in wanted:
-    parts = [leaves[path] for path in tensor.ours]
-    count = parts[0].shape[0] if tensor.by_layer else 1
-    for i in range(count):
-      name = tensor.theirs.format(i)
+    parts, shape = [leaves[path] for path in tensor.ours], tensor.shape(leaves, heads)
+    for i, name in enumerate(tensor.names(leaves)):
       entry = names.get(way(name))
       kept = tensors.DTYPES[entry.dtype] if entry else np.dtype(parts[0].dtype)
-      found.append(_source(name, dtype or kept, tensor, parts, i, heads))
+      kind = np.dtype(dtype or kept)
+      make = functools.partial(_fetch, parts, tensor, i, heads, kind)
+      found.append(tensors.Source(name, kind, shape, make))
   if head is not None:
     kernel = np.asarray(head['kernel'], np.float32).T
     kind = np.dtype(dtype or leaves['final_norm/scale'].dtype)
@@ -91,23 +90,12 @@ def sources(
   return found
 
 
-def _source(name, dtype, tensor: Tensor, parts, i: int, heads: int) -> tensors.Source:
-  """One tensor of one layer; it leaves the devices when it is made."""
-  def join(*parts):
-    picked = tuple(p[i] for p in parts) if tensor.by_layer else parts
-    return tensor.join(picked, heads)
-
-  shape = jax.eval_shape(join, *parts).shape
-  make = lambda: _fetch(parts, tensor, i, heads).astype(dtype)
-  return tensors.Source(name, np.dtype(dtype), shape, make)
-
-
-def _fetch(parts, tensor: Tensor, i: int, heads: int) -> np.ndarray:
+def _fetch(parts, tensor: Tensor, i: int, heads: int, dtype: np.dtype) -> np.ndarray:
   """The whole tensor on every host, wherever its shards lie."""
   place = parts[0].sharding if isinstance(parts[0], jax.Array) else None
   whole = NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
   x = _joined(tensor, heads, whole)(i, *parts)
-  return np.asarray(x.addressable_data(0) if whole is not None else x)
+  return np.asarray(x.addressable_data(0) if whole is not None else x).astype(dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -175,7 +163,6 @@ def save_tensors(
 ) -> None:
   """Writes the shards, with a bar where it takes seconds."""
   total = sum(source.bytes for source in what)
-  with tqdm.tqdm(total=total, unit='B', unit_scale=True, desc='writing', delay=2,
-                 disable=None if progress else True) as bar:
+  with tensors.bar(total, 'writing', progress) as bar:
     for done in tensors.write(folder, what, shard_bytes):
       bar.update(done)

@@ -133,6 +133,14 @@ def is_adapter(node: Any) -> bool:
   return hasattr(node, 'project') and hasattr(node, 'merge')
 
 
+def nodes(adapter: Tree) -> dict[str, Any]:
+  """{path of the parameter: the adapter object beside it}; a head is none."""
+  found = jax.tree_util.tree_leaves_with_path(
+    {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=is_adapter
+  )
+  return {trees.path_string(path): node for path, node in found}
+
+
 def split(adapter: Tree) -> tuple[Tree, Tree]:
   """(what is trained, what is fixed data such as LoRA's scale); trees.combine is the inverse."""
   fixed = set()
@@ -159,10 +167,7 @@ def unmerge(merged: Tree, adapter: Tree) -> Tree:
 
 
 def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
-  nodes = jax.tree_util.tree_leaves_with_path(
-    {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=is_adapter
-  )
-  deltas = {trees.path_string(p): node for p, node in nodes}
+  deltas = nodes(adapter)
   leaves = trees.flat(base)
   unknown = sorted(set(deltas) - set(leaves))
   if unknown:

@@ -73,6 +73,11 @@ def peak_memory_bytes() -> int:
   return int(max(peaks)) if peaks else _peak_process_bytes()
 
 
+def record() -> dict:
+  """commit, versions and hardware: what stands beside every result."""
+  return {'commit': commit(), 'versions': versions(), 'hardware': hardware()}
+
+
 def reset_peak_memory() -> bool:
   """Starts this process's peak anew (Linux); False where that cannot be done.
 

@@ -12,6 +12,7 @@ from perl import trees
 from perl.models import naming, tensors
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
+from perl.peft import adapters
 from perl.peft.interop.config import LoraConfig
 from perl.peft.lora import LoRA
 from perl.types import Tree
@@ -85,8 +86,7 @@ def assemble(pieces: dict[str, Piece], base: Tree, heads: int, config: LoraConfi
   leaves, left = trees.flat(base), dict(pieces)
   out = {}
   for tensor in _projections(base):
-    count = leaves[tensor.ours[0]].shape[0] if tensor.by_layer else 1
-    layers = [_take(left, tensor, i) for i in range(count)]
+    layers = [_take(left, name) for name in _modules(tensor, leaves)]
     if not any(layers):
       continue
     _check_heads(tensor, heads)
@@ -95,7 +95,7 @@ def assemble(pieces: dict[str, Piece], base: Tree, heads: int, config: LoraConfi
       parts = [parts[k] if parts else None for parts in split]
       out[path] = _stack(path, parts, leaves[path].shape, tensor.by_layer, config)
   if left or not out:
-    names = sorted({re.sub(r'\.\d+\.', '.{}.', _module(t)) for t in _projections(base)})
+    names = sorted(_module(t) for t in _projections(base))
     raise tensors.CorruptTensors(
       f'expected an adapter of modules that this base has ({", ".join(names)}), found '
       f'{next(iter(left), "none at all")}; it is of another architecture or depth: load its base'
@@ -114,10 +114,14 @@ def _module(tensor: Tensor) -> str:
   return 'lm_head' if name == 'embed_out' else name
 
 
-def _take(pieces: dict[str, Piece], tensor: Tensor, layer: int) -> Piece | None:
+def _modules(tensor: Tensor, leaves: dict) -> list[str]:
+  """Its name, or that of each layer."""
+  return tensor._replace(theirs=_module(tensor)).names(leaves)
+
+
+def _take(pieces: dict[str, Piece], name: str) -> Piece | None:
   """The module's piece, under its name with or without the root; it is taken out."""
-  name = _module(tensor).format(layer)
-  old = tensor.theirs.removesuffix('.weight').format(layer)
+  old = 'embed_out' if name == 'lm_head' else name
   for known in (name, old, name.partition('.')[2]):
     if known in pieces:
       return pieces.pop(known)
@@ -172,9 +176,7 @@ def _stack(path: str, parts: list[Piece | None], shape, by_layer: bool, config) 
 
 
 def _adapted(adapter: Tree) -> dict[str, LoRA]:
-  nodes = jax.tree_util.tree_leaves_with_path(
-    {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=lambda x: hasattr(x, 'project'))
-  found = {trees.path_string(path): node for path, node in nodes}
+  found = adapters.nodes(adapter)
   for path, node in found.items():
     if not isinstance(node, LoRA):
       raise Unsupported(
@@ -192,10 +194,7 @@ def dropout(adapter: Tree) -> float:
 def every_module(base: Tree) -> dict[str, list[str]]:
   """{module without its layer: its full names}, for all projections of the base."""
   leaves = trees.flat(base)
-  return {
-    _module(t): [_module(t).format(i) for i in range(leaves[t.ours[0]].shape[0])]
-    if t.by_layer else [_module(t)] for t in _projections(base)
-  }
+  return {_module(t): _modules(t, leaves) for t in _projections(base)}
 
 
 def disassemble(adapter: Tree, base: Tree, heads: int) -> dict[str, Piece]:
@@ -211,14 +210,13 @@ def disassemble(adapter: Tree, base: Tree, heads: int) -> dict[str, Piece]:
       continue
     _check_heads(tensor, heads)
     own = {path: jax.tree.map(np.asarray, node) for path, node in own.items()}
-    count = leaves[tensor.ours[0]].shape[0] if tensor.by_layer else 1
-    for i in range(count):
+    for i, name in enumerate(_modules(tensor, leaves)):
       pick = (lambda x, i=i: x[i]) if tensor.by_layer else (lambda x: x)
       parts = {path: _trim(Piece(pick(n.a), pick(n.b), float(pick(n.scale))))
                for path, n in own.items()}
       piece = _fuse(parts, tensor, leaves, heads) if len(tensor.ours) > 1 else parts[tensor.ours[0]]
       if piece.a.shape[1]:
-        out[_module(tensor).format(i)] = piece
+        out[name] = piece
   if nodes:
     raise Unsupported(
       f'expected adapters of this base\'s projections, found one at {next(iter(nodes))}; '
