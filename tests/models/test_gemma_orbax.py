@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from perl import trees
 from perl.models import config as configs
-from perl.models import gemma_layout, gemma_orbax, lm, pretrained, reading
+from perl.models import gemma_layout, gemma_orbax, lm, pretrained, tensors
 from perl.models.config import Config
 from perl.models.families.fields import Unsupported
 from perl.models.rope import Scaling
@@ -506,9 +506,9 @@ def test_weights_that_are_not_finite_are_named_once(tmp_path, caplog):
 def test_the_bar_counts_every_byte(checkpoint, monkeypatch):
   folder, flat = checkpoint('gemma3')
   bars = []
-  tqdm = reading.tqdm.tqdm
+  tqdm = tensors.tqdm.tqdm
   monkeypatch.setattr(
-    reading.tqdm, 'tqdm', lambda **options: bars.append(tqdm(**{**options, 'disable': False}))
+    tensors.tqdm, 'tqdm', lambda **options: bars.append(tqdm(**{**options, 'disable': False}))
     or bars[-1])
   load(folder, 'gemma3')
   assert bars[0].n == bars[0].total == sum(x.nbytes for x in flat.values())
