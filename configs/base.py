@@ -74,6 +74,9 @@ def _adapting(stage: str, whose: str, **training: Any) -> dict[str, Field]:
   }
 
 
+_PACKED = Field(False, 'Examples lie one after another in rows of the longest length, and none '
+                'sees another: no padding. batch_size then counts such rows.')
+
 FIELDS: dict[str, Field] = {
   'seed': Field(0, 'Seed of every initialisation, shuffle, dropout and sample.', low=0),
   'name': Field('base', 'Name of the experiment in reports and tables.', identity=False),
@@ -89,8 +92,11 @@ FIELDS: dict[str, Field] = {
                        'float32 always).', choices=('float32', 'bfloat16', 'float16')),
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
                              choices=('float32', 'bfloat16', 'float16')),
-  'model.remat': Field(False, 'Recompute each layer in the backward pass: less memory, more time.',
-                       identity=False),
+  'model.remat': Field('none', 'What the backward pass of a layer finds: all of it (none), or '
+                       'less, for the rest is computed again: its matrix products and attention '
+                       '(products: little time, about half the memory), these without the MLP\'s '
+                       '(attention), its input alone (layer).',
+                       choices=('none', 'products', 'attention', 'layer'), identity=False),
   'model.scan_unroll': Field(0, 'Layers unrolled in an iteration of the scan over layers; 0 is the '
                              'platform\'s default.', 'layers', low=0, identity=False),
 
@@ -121,6 +127,9 @@ FIELDS: dict[str, Field] = {
                          'its end).', choices=('filter', 'truncate')),
   'data.buckets': Field((), 'Padded lengths, rising; a batch is of one bucket. () is one length.',
                         'tokens'),
+  'data.auto_buckets': Field(0, 'At most so many padded lengths, chosen so that a stage\'s rows '
+                             'have the least padding, in place of data.buckets; 0 keeps these.',
+                             'buckets', low=0),
 
   'peft.name': Field('lora', 'What is trained: a file of perl/peft; full is the paper\'s baseline.',
                      source='PERL', folder='peft'),
@@ -154,7 +163,9 @@ FIELDS: dict[str, Field] = {
                          'the anchor is the base; \'\' is the sibling.', 'path'),
 
   **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
+  'pretrain.packed': _PACKED,
   **_adapting('sft', 'the adapter', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
+  'sft.packed': _PACKED,
   'sft.whole_chats': Field(False, 'Each chat is one example, in which all turns of the assistant '
                            'are learnt (needs a chat template); else each turn is one, after what '
                            'came before it.'),
@@ -167,6 +178,8 @@ FIELDS: dict[str, Field] = {
                          source='Llama 2, 3.2.2'),
   'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
                          source='Eisenstein et al. 2023', low=0.0),
+  'reward.share_prompt': Field(False, 'The prompt of a pair passes through the model once for both '
+                               'of its responses (pairwise): less work where prompts are long.'),
   'reward.reads': Field((), 'What the head reads beside the last hidden state: the mean ones of '
                         'response and prompt, the mean input and output of the first layer over '
                         'the response, how likely the model finds the response '
@@ -188,6 +201,25 @@ FIELDS: dict[str, Field] = {
                        source='PERL', choices=('value', 'batch_mean')),
   'rl.beta': Field(0.05, 'Weight of KL to the anchor: (1 - beta) r - beta KL is maximised.',
                    source='PERL A.3', low=0.0, high=1.0),
+  'rl.samples': Field(1, 'Responses to each prompt of an update, which share its computation; '
+                      'divides rl.batch_size, which counts responses.', 'responses', low=1),
+  'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '
+                     'custom: the baseline of tables of memory.', choices=('shared', 'separate')),
+  'rl.forwards': Field('auto', 'Reference and reward model read the responses in a pass each, or '
+                       'in one as stacked adapters; auto is the faster where that was measured.',
+                       choices=('auto', 'separate', 'stacked')),
+  'rl.decode': Field('auto', 'Sampling reads base and adapter, or a copy of the base with the '
+                     'adapter merged in, made anew for each rollout and never trained on; auto '
+                     'merges where weights are copied anyway (small ones, on CPU, in float32).',
+                     choices=('auto', 'adapter', 'merged')),
+  'rl.cache': Field('model', 'How sampling stores keys and values: as the model computes, or '
+                    'narrower.', choices=('model', 'float32', 'bfloat16', 'int8')),
+  'rl.rollout': Field('auto', 'A batch of prompts decodes together until its last response ends, '
+                      'or in slots: one that ends makes room for the next prompt. auto takes slots '
+                      'where prompts outnumber them and lengths of responses vary.',
+                      choices=('auto', 'batch', 'slots')),
+  'rl.slots': Field(0, 'Rows that decode at a time in an update; 0 is the whole batch.',
+                    'responses', low=0),
   'rl.temperature': Field(0.7, 'Temperature of sampling and of every log-prob.', source='PERL A.3',
                           low=1e-3),
   'rl.top_k': Field(0, 'Sample from the k likeliest; 0 is off, and training demands it.', 'tokens',

@@ -27,8 +27,8 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
-  for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets, _starts,
-                _checkpoint):
+  for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets, _shared_prompts,
+                _starts, _checkpoint):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -104,6 +104,9 @@ def _batches(config: ConfigDict) -> Iterator[str]:
     if section.microbatches > 0 and section.batch_size % section.microbatches:
       yield (f'expected {stage}.microbatches to divide {stage}.batch_size, found '
              f'{section.microbatches} and {section.batch_size}; change either')
+    if stage == 'rl' and section.batch_size % (section.samples * max(section.microbatches, 1)):
+      yield (f'expected rl.samples times rl.microbatches to divide rl.batch_size, found '
+             f'{section.samples}, {section.microbatches} and {section.batch_size}; change one')
     if section.optim.learning_rate <= 0:
       yield (f'expected {stage}.optim.learning_rate to be positive, found '
              f'{section.optim.learning_rate}; raise it')
@@ -149,6 +152,15 @@ def _buckets(config: ConfigDict) -> Iterator[str]:
   if not whole or lengths != sorted(set(lengths)):
     yield (f'expected data.buckets to be positive lengths that rise, found {tuple(lengths)}; '
            'write for example (128, 256)')
+  if lengths and config.data.auto_buckets:
+    yield (f'expected data.buckets or data.auto_buckets, found both, {tuple(lengths)} and '
+           f'{config.data.auto_buckets}; set data.auto_buckets=0 or data.buckets=()')
+
+
+def _shared_prompts(config: ConfigDict) -> Iterator[str]:
+  if config.reward.share_prompt and config.reward.kind != 'pairwise':
+    yield (f'expected reward.kind=pairwise for reward.share_prompt, found {config.reward.kind!r}: '
+           'a thumb has one response; set reward.share_prompt=False')
 
 
 def _starts(config: ConfigDict) -> Iterator[str]:

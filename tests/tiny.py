@@ -40,8 +40,10 @@ FAMILIES: dict[str, dict] = {
     out_bias=True, mlp_bias=True, kv_heads=2, tied=False,
   ),
   'untied': dict(tied=False),
-  'remat': dict(remat=True),
-  'unrolled': dict(scan_unroll=0),
+  'remat': dict(remat='layer'),
+  'remat_products': dict(remat='products'),
+  'remat_attention': dict(remat='attention'),
+  'unrolled': dict(scan_unroll=2),
   'bfloat16': dict(dtype='bfloat16', param_dtype='bfloat16'),
 }
 

@@ -1,110 +1,141 @@
 """Seconds per step, ours and the peers' in turn on the same work, and their ratios.
 
-    python -m experiments.benchmarks --suite=rm,rl --size=tiny --rounds=3
-    python -m experiments.benchmarks --suite=rm --size=medium --steps=3 --tunix=TUNIX/bin/python
+    python -m experiments.benchmarks --suite=rm,sft,decode,rl --size=tiny --rounds=3
+    python -m experiments.benchmarks --suite=rm,rl --size=medium --steps=3 --tunix=TUNIX/bin/python
+    python -m experiments.benchmarks --suite=load --json=load.json --plot=load.png
+    python -m experiments.benchmarks --preset=gpu --json=gpu.json      # one call of ten minutes
+    python -m experiments.benchmarks --suite=rl --size=tiny --profile=/tmp/trace
 
-Each measurement is a process of its own, all with the settings of malloc that our own programs set
-(experiments/platform.py; ours also sets its flags of XLA, as all our programs do). One round runs
-every contestant once, in turn, and a ratio is taken within a round, so that it holds where the
-machine's speed drifts. Run nothing else meanwhile.
+Each measurement is a process of its own, all with the same weights and tokens, with the settings of
+malloc that our own programs set (experiments/platform.py; ours also sets its flags of XLA, as all
+our programs do) and with caches of compiled programs that begin empty. One round runs every
+contestant of every case once, in turn, and a ratio is taken within a round, so that it holds where
+the machine's speed drifts. Run nothing else meanwhile. Contestants that disagree in the first loss,
+or in what greedy decoding finds likely, are marked, and the exit code is 1, as when one fails.
 """
 
 import argparse
-import json
-import os
-import shlex
-import statistics
-import subprocess
+import pathlib
 import sys
-import time
+import tempfile
 
-import numpy as np
+from experiments.benchmarks import contest, loading, plot, processes, profiles, rivals, work
 
-from experiments import platform
-from experiments.benchmarks import work
-
-
-def gemm_gflops(seconds: float = 2.0) -> float:
-  """The machine's rate in a float32 product of 2048 x 2048 matrices, through numpy."""
-  a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
-  a @ a
-  count, start = 0, time.perf_counter()
-  while time.perf_counter() - start < seconds:
-    a @ a
-    count += 1
-  return 2 * 2048**3 * count / (time.perf_counter() - start) / 1e9
+PRESETS = {
+  '': dict(suite='rm,rl', size='tiny', rounds=3, steps=8, budget_seconds=0.0, limit_seconds=0.0),
+  'gpu': dict(suite='rm,decode,rl', size='1b', rounds=3, steps=5, budget_seconds=540.0,
+              limit_seconds=180.0),
+}
+"""Defaults of what the command line leaves open; gpu: a machine without TRL and Tunix."""
 
 
-def run(command: list[str]) -> dict:
-  """The last JSON line that the command prints.
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+  """The command line, what it leaves open filled in by the preset."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add('--preset', choices=tuple(PRESETS), default='')
+  add('--suite', help=f'of {", ".join(work.SUITES)}, load; comma-separated')
+  add('--size', help=f'of {", ".join(work.SIZES)}; comma-separated')
+  add('--rounds', type=int)
+  add('--steps', type=int, help='timed in each process')
+  add('--warmup', type=int, default=2, help='untimed steps after the first')
+  add('--dtype', default='', help="float32 or bfloat16; '' is the size's own")
+  add('--contestants', default='', help=f'of {", ".join(rivals.CONTESTANTS)}; comma-separated')
+  add('--tunix', default='', help='the Python of an environment with google-tunix; adds it')
+  add('--budget_seconds', type=float, help='after which nothing new starts; 0 for no end')
+  add('--limit_seconds', type=float, help='of one process; 0 for no limit')
+  add('--load_size', default='llama-3.2-1b', help='of perl/models/config.py, for the suite load')
+  add('--scratch', default=None, help='where the weights are written; removed afterwards')
+  add('--json', default='', help='write the results to this file, anew after every case')
+  add('--plot', default='', help='draw the ratios into this file')
+  add('--profile', default='', help='trace our steps into this folder, and time nothing')
+  args = parser.parse_args(argv)
+  for name, value in PRESETS[args.preset].items():
+    if getattr(args, name) is None:
+      setattr(args, name, value)
+  for option, known in (('suite', (*work.SUITES, 'load')), ('size', work.SIZES),
+                        ('contestants', rivals.CONTESTANTS)):
+    given = getattr(args, option).split(',') if getattr(args, option) else []
+    if unknown := [name for name in given if name not in known]:
+      parser.error(f'expected --{option} of {", ".join(known)}, found {unknown[0]}; leave it out')
+    setattr(args, option, given)
+  return args
 
-  Raises:
-    RuntimeError: it failed, or printed none.
-  """
-  environment = {**os.environ, **platform.malloc(os.environ), 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-  rows = [line for line in done.stdout.splitlines() if line.startswith('{')]
-  if done.returncode or not rows:
-    raise RuntimeError(
-      f'expected a JSON line from {shlex.join(command)}, found exit code {done.returncode} and:\n'
-      f'{done.stderr[-2000:]}\nremedy: install the extra `peers`, or run the command by itself')
-  return json.loads(rows[-1])
+
+def make_cases(args: argparse.Namespace) -> list[contest.Case]:
+  """Suites by sizes, in the order of the command line; load is none of them."""
+  return [
+    contest.Case(
+      suite, size, rivals.chosen(suite, args.contestants, args.preset, args.tunix), args.dtype,
+      args.steps, args.warmup, args.tunix)
+    for size in args.size for suite in args.suite if suite != 'load']
 
 
-def contest(suite: str, size: str, rounds: int, steps: int, tunix: str = '') -> dict:
-  """Every contestant `rounds` times in turn; ratios peer / ours within each round."""
-  case = [f'--suite={suite}', f'--size={size}', f'--steps={steps}']
-  commands = {
-    'perl': [sys.executable, '-m', 'experiments.benchmarks.ours', *case],
-    'peer': [sys.executable, '-m', 'experiments.benchmarks.peers', *case]}
-  if tunix and suite == 'rm':
-    commands['tunix'] = [tunix, '-m', 'experiments.benchmarks.peer_tunix', *case]
-  found: dict[str, list[dict]] = {name: [] for name in commands}
-  peaks = []
-  for number in range(rounds):
-    peaks.append(gemm_gflops())
-    for name, command in commands.items():
-      print(f'round {number + 1}/{rounds}: {suite} {size} {name}', file=sys.stderr, flush=True)
-      found[name].append(run(command))
-  ours = [row['median_seconds'] for row in found['perl']]
-  result = {'suite': suite, 'size': size, 'gflop_per_step': work.gflop(suite, size),
-            'gemm_gflops': peaks, 'runs': found}
-  result['share_of_gemm_peak'] = statistics.median(
-    result['gflop_per_step'] / s / p for s, p in zip(ours, peaks))
-  result['speed_against'] = {
-    name: statistics.median(row['median_seconds'] / s for row, s in zip(rows, ours))
-    for name, rows in found.items() if name != 'perl'}
-  return result
+def write_weights(scratch: str, cases: list[contest.Case]) -> dict[str, str]:
+  """{size: the folder of its weights}, written on the CPU."""
+  write = lambda size, dtype: processes.run(
+    [sys.executable, '-m', 'experiments.benchmarks.weights', f'--size={size}', f'--dtype={dtype}',
+     f'--out={scratch}/{size}'], JAX_PLATFORMS='cpu')['folder']
+  return {size: write(size, dtype) for size, dtype in {c.size: c.dtype for c in cases}.items()}
+
+
+def play(args: argparse.Namespace, save) -> None:
+  """All rounds of all cases; save(results) after every case of every round."""
+  budget, cases = contest.Budget(args.budget_seconds), make_cases(args)
+  with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+    folders = write_weights(scratch, cases)
+    for number in range(1, args.rounds + 1):
+      for case in cases:
+        if budget.left() > 0:
+          case.play(number, folders[case.size], cache=scratch, budget=budget,
+                    limit=args.limit_seconds)
+          save([case.result() for case in cases if case.peaks])
+  if 'load' in args.suite:
+    save([case.result() for case in cases if case.peaks]
+         + loading.compete(args.load_size, args.rounds, args.scratch))
+
+
+def trace(args: argparse.Namespace) -> None:
+  """Profiles of our own steps, with the operations that take the most time."""
+  with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+    cases = make_cases(args)
+    folders = write_weights(scratch, cases)
+    for case in cases:
+      folder = pathlib.Path(args.profile).resolve() / f'{case.suite}_{case.size}'
+      processes.run(rivals.command(rivals.OURS, '', [
+        f'--suite={case.suite}', f'--size={case.size}', f'--weights={folders[case.size]}',
+        f'--dtype={case.dtype}', '--steps=1', f'--profile={folder}']))
+      print(profiles.describe(folder), flush=True)
 
 
 def main() -> None:
   """Prints a table and writes the results."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--suite', default='rm,rl', help='rm, rl or both')
-  parser.add_argument('--size', default='tiny', help=f'of {", ".join(work.SIZES)}')
-  parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=8)
-  parser.add_argument('--tunix', default='', help='the Python of an environment with '
-                      'google-tunix; adds it to the suite rm')
-  parser.add_argument('--json', default='', help='write the results to this file')
-  args = parser.parse_args()
-  cases = [contest(suite, size, args.rounds, args.steps, args.tunix)
-           for suite in args.suite.split(',') for size in args.size.split(',')]
-  print('| suite | size | ours, s | share of GEMM peak | times the speed of |')
-  print('|:--|:--|--:|--:|:--|')
-  for case in cases:
-    ratios = ', '.join(f'{case["runs"][k][0]["name"]}: {v:.2f}'
-                       for k, v in case['speed_against'].items())
-    ours = statistics.median(row['median_seconds'] for row in case['runs']['perl'])
-    print(f'| {case["suite"]} | {case["size"]} | {ours:.3f} | {case["share_of_gemm_peak"]:.0%} '
-          f'| {ratios} |')
-  if args.json:
-    from perl.train import metrics, provenance
+  args = arguments()
+  if args.profile:
+    trace(args)
+    return
+  from perl.train import metrics
 
-    metrics.write_json(args.json, {
-      'command': 'python -m experiments.benchmarks', 'settings': vars(args), 'cases': cases,
-      **provenance.record()})
+  head = {'command': 'python -m experiments.benchmarks', 'settings': vars(args),
+          **processes.machine()}
+  held: list[dict] = []
+
+  def save(cases: list[dict]) -> None:
+    held[:] = cases
+    if args.json:
+      metrics.write_json(args.json, {**head, 'cases': cases})
+
+  play(args, save)
+  print(contest.table([case for case in held if case['suite'] != 'load']))
+  if loads := [case for case in held if case['suite'] == 'load']:
+    print(loading.table(loads))
+  if args.plot:
+    plot.draw(held, args.plot)
+  failed = any('error' in row for case in held for rows in case['runs'].values() for row in rows)
+  if failed or any(case.get('agrees') is False for case in held):
+    sys.exit('expected contestants that run and agree, found others (results are kept); see the '
+             'table; remedy: run the command in their `error`, or look at `checks`')
 
 
 if __name__ == '__main__':

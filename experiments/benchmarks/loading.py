@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.benchmarks import work
+from experiments.benchmarks import processes, work
 
 SHARDS = 4
 WHO = ('perl', 'transformers')
@@ -123,8 +123,6 @@ def contestant(who: str, folder: str, dtype: str) -> None:
 
 def contest(folder: pathlib.Path, stored: str, dtype: str, about: dict, rounds: int) -> dict:
   """Both in turn, `rounds` times."""
-  from experiments.benchmarks.__main__ import run
-
   found: dict[str, list[dict]] = {who: [] for who in WHO}
   for number in range(rounds):
     for who in WHO:
@@ -133,20 +131,52 @@ def contest(folder: pathlib.Path, stored: str, dtype: str, about: dict, rounds: 
           while stream.read(2**24):
             pass
       print(f'round {number + 1}/{rounds}: {stored} as {dtype}: {who}', file=sys.stderr, flush=True)
-      found[who].append(run([
+      found[who].append(processes.run([
         sys.executable, '-m', 'experiments.benchmarks.loading', f'--who={who}',
         f'--folder={folder}', f'--dtype={dtype}']))
   median = lambda who, name: statistics.median(row[name] for row in found[who])
   base = about['bytes'] * np.dtype(np.float32).itemsize // 2 if stored != dtype else about['bytes']
+  ratios = [b['seconds'] / a['seconds'] for a, b in zip(found['perl'], found['transformers'])]
   return {
+    'suite': 'load', 'size': f'{stored} as {dtype}',
     'stored': stored, 'loaded_as': dtype, **about, 'base_bytes': base, 'runs': found,
     'seconds': {who: median(who, 'seconds') for who in WHO},
     'peak_bytes': {who: median(who, 'peak_bytes') for who in WHO},
-    'speed_against_transformers': statistics.median(
-      b['seconds'] / a['seconds'] for a, b in zip(found['perl'], found['transformers'])),
+    'speed_against_transformers': statistics.median(ratios),
+    'speed_against': {'transformers': statistics.median(ratios)},
+    'ratios': {'transformers': ratios},
     'beyond_the_base_over_largest_shard': {
       who: (median(who, 'peak_bytes') - base) / about['largest_shard_bytes'] for who in WHO},
   }
+
+
+def compete(size: str, rounds: int, scratch: str | None = None) -> list[dict]:
+  """The cases: stored as float32 and as bfloat16, loaded as either.
+
+  Args:
+    size: of perl/models/config.py.
+    rounds: of each case.
+    scratch: a folder for the checkpoint, which is removed afterwards.
+  """
+  cases = []
+  for stored, as_dtypes in (('float32', ('float32',)), ('bfloat16', ('bfloat16', 'float32'))):
+    with tempfile.TemporaryDirectory(dir=scratch or None) as folder:
+      about = write(pathlib.Path(folder), size, stored)
+      cases += [contest(pathlib.Path(folder), stored, dtype, about, rounds) for dtype in as_dtypes]
+  return cases
+
+
+def table(cases: list[dict]) -> str:
+  """The cases in Markdown."""
+  lines = ['| stored | as | ours, s | transformers, s | times its speed | ours, peak beyond the '
+           'base, of a shard | transformers |', '|:--|:--|--:|--:|--:|--:|--:|']
+  for case in cases:
+    beyond = case['beyond_the_base_over_largest_shard']
+    lines.append(
+      f'| {case["stored"]} | {case["loaded_as"]} | {case["seconds"]["perl"]:.1f} | '
+      f'{case["seconds"]["transformers"]:.1f} | {case["speed_against_transformers"]:.2f} | '
+      f'{beyond["perl"]:.2f} | {beyond["transformers"]:.2f} |')
+  return '\n'.join(lines)
 
 
 def main() -> None:
@@ -164,20 +194,8 @@ def main() -> None:
   if args.who:
     contestant(args.who, args.folder, args.dtype)
     return
-  cases = []
-  for stored, as_dtypes in (('float32', ('float32',)), ('bfloat16', ('bfloat16', 'float32'))):
-    with tempfile.TemporaryDirectory(dir=args.scratch or None) as folder:
-      about = write(pathlib.Path(folder), args.size, stored)
-      cases += [contest(pathlib.Path(folder), stored, dtype, about, args.rounds)
-                for dtype in as_dtypes]
-  print('| stored | as | ours, s | transformers, s | times its speed | ours, peak beyond the base, '
-        'of a shard | transformers |')
-  print('|:--|:--|--:|--:|--:|--:|--:|')
-  for case in cases:
-    beyond = case['beyond_the_base_over_largest_shard']
-    print(f'| {case["stored"]} | {case["loaded_as"]} | {case["seconds"]["perl"]:.1f} | '
-          f'{case["seconds"]["transformers"]:.1f} | {case["speed_against_transformers"]:.2f} | '
-          f'{beyond["perl"]:.2f} | {beyond["transformers"]:.2f} |')
+  cases = compete(args.size, args.rounds, args.scratch)
+  print(table(cases))
   if args.json:
     from perl.train import metrics, provenance
 

@@ -1,99 +1,202 @@
-"""Our step, as a job runs it: `python -m experiments.benchmarks.ours --suite=rm --size=tiny`."""
+"""Our step, as a job runs it.
 
+    python -m experiments.benchmarks.weights --size=tiny --out=/tmp/tiny
+    python -m experiments.benchmarks.ours --suite=rm --size=tiny --weights=/tmp/tiny
+
+--variant=full trains every weight in place of LoRA. The policy is never merged: sampling computes
+the base and LoRA's products. With --profile=FOLDER two steps are traced by jax.profiler.
+"""
+
+import argparse
 from collections.abc import Callable
 
 from experiments import platform
 from experiments.benchmarks import work
 
+Step = Callable[[], object]
 
-def reward_step(size: str) -> Callable[[], None]:
-  """One LoRA reward-model step: forward, backward, clipping, AdamW."""
+
+class Case:
+  """The model of a case, its base, and adapters as they lie in the folder of weights."""
+
+  def __init__(self, args: argparse.Namespace) -> None:
+    import jax
+
+    from perl.models import pretrained
+
+    self.args, self.size = args, work.SIZES[args.size]
+    # As perl/jobs/setting.py chooses: on CPU a loop over few small layers runs on one thread.
+    small = jax.default_backend() == 'cpu' and self.size.layers <= 4
+    self.model, self.base, _ = pretrained.load(
+      args.weights / 'base', dtype=args.dtype, progress=False, scan_unroll=4 if small else 1)
+
+  def lora(self, name: str):
+    """'policy' or 'reward'; buffers of their own at each call, for a step donates them."""
+    import jax
+
+    from perl.peft import interop
+
+    loaded = interop.load(self.args.weights / name, self.base, heads=self.size.heads)
+    return jax.device_put(loaded, jax.devices()[0])
+
+  def learnt(self, name: str):
+    """What is trained: that LoRA, or a copy of all weights with its head."""
+    import jax
+
+    from perl.peft import adapters
+
+    lora = self.lora(name)
+    if self.args.variant != 'full':
+      return lora
+    head = {'head': lora['head']} if 'head' in lora else {}
+    return {**adapters.init(jax.random.key(1), self.base, 'full'), **head}
+
+  def trainer(self, adapters, loss):
+    """(state, step) of a loss over these adapters."""
+    import jax
+
+    from perl.peft.adapters import split
+    from perl.train import optim
+    from perl.train import step as steps
+
+    tx = optim.make(learning_rate=work.LEARNING_RATE, steps=1, clip_norm=work.CLIP)
+    state = steps.init_state(adapters, tx, jax.random.key(0), split)
+    # Placed, as the base is and as a job does it: else the second step would be compiled anew.
+    return jax.device_put(state, jax.devices()[0]), steps.make_train_step(loss, tx, split=split)
+
+
+def supervised(case: Case, name: str, loss, batch: dict) -> Step:
+  """Forward, backward, clipping, AdamW on one batch; returns the loss."""
   import jax
-  import jax.numpy as jnp
 
-  from perl.jobs import reward
-  from perl.peft import adapters
-  from perl.train import optim
-  from perl.train import step as steps
+  state, step = case.trainer(case.learnt(name), loss)
+  held = [state]
 
-  model, base = _base(size)
-  adapter = adapters.init(jax.random.key(1), base, 'lora', rank=work.RANK, alpha=work.ALPHA,
-                          head=True)
-  tx = optim.make(learning_rate=work.LEARNING_RATE, steps=1)
-  state = [steps.init_state(adapter, tx, jax.random.key(0), adapters.split)]
-  loss = reward.make_loss(model, kind='pairwise', margin=False, centre=0.0, dropout=False)
-  step = steps.make_train_step(loss, tx, split=adapters.split)
-  chosen, rejected = (jnp.asarray(x, jnp.int32) for x in work.pairs(size))
-  full, rows = jnp.ones(chosen.shape, bool), len(chosen)
-  batch = {'chosen': chosen, 'rejected': rejected, 'chosen_mask': full, 'rejected_mask': full,
-           'margin': jnp.zeros(rows), 'weight': jnp.ones(rows),
-           'prompt_tokens': jnp.zeros(rows, jnp.int32)}
-
-  def run() -> None:
-    state[0], metrics = step(state[0], base, batch)
-    jax.block_until_ready((state[0].adapters, metrics))
+  def run():
+    held[0], metrics = step(held[0], case.base, batch)
+    jax.block_until_ready((held[0].adapters, metrics))
+    return metrics['loss']
 
   return run
 
 
-def rl_step(size: str) -> Callable[[], None]:
+def reward_step(case: Case) -> Step:
+  """One reward-model step on pairs."""
+  import jax.numpy as jnp
+
+  from perl.jobs import reward
+
+  loss = reward.make_loss(case.model, kind='pairwise', margin=False, centre=0.0, dropout=False)
+  chosen, rejected = (jnp.asarray(x, jnp.int32) for x in work.pairs(case.args.size))
+  full, rows = jnp.ones(chosen.shape, bool), len(chosen)
+  return supervised(case, 'reward', loss, {
+    'chosen': chosen, 'rejected': rejected, 'chosen_mask': full, 'rejected_mask': full,
+    'margin': jnp.zeros(rows), 'weight': jnp.ones(rows),
+    'prompt_tokens': jnp.zeros(rows, jnp.int32)})
+
+
+def next_token_step(case: Case) -> Step:
+  """One next-token step, labels on all positions but the first, which nothing predicts."""
+  import jax.numpy as jnp
+
+  from perl.jobs import language
+
+  tokens = jnp.asarray(work.rows(case.args.size), jnp.int32)
+  mask = jnp.ones(tokens.shape, bool)
+  return supervised(case, 'policy', language.make_loss(case.model, dropout=False), {
+    'tokens': tokens, 'mask': mask, 'loss_mask': mask.at[:, 0].set(False)})
+
+
+def sampler(case: Case, temperature: float = 1.0, new: int = 0) -> Callable:
+  """(adapter, tokens i32[B, P], key) -> Rollout; no token is the EOS, so that no row ends early."""
+  import functools
+
+  import jax.numpy as jnp
+
+  from perl.rl.rollout import rollout
+
+  sample = functools.partial(
+    rollout, case.model, case.base, max_new_tokens=new or case.size.new, eos_id=-1,
+    pad_id=work.PAD, temperature=temperature)
+  return lambda adapter, tokens, key: sample(adapter, tokens, jnp.ones(tokens.shape, bool), key)
+
+
+def decode_step(case: Case) -> Step:
+  """One batch of responses."""
+  import jax
+  import jax.numpy as jnp
+
+  policy, sample = case.lora('policy'), sampler(case)
+  tokens, calls = jnp.asarray(work.prompts(case.args.size), jnp.int32), iter(range(10**9))
+
+  def run() -> None:
+    jax.block_until_ready(sample(policy, tokens, jax.random.key(next(calls))))
+
+  return run
+
+
+def greedy(case: Case) -> dict:
+  """What decoding must agree in: the mean log-prob, in nats, of greedy tokens."""
+  import jax
+  import jax.numpy as jnp
+
+  count = min(work.GREEDY, case.size.new)
+  tokens = jnp.asarray(work.prompts(case.args.size), jnp.int32)
+  found = sampler(case, 0.0, count)(case.lora('policy'), tokens, jax.random.key(0))
+  return {'greedy_logprob': float(found.logprobs[:, -count:].mean())}
+
+
+def rl_step(case: Case) -> Step:
   """One REINFORCE step without a critic: rollout, anchor log-probs, reward model, update."""
   import jax
   import jax.numpy as jnp
 
-  from perl.peft import adapters
   from perl.rl import reinforce
   from perl.rl.experience import make_experience
-  from perl.rl.rollout import rollout
-  from perl.train import optim
-  from perl.train import step as steps
 
-  model, base = _base(size)
-  make = lambda seed, head: adapters.init(
-    jax.random.key(seed), base, 'lora', rank=work.RANK, alpha=work.ALPHA, head=head)
-  frozen = {'reference': make(1, False), 'reward': make(2, True)}
-  tx = optim.make(learning_rate=work.LEARNING_RATE, steps=1)
-  state = [steps.init_state({'policy': make(1, False)}, tx, jax.random.key(0), adapters.split)]
-  new = work.ROLLOUT['new']
-  build = make_experience(model, max_new_tokens=new, beta=work.BETA)
-  update = steps.make_train_step(
-    reinforce.make_loss(model, max_new_tokens=new, baseline='batch_mean'), tx,
-    split=adapters.split)
-  tokens = jnp.asarray(work.prompts(size), jnp.int32)
-  mask, weight = jnp.ones(tokens.shape, bool), jnp.ones(len(tokens))
+  new, sample = case.size.new, sampler(case)
+  frozen = {'reference': case.lora('policy'), 'reward': case.lora('reward')}
+  state, update = case.trainer(
+    {'policy': case.learnt('policy')},
+    reinforce.make_loss(case.model, max_new_tokens=new, baseline='batch_mean'))
+  build = make_experience(case.model, max_new_tokens=new, beta=work.BETA)
+  tokens = jnp.repeat(
+    jnp.asarray(work.rl_prompts(case.args.size), jnp.int32), case.size.samples, 0)
+  weight, held = jnp.ones(len(tokens)), [state]
 
   def run() -> None:
-    key = jax.random.fold_in(jax.random.key(3), state[0].step)
-    # No token is the EOS (-1), so every row runs to the end: the same work for everybody.
-    sampled = rollout(model, base, state[0].adapters['policy'], tokens, mask, key,
-                      max_new_tokens=new, eos_id=-1, pad_id=0)
-    experience, _ = build(base, frozen, sampled, weight)
-    state[0], metrics = update(state[0], base, experience)
-    jax.block_until_ready((state[0].adapters, metrics))
+    key = jax.random.fold_in(jax.random.key(3), held[0].step)
+    sampled = sample(held[0].adapters['policy'], tokens, key)
+    experience, _ = build(case.base, frozen, sampled, weight)
+    held[0], metrics = update(held[0], case.base, experience)
+    jax.block_until_ready((held[0].adapters, metrics))
 
   return run
 
 
-def _base(size: str):
-  import jax
-
-  from perl.models import config, lm
-  from perl.models.transformer import Transformer
-
-  vocab = work.SIZES[size]['vocab']
-  unroll = 4 if work.SIZES[size]['layers'] <= 4 else 1  # as perl/jobs/setting.py chooses on CPU
-  model = Transformer(config.sized(size, vocab_size=vocab, scan_unroll=unroll))
-  return model, lm.init(model, jax.random.key(0))
+STEPS = {'rm': reward_step, 'sft': next_token_step, 'decode': decode_step, 'rl': rl_step}
 
 
 def main() -> None:
   """Measures one case and prints its row."""
-  args = work.arguments(__doc__)
-  step = {'rm': reward_step, 'rl': rl_step}[args.suite](args.size)
+  args = work.arguments(__doc__, ('', 'full'))
+  import jax
+
   from perl.train import provenance
 
-  work.report({'name': 'perl', **work.measure(step, steps=args.steps, warmup=args.warmup),
-               'peak_memory_bytes': provenance.peak_memory_bytes()}, 'jax', 'flax')
+  case = Case(args)
+  step = STEPS[args.suite](case)
+  row = work.measure(step, steps=args.steps, warmup=args.warmup)
+  row['peak_memory_bytes'] = provenance.peak_memory_bytes()
+  if args.suite == 'decode':
+    row |= greedy(case)
+  if args.profile:
+    with jax.profiler.trace(args.profile):
+      step()
+      step()
+  name = ', '.join(word for word in ('perl', args.variant) if word)
+  row |= {'name': name, 'device': jax.devices()[0].device_kind}
+  work.report(row, 'jax', 'jaxlib', 'flax')
 
 
 if __name__ == '__main__':

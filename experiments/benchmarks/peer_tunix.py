@@ -1,123 +1,181 @@
-"""Tunix's reward-model step: its Llama 3, qwix's LoRA, its PeftTrainer with the pairwise loss.
+"""Tunix (google-tunix 0.1.7 with qwix): its Llama 3, PeftTrainer, Sampler and GRPOLearner.
 
-Runs in an environment of its own that has google-tunix (0.1.7 was used), from the repository root:
+Runs in an environment of its own, from the repository root; the weights are written by ours:
 
-    PYTHON -m experiments.benchmarks.peer_tunix --suite=rm --size=tiny
+    PYTHON -m experiments.benchmarks.peer_tunix --suite=rm --size=tiny --weights=/tmp/tiny
 
-Less work than ours by one vector: its trainer updates LoRA parameters alone, so the scalar head
-stays as it was.
+rm: PeftTrainer with the pairwise loss; sft: with its own loss; decode: Sampler; rl: GRPOLearner
+with the vanilla rollout and, as reward function, a reward model of the same size (Tunix takes text
+and hands on text). Less work than ours by one vector in rm: its trainer updates LoRA alone, so the
+score head stays as it was. The reference shares its base with the policy, as in Tunix's examples.
 """
 
+import argparse
 import contextlib
 import io
-import resource
+import os
+import tempfile
 import time
 
 from experiments.benchmarks import work
+from experiments.benchmarks.tunix_parts import Clock, Words, base, one_device, optimizer, with_lora
 
 
-def model_with_head(size: str):
-  """Llama 3 in float32 with random weights, its output head replaced by a scalar one, and LoRA."""
-  import qwix
-  from flax import nnx
-  from tunix.models.llama3 import model as llama
-  from tunix.rl import utils
+def pairwise(model, input_tokens, input_mask, positions, attention_mask):
+  """-log sigmoid of the scores' difference, both sides in one forward pass."""
+  import jax
+  import jax.numpy as jnp
 
-  s = work.SIZES[size]
-  made = llama.Llama3(llama.ModelConfig(
-    num_layers=s['layers'], vocab_size=s['vocab'], embed_dim=s['width'],
-    hidden_dim=s['mlp_width'], num_heads=s['heads'], num_kv_heads=s['heads'],
-    head_dim=s['width'] // s['heads'], rope_theta=10_000, norm_eps=1e-6), rngs=nnx.Rngs(0))
-  made = utils.create_critic_model(made)
-  lora = qwix.LoraProvider(module_path='.*(q_proj|k_proj|v_proj|o_proj).*', rank=work.RANK,
-                           alpha=work.ALPHA)
-  return qwix.apply_lora_to_model(made, lora, rngs=nnx.Rngs(1), **made.get_model_input())
+  scores = model(input_tokens, positions, None, attention_mask)[0][:, -1, 0]
+  chosen, rejected = jnp.split(scores, 2)
+  return -jax.nn.log_sigmoid(chosen - rejected).mean()
 
 
-def clock():
-  """Training hooks that note when each step starts, and the loss that each step ends with."""
-  from tunix.sft import hooks
+def supervised(args: argparse.Namespace) -> dict:
+  """Seconds of PeftTrainer's steps on one batch, after one that compiles and `warmup` others."""
+  import jax.numpy as jnp
+  from tunix.sft import peft_trainer
 
-  class Clock(hooks.TrainingHooks):
-    """`starts`: seconds, the end of training last; `losses`: of each step."""
-
-    def __init__(self):
-      self.starts: list[float] = []
-      self.losses: list[float] = []
-
-    def on_train_start(self, train_ctx):
-      pass
-
-    def on_train_step_start(self, train_ctx):
-      self.starts.append(time.perf_counter())
-
-    def on_train_step_end(self, train_ctx, train_step, train_loss):
-      self.losses.append(float(train_loss))  # waits for the step
-
-    def on_train_end(self, train_ctx):
-      self.starts.append(time.perf_counter())
-
-    def on_eval_step_start(self, train_ctx):
-      pass
-
-    def on_eval_step_end(self, train_ctx, eval_loss):
-      pass
-
-  return Clock()
+  tokens = jnp.asarray(work.rows(args.size), jnp.int32)
+  rows, length = tokens.shape
+  causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, length, length))
+  positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+  count, marks = 1 + args.warmup + args.steps, Clock()
+  trainer = peft_trainer.PeftTrainer(
+    with_lora(args, base(args, scored=args.suite == 'rm')), optimizer(),
+    peft_trainer.TrainingConfig(eval_every_n_steps=10**9, max_steps=count,
+                                max_inflight_computations=1))
+  trainer.with_gen_model_input_fn(lambda batch: {
+    'input_tokens': batch.input_tokens, 'input_mask': batch.input_mask, 'positions': positions,
+    'attention_mask': causal})
+  if args.suite == 'rm':
+    trainer.with_loss_fn(pairwise)
+  trainer.with_training_hooks(marks)
+  batch = peft_trainer.TrainingInput(input_tokens=tokens, input_mask=jnp.ones(tokens.shape, bool))
+  with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+    trainer.train([batch] * count)
+  return {**between(marks.starts, args), 'first_loss': marks.losses[0]}
 
 
-def reward_steps(size: str, *, steps: int, warmup: int) -> dict:
-  """Seconds of `steps` steps after one that compiles and `warmup` others, and LoRA's size."""
+def between(starts: list[float], args: argparse.Namespace) -> dict:
+  """A row's times from when each step starts, the end of the last one with them."""
+  seconds = [b - a for a, b in zip(starts, starts[1:])]
+  expected = 1 + args.warmup + args.steps
+  if len(seconds) != expected:
+    raise RuntimeError(
+      f'expected {expected} steps, found {len(seconds)}; remedy: install google-tunix 0.1.7')
+  return work.summary(seconds[0], seconds[1 + args.warmup:])
+
+
+def sampling(args: argparse.Namespace) -> dict:
+  """Seconds of Sampler's batches; at top_p = 1, for without top_p it is greedy."""
+  from tunix.generate import sampler
+
+  s = work.SIZES[args.size]
+  cache = sampler.CacheConfig(cache_size=s.prompt + s.new, num_layers=s.layers,
+                              num_kv_heads=s.kv_heads, head_dim=s.head_dim)
+  sample = sampler.Sampler(with_lora(args, base(args)), Words(), cache)
+  texts = [work.text(row) for row in work.prompts(args.size)]
+  options = dict(max_prompt_length=s.prompt, eos_tokens=[s.vocab + 1])  # so that no row ends early
+  seeds = iter(range(10**9))
+
+  def step() -> None:
+    found = sample(input_strings=texts, max_generation_steps=s.new, temperature=1.0, top_p=1.0,
+                   seed=next(seeds), **options)
+    assert all(len(tokens) == s.new for tokens in found.tokens)
+
+  row = work.measure(step, steps=args.steps, warmup=args.warmup)
+  row['peak_memory_bytes'] = work.peak_memory_bytes()
+  count = min(work.GREEDY, s.new)
+  greedy = sample(input_strings=texts, max_generation_steps=count, return_logprobs=True, **options)
+  return {**row, 'greedy_logprob': sum(map(sum, greedy.logprobs)) / (count * s.rows)}
+
+
+def reward_function(args: argparse.Namespace):
+  """(prompts, completions) -> scores of the jitted reward model at the last token."""
   import jax
   import jax.numpy as jnp
   import numpy as np
-  import optax
   from flax import nnx
-  from tunix.sft import peft_trainer
 
-  tokens = jnp.asarray(np.concatenate(work.pairs(size)), jnp.int32)
-  rows, length = tokens.shape
-  causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, length, length))
-  count = 1 + warmup + steps
+  model, s = base(args, scored=True), work.SIZES[args.size]
+  length = s.prompt + s.new
 
-  def inputs(batch):
-    return {'input_tokens': batch.input_tokens, 'attention_mask': causal,
-            'positions': jnp.broadcast_to(jnp.arange(length), tokens.shape)}
+  @nnx.jit
+  def score(model, tokens):
+    shape = (len(tokens), length, length)
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), shape)
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    return model(tokens, positions, None, causal)[0][:, -1, 0]
 
-  def loss(model, input_tokens, positions, attention_mask):
-    scores = model(input_tokens, positions, None, attention_mask)[0][:, -1, 0]
-    chosen, rejected = jnp.split(scores, 2)
-    return -jax.nn.log_sigmoid(chosen - rejected).mean()
+  def reward(prompts, completions, **_):
+    tokens = [work.ids(prompt) + work.ids(response)
+              for prompt, response in zip(prompts, completions)]
+    return np.asarray(jax.device_get(score(model, jnp.asarray(tokens)))).tolist()
 
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('fsdp', 'tp'))
-  with mesh:
-    model = model_with_head(size)
-    trainer = peft_trainer.PeftTrainer(
-      model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(work.LEARNING_RATE)),
-      peft_trainer.TrainingConfig(eval_every_n_steps=10**9, max_steps=count,
-                                  max_inflight_computations=1))
-    trainer.with_gen_model_input_fn(inputs).with_loss_fn(loss)
-    marks = clock()
-    trainer.with_training_hooks(marks)
-    batch = peft_trainer.TrainingInput(input_tokens=tokens, input_mask=jnp.ones(tokens.shape, bool))
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-      trainer.train([batch] * count)
-  seconds = [b - a for a, b in zip(marks.starts, marks.starts[1:])]
-  assert len(seconds) == count and len(marks.losses) == count, (seconds, marks.losses)
-  return {**work.summary(seconds[0], seconds[1 + warmup:]), 'losses': marks.losses,
-          'parameters_trainable': sum(x.size for x in jax.tree.leaves(
-            nnx.state(model, nnx.LoRAParam)))}
+  return reward
+
+
+def cluster(args: argparse.Namespace, count: int):
+  """The RLCluster: policy and reference over one base, the vanilla rollout engine."""
+  from tunix.rl import rl_cluster
+  from tunix.rl.rollout import base_rollout
+
+  s, mesh = work.SIZES[args.size], one_device()
+  reference = base(args)
+  roles = rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT
+  return rl_cluster.RLCluster(
+    actor=with_lora(args, reference), reference=reference, tokenizer=Words(),
+    cluster_config=rl_cluster.ClusterConfig(
+      role_to_mesh=dict.fromkeys(roles, mesh), rollout_engine='vanilla', offload_to_cpu=False,
+      training_config=rl_cluster.RLTrainingConfig(
+        actor_optimizer=optimizer(), eval_every_n_steps=10**9, max_steps=count,
+        max_inflight_computations=1),
+      rollout_config=base_rollout.RolloutConfig(
+        max_tokens_to_generate=s.new, max_prompt_length=s.prompt, kv_cache_size=s.prompt + s.new,
+        temperature=1.0, top_p=1.0, eos_tokens=[s.vocab + 1])))
+
+
+def online(args: argparse.Namespace) -> dict:
+  """Seconds of GRPOLearner's steps, from one rollout's start to the next."""
+  import numpy as np
+  from tunix.rl.grpo import grpo_learner
+
+  s, count, starts = work.SIZES[args.size], 1 + args.warmup + args.steps, []
+  made = cluster(args, count)
+  generate = made.generate
+
+  def noted(*arguments, **options):
+    starts.append(time.perf_counter())
+    return generate(*arguments, **options)
+
+  made.generate = noted
+  learner = grpo_learner.GRPOLearner(
+    made, grpo_learner.GRPOConfig(num_generations=s.samples, num_iterations=1, beta=work.BETA),
+    reward_function(args))
+  texts = np.array([work.text(row) for row in work.rl_prompts(args.size)])
+  with contextlib.redirect_stderr(io.StringIO()):
+    learner.train([{'prompts': texts} for _ in range(count)])
+  starts.append(time.perf_counter())
+  return between(starts, args)
+
+
+CASES = {'rm': supervised, 'sft': supervised, 'decode': sampling, 'rl': online}
 
 
 def main() -> None:
   """Measures one case and prints its row."""
   args = work.arguments(__doc__)
-  if args.suite != 'rm':
-    raise SystemExit(f'expected --suite=rm, found {args.suite}: Tunix is timed on that alone')
-  row = reward_steps(args.size, steps=args.steps, warmup=args.warmup)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  work.report({'name': 'tunix', **row, 'peak_memory_bytes': peak},
-              'google-tunix', 'qwix', 'jax', 'flax')
+  import jax
+
+  with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)  # its loggers write into the working folder
+    with one_device():
+      row = CASES[args.suite](args)
+    os.chdir('/')
+  row.setdefault('peak_memory_bytes', work.peak_memory_bytes())
+  work.report({'name': 'tunix', 'device': jax.devices()[0].device_kind, **row},
+              'google-tunix', 'qwix', 'jax', 'jaxlib', 'flax')
 
 
 if __name__ == '__main__':

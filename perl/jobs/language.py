@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from perl.models import lm
+from perl.models.context import Rows
 from perl.models.transformer import Transformer
 from perl.objectives import losses
 from perl.train.step import LossFn, TrainState
@@ -16,8 +17,9 @@ def make_loss(model: Transformer, *, dropout: bool) -> LossFn:
   """The LossFn of next-token prediction over loss_mask (token-mean)."""
 
   def loss(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+    rows = Rows(batch['mask'], batch.get('segments'), right_padded=True)
     logprobs = lm.logprobs(
-      model, base, adapter, batch['tokens'], batch['mask'], dropout_key=key if dropout else None
+      model, base, adapter, batch['tokens'], rows, dropout_key=key if dropout else None
     )
     return losses.next_token(logprobs, batch['loss_mask']), {}
 

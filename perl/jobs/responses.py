@@ -1,7 +1,8 @@
 """Responses of a policy to the prompts of a split, with what is known of each."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -10,9 +11,10 @@ from perl.data import chat
 from perl.data.examples import Example, Prompt
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
+from perl.rl import slots
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
-from perl.types import Tree
+from perl.types import Batch, Rollout, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +74,8 @@ def respond(
       base.model, max_new_tokens=rl.max_new_tokens, beta=rl.beta, temperature=temperature or 1.0
     )
   found: dict[int, tuple] = {}
-  for number, batch in enumerate(setting.evaluation_batches(rows, 'prompt')):
-    placed = setting.place(batch)
-    out = rollout(
-      base.model, base.params, policy, placed['tokens'], placed['mask'],
-      jax.random.fold_in(key, number), max_new_tokens=rl.max_new_tokens, temperature=temperature,
-      eos_id=setting.tokenizer.eos_id, pad_id=setting.tokenizer.pad_id,
-    )
-    scores, kl = _judge(build, base, frozen, out, placed['weight'])
+  for batch, out in _rollouts(setting, base, policy, rows, key, temperature):
+    scores, kl = _judge(build, base, frozen, out, batch['weight'])
     tokens, mask, finished = jax.device_get((out.tokens, out.response_mask, out.finished))
     for i in np.flatnonzero(batch['weight']):
       found[int(batch['index'][i])] = (
@@ -89,6 +85,54 @@ def respond(
   tokens, finished, scores, kl = zip(*ordered)
   texts = [_text(setting, ids) for ids in tokens]
   return Responses(texts, list(tokens), np.array(finished), np.array(scores), np.array(kl))
+
+
+def sampling(setting: Setting, **changes) -> dict:
+  """The arguments of a rollout that config.rl and the tokenizer hold, with these changes."""
+  rl, ids = setting.config.rl, setting.tokenizer
+  return dict(
+    max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, top_k=rl.top_k, top_p=rl.top_p,
+    eos_id=ids.eos_id, pad_id=ids.pad_id, cache=rl.cache,
+    merged={'auto': None, 'adapter': False, 'merged': True}[rl.decode],
+  ) | changes
+
+
+def _rollouts(
+  setting: Setting, base: Base, policy: Tree, rows: list[dict], key: jax.Array, temperature: float
+) -> Iterator[tuple[Batch, Rollout]]:
+  """(batch, its rollout) over all rows; a bucket at a time in slots, where that is the faster way.
+
+  The first batch of a bucket says how much lengths vary.
+  """
+  how, size = setting.config.rl.rollout, setting.config.evaluate.batch_size
+  options = sampling(setting, temperature=temperature, top_k=0, top_p=1.0)
+  number, seen = 0, np.zeros(0)
+  for batches in _by_length(setting.evaluation_batches(rows, 'prompt')):
+    while batches:
+      key_now, one = jax.random.fold_in(key, number), len(batches) == 1
+      together = how == 'slots' and not one
+      if how == 'auto' and len(seen) and not one:
+        together = slots.pays(seen, size * len(batches), size)
+      batch, batches = (_joined(batches), []) if together else (batches[0], batches[1:])
+      placed = setting.place(batch)
+      sample = functools.partial(slots.rollout, slots=size) if together else rollout
+      out = sample(
+        base.model, base.params, policy, placed['tokens'], placed['mask'], key_now, **options)
+      seen = np.asarray(out.response_mask.sum(-1))
+      yield batch, out
+      number += 1
+
+
+def _by_length(batches: list[Batch]) -> list[list[Batch]]:
+  """Batches of one padded length together."""
+  found: dict[int, list[Batch]] = {}
+  for batch in batches:
+    found.setdefault(batch['tokens'].shape[1], []).append(batch)
+  return list(found.values())
+
+
+def _joined(batches: list[Batch]) -> Batch:
+  return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 
 def _text(setting: Setting, ids: list[int]) -> str:

@@ -1,9 +1,11 @@
 """Stage `rl`: the policy's adapter learns from the reward model, held to the anchor by a KL.
 
 Four roles over one base (the anchor): the policy and the critic learn; the reference, which is the
-policy's own adapter before its first update, and the reward model are frozen adapters.
+policy's own adapter before its first update, and the reward model are frozen adapters. There is one
+copy of the base in memory, unless rl.layout asks for the conventional four.
 """
 
+import functools
 import importlib
 
 import jax
@@ -16,6 +18,7 @@ from perl import trees
 from perl.jobs import artefacts, responses
 from perl.jobs import setting as settings
 from perl.peft import adapters
+from perl.rl import roles, slots
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import loop, memory
@@ -28,12 +31,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   setting = settings.begin(config, workdir, 'rl')
   anchor = artefacts.load_anchor(setting)
   algorithm = importlib.import_module(f'perl.rl.{config.rl.algorithm}')
-  roles = algorithm.trains(config.rl.baseline)
-  learning = {role: _fresh(setting, anchor, role) for role in roles}
+  learners = algorithm.trains(config.rl.baseline)
+  learning = {role: _fresh(setting, anchor, role) for role in learners}
   reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
   # An explicit copy: the policy's own buffers are donated to the step.
   frozen = {'reference': jax.tree.map(jnp.copy, learning['policy']), 'reward': reward}
-  tx = _optimizer(setting, roles)
+  tx = _optimizer(setting, learners)
   state, places = artefacts.first_state(setting, anchor.params, learning, tx)
   dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
@@ -68,12 +71,14 @@ def _fresh(setting: settings.Setting, anchor: artefacts.Base, role: str) -> Tree
   return adapter
 
 
-def _optimizer(setting: settings.Setting, roles: tuple[str, ...]) -> optax.GradientTransformation:
+def _optimizer(
+  setting: settings.Setting, learners: tuple[str, ...]
+) -> optax.GradientTransformation:
   """A chain for each role: the gradient of one is not clipped for the other's sake."""
   rates = {'critic': setting.config.rl.value_learning_rate}
   chains = {
     role: setting.optimizer(**({'learning_rate': rates[role]} if role in rates else {}))
-    for role in roles
+    for role in learners
   }
   labels = lambda tree: {
     role: jax.tree.map(lambda _, role=role: role, part) for role, part in tree.items()
@@ -86,23 +91,26 @@ class Step:
 
   def __init__(self, setting, anchor, frozen, algorithm, tx, places, *, offset: float):
     rl = setting.config.rl
-    self.setting, self.anchor, self.frozen, self.offset = setting, anchor, frozen, offset
-    common = dict(max_new_tokens=rl.max_new_tokens, temperature=rl.temperature)
+    self.setting, self.model, self.frozen, self.offset = setting, anchor.model, frozen, offset
+    self.base = roles.lay_out(anchor.params, rl.layout)
+    common = dict(
+      max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, samples=rl.samples)
     self.experience = make_experience(
-      anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty, **common
+      anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty,
+      forwards=rl.forwards, **common
     )
     loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
     self.update = steps.make_train_step(
-      loss, tx, split=adapters.split, shardings=places, microbatches=rl.microbatches
+      loss, tx, split=adapters.split, shardings=places, microbatches=rl.microbatches,
+      together=rl.samples,
     )
-    ids = setting.tokenizer
-    self.sampling = dict(
-      top_k=rl.top_k, top_p=rl.top_p, eos_id=ids.eos_id, pad_id=ids.pad_id, **common
-    )
+    self.sampling = responses.sampling(setting, samples=rl.samples)
+    several = rl.slots and rl.slots < rl.batch_size and rl.rollout != 'batch'
+    self.sample = functools.partial(slots.rollout, slots=rl.slots) if several else rollout
 
   def __call__(self, state: steps.TrainState, batch: Batch):
     experience, metrics = self.gather(state, self.setting.place(batch))
-    state, more = self.update(state, self.anchor.params, experience)
+    state, more = self.update(state, self.base, experience)
     return state, {name: m.value() for name, m in metrics.items()} | more
 
   def gather(
@@ -111,21 +119,22 @@ class Step:
     """The experience of one batch of prompts, and its metrics."""
     # The update draws from fold_in(key, step); the rollout from a branch of its own.
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    base = self.anchor.params
-    sampled = rollout(
-      self.anchor.model, base, state.adapters['policy'], batch['tokens'], batch['mask'], key,
-      **self.sampling,
+    sampled = self.sample(
+      self.model, roles.of(self.base, 'policy'), state.adapters['policy'], batch['tokens'],
+      batch['mask'], key, **self.sampling,
     )
-    return self.experience(base, self.frozen, sampled, batch['weight'], self.offset)
+    weight = jnp.repeat(batch['weight'], self.sampling['samples'])
+    return self.experience(self.base, self.frozen, sampled, weight, self.offset)
 
   def memory(self, state: steps.TrainState) -> dict:
     """The update's compiled bytes, at the longest prompts."""
     setting = self.setting
     rows = setting.rows(setting.examples('dev', 'prompt'), 'prompt')
     batch = memory.longest(setting.evaluation_batches(rows, 'prompt'))
-    batch = setting.place(memory.resized(batch, setting.config.rl.batch_size))
+    prompts = setting.config.rl.batch_size // setting.config.rl.samples
+    batch = setting.place(memory.resized(batch, prompts))
     experience, _ = jax.eval_shape(self.gather, state, batch)
-    return memory.of_step(self.update, state, self.anchor.params, experience)
+    return memory.of_step(self.update, state, self.base, experience)
 
 
 def _make_evaluation(

@@ -12,6 +12,7 @@ from perl.jobs import probe
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
 from perl.models import lm
+from perl.models.context import Rows
 from perl.types import Tree
 
 EXAMPLES = {'pairwise': 'preference', 'pointwise': 'labelled'}
@@ -78,15 +79,15 @@ def probed_head(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
-  response_mask = after_prompt(mask, prompt_tokens)
-  return lm.score(model, base, adapter, tokens, mask, response_mask=response_mask)
+  response_mask, rows = after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
+  return lm.score(model, base, adapter, tokens, rows, response_mask=response_mask)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='reads')
 def _features(model, base, adapter, tokens, mask, prompt_tokens, *, reads) -> jax.Array:
-  response_mask = after_prompt(mask, prompt_tokens)
+  response_mask, rows = after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
   return lm.head_features(
-    model, base, adapter, tokens, mask, reads=reads, response_mask=response_mask
+    model, base, adapter, tokens, rows, reads=reads, response_mask=response_mask
   )
 
 

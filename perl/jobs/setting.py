@@ -193,24 +193,29 @@ class Setting:
     return rows
 
   def stream(self, rows: list[dict], kind: str) -> pipeline.Batches:
-    """The stage's endless training batches."""
+    """The stage's endless training batches; of prompts, one row for all samples of a prompt."""
+    section = self.config[self.stage]
     return pipeline.batches(
-      rows, kind=kind, batch_size=self.config[self.stage].batch_size, seed=self.config.seed,
-      buckets=self.buckets(rows, kind), shard_index=jax.process_index(),
+      rows, kind=kind, batch_size=section.batch_size // section.get('samples', 1),
+      seed=self.config.seed, buckets=self.buckets(rows, kind), shard_index=jax.process_index(),
       shard_count=jax.process_count(), pad_id=self.tokenizer.pad_id,
+      packed=section.get('packed', False), shared_prompt=section.get('share_prompt', False),
     )
 
-  def evaluation_batches(self, rows: list[dict], kind: str) -> list[Batch]:
-    """All rows once, in batches of config.evaluate.batch_size."""
+  def evaluation_batches(self, rows: list[dict], kind: str, **layout: bool) -> list[Batch]:
+    """All rows once, in batches of config.evaluate.batch_size; layout as pipeline's."""
     return pipeline.evaluation_batches(
       rows, kind=kind, batch_size=self.config.evaluate.batch_size,
-      buckets=self.buckets(rows, kind), pad_id=self.tokenizer.pad_id,
+      buckets=self.buckets(rows, kind), pad_id=self.tokenizer.pad_id, **layout,
     )
 
   def buckets(self, rows: list[dict], kind: str) -> tuple[int, ...]:
-    """The config's lengths, with one that holds the longest row that there can be."""
+    """The config's lengths, with one that holds the longest row that there can be; or the rows'."""
     c = self.config.data
     longest = c.max_prompt_tokens + (0 if kind == 'prompt' else c.max_response_tokens)
+    if c.auto_buckets:
+      found = pipeline.auto_buckets(pipeline.lengths(rows, kind), count=c.auto_buckets)
+      return tuple(sorted({min(edge, longest) for edge in found}))
     return tuple(b for b in c.buckets if b < longest) + (longest,)
 
   def place(self, batch: Batch) -> Batch:

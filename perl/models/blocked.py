@@ -7,9 +7,11 @@ and the next; a loop over groups of batch rows keeps them there.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # A hidden key has this score: far below any real one, and finite, so that no NaN can arise.
 HIDDEN = -1e30
@@ -35,26 +37,33 @@ def visible(
   return seen
 
 
+class Seen(NamedTuple):
+  """What only the data say of who sees whom; rows lead, so that it is cut as the rows are."""
+
+  mask: jax.Array | None = None  # bool[B, S]
+  windows: jax.Array | None = None  # i32[B], where the window is data
+  of_queries: jax.Array | None = None  # i32[B, T], segments
+  of_keys: jax.Array | None = None  # i32[B, S]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, seen: tuple[jax.Array, ...], options: tuple
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen | None, options: tuple
 ) -> jax.Array:
-  """`perl.models.attention.attention` with options (scale, causal, window, softcap).
-
-  seen: (mask,), or (mask, windows i32[B]) where the window is data; options then has None for it.
-  """
+  """`perl.models.attention.attention` with options (scale, causal, window, softcap, offset)."""
   return _forward(q, k, v, seen, options)[0]
 
 
 def _forward(q, k, v, seen, options):
-  out, log_sum = _in_groups(functools.partial(_group_forward, options), q, k, v, *seen)
+  found = _in_groups(functools.partial(_group_forward, options), q, k, v, seen)
+  out, log_sum = checkpoint_name(found, 'attended')
   return out, (q, k, v, seen, out, log_sum)
 
 
 def _backward(options, residuals, d_out):
   q, k, v, seen, out, log_sum = residuals
   group = functools.partial(_group_backward, options)
-  return *_in_groups(group, q, k, v, out, log_sum, d_out, *seen), None
+  return *_in_groups(group, q, k, v, seen, out, log_sum, d_out), None
 
 
 attention.defvjp(_forward, _backward)
@@ -69,15 +78,17 @@ def _in_groups(function, q, k, *others):
   row_bytes = 4 * heads * min(BLOCK, t) * k.shape[1]
   fitting = max(1, CACHED_BYTES // row_bytes) * jax.device_count()
   groups = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= fitting)
-  arrays = (q, k, *others)
+  arguments = (q, k, *others)
   if groups == 1:
-    return function(*arrays)
-  split = [x.reshape(rows // groups, groups, *x.shape[1:]) for x in arrays]
-  shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct(
-      (x.shape[0], *x.shape[2:]), x.dtype) for x in split))
+    return function(*arguments)
+  cut = lambda x: x.reshape(rows // groups, groups, *x.shape[1:])
+  split = jax.tree.map(cut, arguments)
+  part = lambda i: jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), split)
+  shapes = jax.eval_shape(lambda: function(*part(0)))
 
   def step(i, results):
-    found = function(*(jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in split))
+    found = function(*part(i))
     return tuple(jax.lax.dynamic_update_index_in_dim(r, f, i, 1) for r, f in zip(results, found))
 
   empty = tuple(jnp.zeros((s.shape[0], groups, *s.shape[1:]), s.dtype) for s in shapes)
@@ -85,24 +96,42 @@ def _in_groups(function, q, k, *others):
   return tuple(r.reshape(rows, *r.shape[2:]) for r in results)
 
 
-def _blocks(t: int, s: int, causal: bool, window: int | None):
+def _blocks(t: int, s: int, causal: bool, window: int | None, offset: int):
   """(query slice, key slice) of each block: only the keys that some query of it sees."""
   for start in range(0, t, BLOCK):
     stop = min(start + BLOCK, t)
-    last = min(stop, s) if causal else s
+    last = min(offset + stop, s) if causal else s
     if window is not None and not causal:
-      last = min(s, stop + window - 1)
-    first = 0 if window is None else min(max(0, start - window + 1), last)
+      last = min(s, offset + stop + window - 1)
+    first = 0 if window is None else min(max(0, offset + start - window + 1), last)
     yield slice(start, stop), slice(first, last)
 
 
-def _hidden(mask, spans, rows, keys, causal, window):
-  """f32[B, 1, 1, t, s] (or [B, 1, 1, 1, s]) to add to the scores: 0 where seen, else HIDDEN."""
-  seen = mask[:, None, None, None, keys]
-  window = window if spans is None else spans[:, None, None, None, None]
-  if causal or window is not None:
-    seen = seen & visible((rows.start, rows.stop), (keys.start, keys.stop), causal, window)
-  return jnp.where(seen, 0.0, HIDDEN)
+def _hide(scores, seen, rows, keys, causal, window, offset):
+  """The scores f32[B, G, R, t, s] of a block, HIDDEN where a query does not see the key.
+
+  Only what can hide something is looked at: with neither mask nor segments, the keys before the
+  block's own are seen by all of it, and pass as they are.
+  """
+  if seen is None and window is None:
+    if not causal or keys.stop <= offset + rows.start + 1:
+      return scores
+    own = min(keys.stop, max(keys.start, offset + rows.start))  # seen by all up to here
+    ok = visible((offset + rows.start, offset + rows.stop), (own, keys.stop), True, None)
+    hidden = jnp.where(ok, 0.0, HIDDEN)
+    return scores + jnp.pad(hidden, ((0, 0), (own - keys.start, 0)))
+  ok = jnp.ones((1, 1, 1, 1, 1), bool)
+  seen = seen or Seen()
+  if seen.mask is not None:
+    ok = ok & seen.mask[:, None, None, None, keys]
+  if seen.of_keys is not None:
+    text = seen.of_queries[:, None, None, rows, None]
+    ok = ok & (text == seen.of_keys[:, None, None, None, keys])
+  if causal or window is not None or seen.windows is not None:
+    window = window if seen.windows is None else seen.windows[:, None, None, None, None]
+    ok = ok & visible(
+        (offset + rows.start, offset + rows.stop), (keys.start, keys.stop), causal, window)
+  return scores + jnp.where(ok, 0.0, HIDDEN)
 
 
 def _scores(q, k, softcap):
@@ -131,14 +160,14 @@ def _token_major(x, shape, dtype):
   return x.transpose(0, 3, 1, 2, 4).reshape(shape).astype(dtype)
 
 
-def _group_forward(options, q, k, v, mask, spans=None):
-  scale, causal, window, softcap = options
+def _group_forward(options, q, k, v, seen):
+  scale, causal, window, softcap, offset = options
   qh, kh, vh = _head_major(q, k, v, scale)
   outs, log_sums = [], []
   qf, kf = _feature_major(qh), _feature_major(kh)
-  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window):
+  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window, offset):
     scores, _ = _scores(qf[..., rows], kf[..., keys], softcap)
-    scores += _hidden(mask, spans, rows, keys, causal, window)
+    scores = _hide(scores, seen, rows, keys, causal, window, offset)
     top = jnp.maximum(scores.max(-1, keepdims=True), LOWEST)
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
@@ -150,9 +179,9 @@ def _group_forward(options, q, k, v, mask, spans=None):
   return _token_major(jnp.concatenate(outs, 3), q.shape, q.dtype), jnp.concatenate(log_sums, 3)
 
 
-def _group_backward(options, q, k, v, out, log_sum, d_out, mask, spans=None):
+def _group_backward(options, q, k, v, seen, out, log_sum, d_out):
   """Recomputes the weights from the saved log-sums (FlashAttention, arXiv:2205.14135, alg. 4)."""
-  scale, causal, window, softcap = options
+  scale, causal, window, softcap, offset = options
   qh, kh, vh = _head_major(q, k, v, scale)
   dh, _, _ = _head_major(d_out.astype(q.dtype), k, v, 1.0)
   oh, _, _ = _head_major(out, k, v, 1.0)
@@ -161,11 +190,11 @@ def _group_backward(options, q, k, v, out, log_sum, d_out, mask, spans=None):
   dv = jnp.zeros_like(dk)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   qf, kf, vf, df = (_feature_major(x) for x in (qh, kh, vh, dh))
-  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window):
+  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window, offset):
     qb, db = qh[:, :, :, rows], dh[:, :, :, rows]
     scores, slope = _scores(qf[..., rows], kf[..., keys], softcap)
-    hidden = _hidden(mask, spans, rows, keys, causal, window)
-    weights = jnp.exp(scores + hidden - log_sum[:, :, :, rows])
+    scores = _hide(scores, seen, rows, keys, causal, window, offset)
+    weights = jnp.exp(scores - log_sum[:, :, :, rows])
     d_weights = product('bgkrt,bgks->bgrts', df[..., rows], vf[..., keys])
     d_scores = weights * (d_weights - inner[:, :, :, rows])
     if slope is not None:

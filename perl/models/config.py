@@ -144,7 +144,7 @@ class Config:
   final_softcap: float | None = None  # the same of the output logits
   dtype: str = 'float32'  # of the computation; softmax, norms and log-probs are float32 always
   param_dtype: str = 'float32'  # of the stored base
-  remat: bool = False  # recompute each layer in the backward pass, to keep only its input
+  remat: str = 'none'  # what the backward pass of a layer computes again: see REMAT
   scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
 
   def __post_init__(self):
@@ -159,7 +159,7 @@ class Config:
       )
     choices = dict(
       norm=('rms', 'layer'), activation=('silu', 'gelu', 'gelu_tanh', 'relu'),
-      position=('rope', 'learnt'),
+      position=('rope', 'learnt'), remat=REMAT,
     )
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
@@ -176,6 +176,11 @@ class Config:
       self.window if has else None for has in self.window_layers or (True,) * self.layers
     )
 
+
+REMAT = ('none', 'products', 'attention', 'layer')
+"""What is kept of a layer for its backward pass, from most to least: all of it; the results of its
+products and of attention (norms, rotations and activations are computed again, which costs little);
+these without the MLP's wide ones; its input alone."""
 
 RUN_FIELDS = ('dtype', 'param_dtype', 'remat', 'scan_unroll')
 """The fields that say how a model is run; the others say what it is."""
@@ -208,6 +213,8 @@ def from_dict(fields: dict) -> Config:
       'another version'
     )
   options = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+  if isinstance(options.get('remat'), bool):  # as files of older versions have it
+    options['remat'] = 'layer' if options['remat'] else 'none'
   if options.get('rope_scaling'):
     options['rope_scaling'] = Scaling(**options['rope_scaling'])
   return Config(**options)

@@ -1,95 +1,171 @@
 """Decoding with a cache: one prefill of the prompts, then a token at a time.
 
-The layers' weights are taken out of their stacks once, before the loop: an index into [L, ...]
-arrays inside a decode loop copies a layer's weights for every token.
+Where the weights are few, on CPU, they are taken out of their stacks once, before the loop, and
+projections that read the same input are laid side by side. Elsewhere the layers are a loop over the
+stacks, and nothing is copied.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl import masked, trees
+from perl import trees
 from perl.models import lm
-from perl.models.transformer import KV, Block, Transformer, layers_of
+from perl.models.block import Block, Layer, layers_of, stacked
+from perl.models.cache import Cached, Store
+from perl.models.context import Rows
+from perl.models.layers import TOGETHER
+from perl.models.transformer import Transformer
 from perl.types import Tree
+
+COPIED_BYTES = 2**29
+"""A base of at most so many bytes is copied on CPU."""
 
 
 class Parts(struct.PyTreeNode):
-  """Base and adapter, by layer."""
+  """Base and adapter, ready for decoding."""
 
   whole: Tree  # the collections, for embedding, last norm and unembedding
-  layers: list[Tree]  # L times the collections of one Block
+  layers: list[Tree] | Tree  # L times the collections of one Block, or stacks of them
 
 
 class Cache(struct.PyTreeNode):
-  """Keys and values of every layer; slots that hold nothing yet are hidden by the mask."""
+  """Keys and values of every layer: a list of them, or stacks; see perl/models/cache.py."""
 
-  kv: list[KV]  # L times (f[B, S, G, K], f[B, S, G, K])
+  prompt: list[tuple[Store, Store]] | tuple[Store, Store]
+  own: list[tuple[Store, Store]] | tuple[Store, Store]
+  prompt_mask: jax.Array  # bool[N, P]
 
 
-def parts(model: Transformer, base: Tree, adapter: Tree) -> Parts:
-  """Base and adapter, unstacked; call it outside of the loop."""
+def copies(base: Tree) -> bool:
+  """Whether decoding copies the base: a small one, on CPU, where the loop is then faster."""
+  return jax.default_backend() == 'cpu' and trees.size_bytes(base) <= COPIED_BYTES
+
+
+def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = None) -> Parts:
+  """Base and adapter as the loop reads them; call it outside of the loop.
+
+  Args:
+    model, base, adapter: see perl/models/lm.py.
+    copy: take the layers out of their stacks; None: where `copies` says so.
+  """
   whole = lm.variables(base, adapter)
   blocks = {
     name: tree['layers']['block'] for name, tree in whole.items() if 'layers' in tree
   }
-  layers = trees.unstack(blocks)
   rest = {name: {k: v for k, v in t.items() if k != 'layers'} for name, t in whole.items()}
-  return Parts(rest, layers)
+  if not (copies(base) if copy is None else copy):
+    return Parts(rest, blocks)
+  return Parts(rest, [_side_by_side(layer) for layer in trees.unstack(blocks)])
+
+
+def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
+  """The collections of a Block, with products of the same input in one where none is adapted."""
+  params, adapter, made = layer['params'], layer.get('adapter', {}), {}
+  for module, names in TOGETHER.items():
+    own = params[module]
+    if all(n in own for n in names) and not any(n in adapter.get(module, {}) for n in names):
+      made[module] = {'_'.join(names): jax.tree.map(
+        lambda *columns: jnp.concatenate(columns, -1), *(own[n] for n in names))}
+  return {**layer, 'together': made} if made else layer
 
 
 def prefill(
-  model: Transformer, parts: Parts, tokens: jax.Array, mask: jax.Array, slots: int
+  model: Transformer, parts: Parts, tokens: jax.Array, mask: jax.Array, slots: int, *,
+  count: int = 1, kind: str = 'model',
 ) -> tuple[jax.Array, Cache]:
-  """Logits f32[B, V] after the prompts, and a cache of `slots` slots that holds them.
+  """Logits f32[N, V] after the prompts, and a cache that holds them, with room for responses.
 
   Args:
     model, parts: see `parts`.
-    tokens: i32[B, P], left-padded, so that every row's next slot is P.
-    mask: bool[B, P].
-    slots: S, prompt and response.
+    tokens: i32[N, P], left-padded, so that every row's last token is in column P - 1.
+    mask: bool[N, P].
+    slots: S, of each response.
+    count: n, responses to each prompt.
+    kind: of cache.KINDS.
 
   Raises:
     ValueError: more slots than the model has learnt positions.
   """
-  if model.config.position == 'learnt' and slots > model.config.max_positions:
+  config = model.config
+  if config.position == 'learnt' and tokens.shape[1] + slots > config.max_positions:
     raise ValueError(
-      f'expected at most {model.config.max_positions} tokens of prompt and response, for which '
-      f'this model has learnt positions, found {slots}; lower rl.max_new_tokens or the prompts'
+      f'expected at most {config.max_positions} tokens of prompt and response, for which '
+      f'this model has learnt positions, found {tokens.shape[1] + slots}; lower '
+      'rl.max_new_tokens or the prompts'
     )
-  positions = masked.positions(mask)
+  context = Rows(mask)
+  positions = context.positions()
   x = model.apply(parts.whole, tokens, positions, method='embed_tokens')
-  block, kv = Block(model.config), []
-  room = ((0, 0), (0, slots - tokens.shape[1]), (0, 0), (0, 0))
-  for weights, layer in zip(parts.layers, layers_of(model.config)):
-    x, (k, v) = block.apply(weights, x, positions, mask, layer)
-    kv.append((jnp.pad(k, room), jnp.pad(v, room)))
-  return _logits(model, parts, x[:, -1]), Cache(kv)
+  block, last = Block(config), slice(tokens.shape[1] - 1, tokens.shape[1])
+  stores = lambda kv: tuple(Store.of(y, kind, is_keys=i == 0) for i, y in enumerate(kv))
+  own = lambda lead=(): tuple(
+    Store.empty(len(tokens) * count, config.kv_heads, config.head_dim, slots,
+                jnp.dtype(config.dtype), kind, is_keys=is_keys, lead=lead)
+    for is_keys in (True, False))
+  if isinstance(parts.layers, list):
+    prompt = []
+    for i, (weights, layer) in enumerate(zip(parts.layers, layers_of(config))):
+      read = last if i == config.layers - 1 else None
+      x, kv = block.apply(weights, x, positions, context, layer, read)
+      prompt.append(stores(kv))
+    cache = Cache(prompt, [own() for _ in prompt], mask)
+  else:
+    def body(x, i):
+      x, kv = block.apply(_layer(parts.layers, i), x, positions, context, _options(config, i))
+      return x, stores(kv)
+
+    x, prompt = jax.lax.scan(body, x, jnp.arange(config.layers))
+    x, cache = x[:, last], Cache(prompt, own((config.layers,)), mask)
+  return _logits(model, parts, x[:, 0]), cache
 
 
 def step(
-  model: Transformer,
-  parts: Parts,
-  cache: Cache,
-  token: jax.Array,
-  mask: jax.Array,
-  index: jax.Array,
+  model: Transformer, parts: Parts, cache: Cache, token: jax.Array, mask: jax.Array,
+  slot: jax.Array,
 ) -> tuple[jax.Array, Cache]:
   """Logits f32[B, V] after one more token, and the cache with it.
 
   Args:
     model, parts, cache: see `parts` and `prefill`.
-    token: i32[B].
-    mask: bool[B, S], the real tokens up to and with this one.
-    index: i32[], this token's slot.
+    token: i32[B], n rows of each prompt in turn.
+    mask: bool[B, S], the real tokens of the responses up to and with this one.
+    slot: i32[], or i32[B], this token's slot among those of the response.
   """
-  positions = (mask.sum(-1, dtype=jnp.int32) - 1)[:, None]
+  config, rows = model.config, token.shape[0]
+  before = jnp.repeat(cache.prompt_mask.sum(-1, dtype=jnp.int32), rows // len(cache.prompt_mask))
+  positions = (before + mask.sum(-1, dtype=jnp.int32) - 1)[:, None]
   x = model.apply(parts.whole, token[:, None], positions, method='embed_tokens')
-  block, kv = Block(model.config), []
-  for weights, layer, old in zip(parts.layers, layers_of(model.config), cache.kv):
-    x, new = block.apply(weights, x, positions, mask, layer, old, index)
-    kv.append(new)
-  return _logits(model, parts, x[:, 0]), Cache(kv)
+  block = Block(config)
+  if isinstance(parts.layers, list):
+    own = []
+    for weights, layer, p, o in zip(parts.layers, layers_of(config), cache.prompt, cache.own):
+      context = Cached(p, o, cache.prompt_mask, mask, slot)
+      x, new = block.apply(weights, x, positions, context, layer)
+      own.append(new)
+  else:
+    def body(i, carry):
+      x, own = carry
+      context = Cached(cache.prompt, own, cache.prompt_mask, mask, slot, i)
+      return block.apply(_layer(parts.layers, i), x, positions, context, _options(config, i))
+
+    # The cache is carried and not scanned over: written in place, a slot at a time.
+    x, own = jax.lax.fori_loop(0, config.layers, body, (x, cache.own))
+  return _logits(model, parts, x[:, 0]), cache.replace(own=own)
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+  """The cache with room for so many tokens of each response."""
+  larger = jax.tree.map(lambda s: s.grow(slots), cache.own, is_leaf=lambda s: isinstance(s, Store))
+  return cache.replace(own=larger)
+
+
+def _layer(stacks: Tree, i: jax.Array) -> Tree:
+  return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stacks)
+
+
+def _options(config, i: jax.Array) -> Layer | None:
+  return jax.tree.map(lambda x: x[i], stacked(config))
 
 
 def _logits(model: Transformer, parts: Parts, x: jax.Array) -> jax.Array:

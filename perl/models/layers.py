@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from perl.models.config import Config
 
@@ -31,6 +32,7 @@ class Projection(nn.Module):
   config: Config
   use_bias: bool = False
   writes: bool = False  # its output is added to the residual stream: small at init
+  wide: bool = False  # its output is wider than the residual stream: more to keep than others
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +48,28 @@ class Projection(nn.Module):
       y = x @ kernel
     if self.use_bias:
       y = y + adapted(self, 'bias', nn.initializers.zeros, (self.features,), store).astype(dtype)
-    return y
+    return checkpoint_name(y, 'wide' if self.wide else 'product')
+
+
+TOGETHER = {'attn': ('q', 'k', 'v'), 'mlp': ('gate', 'up')}
+"""Projections of a module that read the same input, and may be one product in decoding."""
+
+
+def together(module: nn.Module, x: jax.Array, features: dict[str, int]) -> list[jax.Array] | None:
+  """x through the projections of those names at once, if `module` was given them side by side.
+
+  They are in the collection 'together', which perl/models/decode.py makes: {'q_k_v': {'kernel':
+  f[I, O + O + O]}}, and a bias where they have one.
+  """
+  name = '_'.join(features)
+  if not module.has_variable('together', name):
+    return None
+  weights, dtype = module.get_variable('together', name), jnp.dtype(module.config.dtype)
+  y = x.astype(dtype) @ weights['kernel'].astype(dtype)
+  if 'bias' in weights:
+    y = y + weights['bias'].astype(dtype)
+  ends = [sum(list(features.values())[: i + 1]) for i in range(len(features) - 1)]
+  return jnp.split(y, ends, -1)
 
 
 class Norm(nn.Module):
@@ -89,10 +112,12 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     config = self.config
-    project = lambda name, features: Projection(
-      features, config, config.mlp_bias, writes=name == 'down', name=name
-    )
-    act = activation(config.activation)
-    up = project('up', config.mlp_width)(x)
-    hidden = act(project('gate', config.mlp_width)(x)) * up if config.gated else act(up)
-    return project('down', config.width)(hidden)
+    project = lambda name, features, x: Projection(
+      features, config, config.mlp_bias, writes=name == 'down', wide=name != 'down', name=name
+    )(x)
+    act, wide = activation(config.activation), config.mlp_width
+    if not config.gated:
+      return project('down', config.width, act(project('up', wide, x)))
+    gate, up = together(self, x, {'gate': wide, 'up': wide}) or (
+      project('gate', wide, x), project('up', wide, x))
+    return project('down', config.width, act(gate) * up)

@@ -2,8 +2,12 @@
 
 Common arguments: model, a `Transformer`; base, its frozen parameters; adapter, {} or a tree of
 adapters beside the base, with a 'head' for values and scores; tokens i32[B, T]; mask bool[B, T],
-True for real tokens, padding on either side; dropout_key, a key to train with adapter dropout (SFT
-and reward models only), None elsewhere.
+True for real tokens, padding on either side, or a `context.Rows` that says more of them; start, the
+first column that is asked for (the prompts' length P); shared, how many rows in turn have the same
+prompt, which is then computed once for them (columns up to start - 1); dropout_key, a key to train
+with adapter dropout (SFT and reward models only), None elsewhere.
+
+The last layer computes only the tokens that are asked for.
 """
 
 from collections.abc import Sequence
@@ -12,11 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from perl import masked
+from perl.models import chunked
+from perl.models.context import Branches, Read, Rows
 from perl.models.transformer import Transformer
 from perl.types import HEAD_READS, Tree
-
-_CHUNK_ELEMENTS = 2**23
-"""Logits held at once when log-probs are computed: 32 MiB in float32."""
 
 
 def init(model: Transformer, key: jax.Array) -> Tree:
@@ -44,18 +47,34 @@ def hidden(
   base: Tree,
   adapter: Tree,
   tokens: jax.Array,
-  mask: jax.Array,
+  mask: jax.Array | Rows,
   *,
+  read: Read = None,
+  shared: int = 1,
+  start: int = 0,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-  """Hidden states after the last norm, f[B, T, D]."""
-  return _states(model, base, adapter, tokens, mask, dropout_key, early=False)[0]
+  """Hidden states after the last norm at the tokens that are read, f[B, t, D]; see the module."""
+  return _states(
+    model, base, adapter, tokens, mask, dropout_key, read=read, shared=shared, start=start)[0]
 
 
-def _states(model, base, adapter, tokens, mask, dropout_key, early):
-  """`Transformer.states`."""
+def _states(model, base, adapter, tokens, mask, dropout_key, *, read=None, early=False, shared=1,
+            start=0):
+  """`Transformer.states` of rows, of which `shared` in turn have the same first columns."""
   rngs = None if dropout_key is None else {'dropout': dropout_key}
-  return model.apply(variables(base, adapter), tokens, mask, early, rngs=rngs, method='states')
+  context = mask if isinstance(mask, Rows) else Rows(mask)
+  if shared > 1 and start > 1:
+    tokens, context = Branches.of(tokens, context.mask, start - 1, shared)
+  h, first = model.apply(
+    variables(base, adapter), tokens, context, read, early, rngs=rngs, method='states')
+  if read is None and isinstance(context, Branches):
+    h, first = context.rows(h), context.rows(first) if early else None
+  return h, first
+
+
+def _mask(mask: jax.Array | Rows) -> jax.Array:
+  return mask.mask if isinstance(mask, Rows) else mask
 
 
 def logits(
@@ -85,52 +104,56 @@ def logprobs(
   base: Tree,
   adapter: Tree,
   tokens: jax.Array,
-  mask: jax.Array,
+  mask: jax.Array | Rows,
   *,
   temperature: float = 1.0,
   start: int = 0,
+  shared: int = 1,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """f32[B, T]: log pi(tokens[t] | tokens[:t]); 0 at t = 0, under the mask and before `start`.
 
   The one shift by a token lives here and in `values`. Logits are formed a chunk of positions at a
-  time, and again in the backward pass, so that [B, T, V] never exists.
+  time, so that [B, T, V] never exists. In packed rows the first token of a text has 0 too.
 
   Args:
-    model, base, adapter, tokens, mask: see the module's docstring.
+    model, base, adapter, tokens, mask, start, shared, dropout_key: see the module's docstring.
     temperature: of the distribution (Rollouts are sampled at it).
-    start: the first position that is asked for (the prompts' length); earlier ones cost nothing.
-    dropout_key: see the module's docstring.
   """
-  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)
-  return _logprobs_of(h, model, variables(base, adapter), tokens, mask, temperature, max(start, 1))
+  start = max(start, 1)
+  h = hidden(
+    model, base, adapter, tokens, mask, read=slice(start - 1, tokens.shape[1] - 1), shared=shared,
+    start=start, dropout_key=dropout_key,
+  )
+  return logprobs_of(model, base, adapter, h, tokens, mask, temperature=temperature, start=start)
 
 
-def _logprobs_of(h, model, parts, tokens, mask, temperature=1.0, start=1) -> jax.Array:
-  """`logprobs` of hidden states f[B, T, D]."""
-  h = h[:, start - 1 : -1]
+def logprobs_of(
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  h: jax.Array,
+  tokens: jax.Array,
+  mask: jax.Array | Rows,
+  *,
+  temperature: float = 1.0,
+  start: int = 1,
+) -> jax.Array:
+  """`logprobs` of hidden states f[B, T - start, D], those of the columns start - 1 to T - 2."""
+  parts = variables(base, adapter)
+  parts = {name: {k: v for k, v in tree.items() if k != 'layers'} for name, tree in parts.items()}
 
-  @jax.checkpoint
-  def of_chunk(h: jax.Array, targets: jax.Array) -> jax.Array:
+  def of_chunk(parts: Tree, h: jax.Array, targets: jax.Array) -> jax.Array:
     return token_logprobs(model.apply(parts, h, method='unembed'), targets, temperature)
 
-  out = _over_chunks(of_chunk, h, tokens[:, start:], model.config.vocab_size)
-  counted = mask[:, start:] & mask[:, start - 1 : -1]
+  out = chunked.rowwise(
+    of_chunk, parts, h, tokens[:, start:], model.config.vocab_size,
+    frozen=not any(name in adapter for name in ('embed', 'lm_head')))
+  real = _mask(mask)
+  counted = real[:, start:] & real[:, start - 1 : -1]
+  if isinstance(mask, Rows) and mask.segments is not None:
+    counted &= mask.segments[:, start:] == mask.segments[:, start - 1 : -1]
   return jnp.pad(jnp.where(counted, out, 0.0), ((0, 0), (start, 0)))
-
-
-def _over_chunks(function, h: jax.Array, targets: jax.Array, vocab_size: int) -> jax.Array:
-  """function(h [B, t, D], targets [B, t]) -> [B, t], a few positions t at a time."""
-  batch, length = targets.shape
-  size = min(length, max(1, _CHUNK_ELEMENTS // (batch * vocab_size)))
-  if size == length:
-    return function(h, targets)
-  chunks = -(-length // size)
-  pad = chunks * size - length
-  h = jnp.pad(h, ((0, 0), (0, pad), (0, 0))).reshape(batch, chunks, size, -1).swapaxes(0, 1)
-  targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(batch, chunks, size).swapaxes(0, 1)
-  _, out = jax.lax.scan(lambda _, x: (None, function(*x)), None, (h, targets))
-  return out.swapaxes(0, 1).reshape(batch, -1)[:, :length]
 
 
 def _read(head: Tree, h: jax.Array) -> jax.Array:
@@ -153,15 +176,23 @@ def values(
   base: Tree,
   adapter: Tree,
   tokens: jax.Array,
-  mask: jax.Array,
+  mask: jax.Array | Rows,
   *,
+  start: int = 0,
+  shared: int = 1,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-  """f32[B, T]: entry t is V(tokens[:t]), read one token earlier; 0 at t = 0 and under the mask."""
-  head = _head(adapter)
-  h = hidden(model, base, adapter, tokens, mask, dropout_key=dropout_key)[:, :-1]
-  counted = mask[:, 1:] & mask[:, :-1]
-  return jnp.pad(jnp.where(counted, _read(head, h), 0.0), ((0, 0), (1, 0)))
+  """f32[B, T]: entry t is V(tokens[:t]), read one token earlier; 0 at t = 0, under the mask and
+  before `start`.
+  """
+  head, start = _head(adapter), max(start, 1)
+  h = hidden(
+    model, base, adapter, tokens, mask, read=slice(start - 1, tokens.shape[1] - 1), shared=shared,
+    start=start, dropout_key=dropout_key,
+  )
+  real = _mask(mask)
+  counted = real[:, start:] & real[:, start - 1 : -1]
+  return jnp.pad(jnp.where(counted, _read(head, h), 0.0), ((0, 0), (start, 0)))
 
 
 def score(
@@ -169,9 +200,11 @@ def score(
   base: Tree,
   adapter: Tree,
   tokens: jax.Array,
-  mask: jax.Array,
+  mask: jax.Array | Rows,
   *,
   response_mask: jax.Array | None = None,
+  start: int = 0,
+  shared: int = 1,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """f32[B]: the head's value at the last real token of each row.
@@ -185,7 +218,7 @@ def score(
     score += likelihood . `likelihood_features` of the response                likelihood f32[4]
 
   Args:
-    model, base, adapter, tokens, mask, dropout_key: see the module's docstring.
+    model, base, adapter, tokens, mask, start, shared, dropout_key: see the module's docstring.
     response_mask: bool[B, T], the response's tokens, its EOS included; only such a head needs it.
 
   Raises:
@@ -194,14 +227,20 @@ def score(
   head = _head(adapter)
   reads = head_reads(head)
   features = head_features(
-    model, base, adapter, tokens, mask, reads=reads, response_mask=response_mask,
-    dropout_key=dropout_key,
+    model, base, adapter, tokens, mask, reads=reads, response_mask=response_mask, start=start,
+    shared=shared, dropout_key=dropout_key,
   )
-  out = _read(head, features[:, : model.config.width])
-  if not reads:
+  return score_of(head, features)
+
+
+def score_of(head: Tree, features: jax.Array) -> jax.Array:
+  """f32[B] of what the head reads, f32[B, F]: see `head_features`."""
+  width = head['kernel'].shape[0]
+  out = _read(head, features[:, :width])
+  if not (reads := head_reads(head)):
     return out
   more = jnp.concatenate([head[name].astype(jnp.float32) for name in reads])
-  return out + features[:, model.config.width :] @ more
+  return out + features[:, width:] @ more
 
 
 def head_reads(head: Tree) -> tuple[str, ...]:
@@ -214,10 +253,12 @@ def head_features(
   base: Tree,
   adapter: Tree,
   tokens: jax.Array,
-  mask: jax.Array,
+  mask: jax.Array | Rows,
   *,
   reads: Sequence[str] = (),
   response_mask: jax.Array | None = None,
+  start: int = 0,
+  shared: int = 1,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """What a reward head reads: f32[B, D], the hidden state at the last real token, then the `reads`.
@@ -228,17 +269,21 @@ def head_features(
   if reads and response_mask is None:
     raise ValueError(f'expected a response_mask, for the head reads the {" and the ".join(reads)} '
                      'of the response; found none')
-  h, early = _states(model, base, adapter, tokens, mask, dropout_key, 'early' in reads)
-  last = masked.last_index(mask)
-  found = [jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)]
-  of_response = mask if response_mask is None else mask & response_mask
+  real = _mask(mask)
+  last = masked.last_index(real)
+  h, early = _states(
+    model, base, adapter, tokens, mask, dropout_key, read=None if reads else last,
+    early='early' in reads, shared=shared, start=start)
+  at_last = jnp.take_along_axis(h, last[:, None, None], 1) if reads else h
+  found = [at_last[:, 0].astype(jnp.float32)]
+  of_response = real if response_mask is None else real & response_mask
   if 'mean' in reads:
-    for part in (of_response, mask & ~response_mask):
+    for part in (of_response, real & ~response_mask):
       found.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
   if 'early' in reads:
     found.append(masked.masked_mean(early.astype(jnp.float32), of_response[..., None], axis=1))
   if 'likelihood' in reads:
-    logprobs = _logprobs_of(h, model, variables(base, adapter), tokens, mask)
+    logprobs = logprobs_of(model, base, adapter, h[:, :-1], tokens, mask)
     found.append(likelihood_features(logprobs, of_response))
   return jnp.concatenate(found, -1)
 

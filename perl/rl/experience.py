@@ -6,11 +6,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perl import masked
+from perl import masked, trees
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import returns
+from perl.rl import roles
 from perl.types import Experience, Mean, Rollout, Tree
+
+FORWARDS = ('auto', 'separate', 'stacked')
+"""How reference and reward model read the rollouts: one after another, or as two adapters of one
+forward pass. The fastest of the two that was measured on a platform is its 'auto' (on CPU
+experiments/results/roles_*.json; elsewhere the default is the same until it is measured there)."""
 
 
 @functools.cache  # the same function for the same arguments: compiled once, wherever it is made
@@ -21,13 +27,16 @@ def make_experience(
   beta: float,
   temperature: float = 1.0,
   missing_eos_penalty: float = 0.0,
+  samples: int = 1,
+  forwards: str = 'auto',
 ) -> Callable[..., tuple[Experience, dict[str, Mean]]]:
   """The jitted function ``(base, frozen, rollout, weight, offset=0) -> (experience, metrics)``.
 
   `frozen` holds the adapters that do not learn: 'reference' (the anchor, an explicit adapter) and
-  'reward' (with its head). Both are adapters over the policy's own base. `offset` f32[] is taken
-  from the scores before they are shaped: their mean over samples of the anchor, so that the return
-  starts out centred. Metrics and `scores` are without it.
+  'reward' (with its head). Both are adapters over the policy's own base, or over their own where
+  base is a `roles.Bases`. `offset` f32[] is taken from the scores before they are shaped: their
+  mean over samples of the anchor, so that the return starts out centred. Metrics and `scores` are
+  without it.
 
   Args:
     model: the base's module; all roles share it.
@@ -35,25 +44,25 @@ def make_experience(
     beta: weight of the KL to the anchor, see objectives.returns.shaped_rewards.
     temperature: at which the policy samples; log-probs are taken at it throughout.
     missing_eos_penalty: subtracted from the score of a response that was cut off.
+    samples: responses to each prompt, rows in turn, which share the prompt's computation.
+    forwards: of FORWARDS; adapters that cannot be stacked are read one after another.
   """
+  if forwards not in FORWARDS:
+    raise ValueError(f'expected rl.forwards among {FORWARDS}, found {forwards!r}')
 
   @jax.jit
   def build(base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array, offset=0.0):
-    tokens, mask = rollout.tokens, rollout.mask
-    start = tokens.shape[1] - max_new_tokens
-    scores = lm.score(
-      model, base, frozen['reward'], tokens, mask, response_mask=rollout.response_mask
-    )
+    stacked = forwards == 'stacked' and _stackable(base, frozen)
+    start = rollout.tokens.shape[1] - max_new_tokens
+    scores, reference = (_stacked if stacked else _separate)(
+      model, base, frozen, rollout, dict(start=start, shared=samples), temperature)
     scores = scores - missing_eos_penalty * (~rollout.finished)
-    reference = lm.logprobs(
-      model, base, frozen['reference'], tokens, mask, temperature=temperature, start=start
-    )
     rewards = returns.shaped_rewards(
       scores - offset, rollout.logprobs, reference, rollout.response_mask, beta=beta
     )
     z = returns.returns_to_go(rewards, rollout.response_mask)
     experience = Experience(
-      tokens=tokens, mask=mask, response_mask=rollout.response_mask,
+      tokens=rollout.tokens, mask=rollout.mask, response_mask=rollout.response_mask,
       behaviour_logprobs=rollout.logprobs, reference_logprobs=reference, rewards=rewards, returns=z,
       batch_mean=returns.batch_mean_baseline(z, rollout.response_mask, weight), scores=scores,
       weight=weight,
@@ -72,3 +81,42 @@ def make_experience(
     return jax.lax.stop_gradient((experience, metrics))
 
   return build
+
+
+def _separate(model, base, frozen, rollout, prompts, temperature):
+  """(scores f32[B], reference log-probs f32[B, T]), by a forward pass each."""
+  tokens, mask = rollout.tokens, rollout.mask
+  scores = lm.score(
+    model, roles.of(base, 'reward'), frozen['reward'], tokens, mask,
+    response_mask=rollout.response_mask, **prompts)
+  reference = lm.logprobs(
+    model, roles.of(base, 'reference'), frozen['reference'], tokens, mask,
+    temperature=temperature, **prompts)
+  return scores, reference
+
+
+def _stackable(base: Tree, frozen: dict[str, Tree]) -> bool:
+  """Whether both adapters are of one shape, over one base, and the head reads no more than h."""
+  if isinstance(base, roles.Bases) or lm.head_reads(frozen['reward']['head']):
+    return False
+  shapes = [jax.tree.map(jnp.shape, _body(frozen[role])) for role in ('reference', 'reward')]
+  return jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1]) and shapes[0] == shapes[1]
+
+
+def _body(adapter: Tree) -> Tree:
+  return {name: tree for name, tree in adapter.items() if name != 'head'}
+
+
+def _stacked(model, base, frozen, rollout, prompts, temperature):
+  """The same by one forward pass over both adapters: each weight of the base is read once."""
+  tokens, mask, start = rollout.tokens, rollout.mask, prompts['start']
+  both = trees.stack([_body(frozen['reference']), _body(frozen['reward'])])
+  read = slice(start - 1, tokens.shape[1])
+  states = jax.vmap(
+    lambda adapter: lm.hidden(model, base, adapter, tokens, mask, read=read, **prompts))(both)
+  reference = lm.logprobs_of(
+    model, base, frozen['reference'], states[0][:, :-1], tokens, mask, temperature=temperature,
+    start=start)
+  last = masked.last_index(mask) - read.start
+  features = jnp.take_along_axis(states[1], last[:, None, None], 1)[:, 0].astype(jnp.float32)
+  return lm.score_of(frozen['reward']['head'], features), reference

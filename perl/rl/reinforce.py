@@ -14,6 +14,7 @@ import jax
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import losses
+from perl.rl import roles
 from perl.types import Experience, Mean, Tree
 
 BASELINES = ('value', 'batch_mean')
@@ -31,7 +32,8 @@ def trains(baseline: str) -> tuple[str, ...]:
 
 
 def make_loss(
-  model: Transformer, *, max_new_tokens: int, temperature: float = 1.0, baseline: str = 'value'
+  model: Transformer, *, max_new_tokens: int, temperature: float = 1.0, baseline: str = 'value',
+  samples: int = 1,
 ) -> Callable[[dict[str, Tree], Tree, Experience, jax.Array], tuple[Mean, dict[str, Mean]]]:
   """The loss ``(adapters, base, experience, key) -> (Mean, metrics)`` of the train step.
 
@@ -40,20 +42,22 @@ def make_loss(
     max_new_tokens: R, the last columns of a rollout, where responses lie.
     temperature: at which the rollout was sampled.
     baseline: 'value' (adapters['critic']) or 'batch_mean' (no critic at all).
+    samples: responses to each prompt, rows in turn, which share the prompt's computation.
   """
   learnt = 'critic' in trains(baseline)
 
   def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
     del key  # Dropout is off in every forward of RL.
     mask, weight = e.response_mask, e.weight
-    start = e.tokens.shape[1] - max_new_tokens
+    prompts = dict(start=e.tokens.shape[1] - max_new_tokens, shared=samples)
     logprobs = lm.logprobs(
-      model, base, adapters['policy'], e.tokens, e.mask,
-      temperature=temperature, start=start,
+      model, roles.of(base, 'policy'), adapters['policy'], e.tokens, e.mask,
+      temperature=temperature, **prompts,
     )
     z = e.returns
     if learnt:
-      v = lm.values(model, base, adapters['critic'], e.tokens, e.mask)
+      v = lm.values(
+        model, roles.of(base, 'critic'), adapters['critic'], e.tokens, e.mask, **prompts)
       critic = losses.value(v, z, mask)
     else:
       v, critic = e.batch_mean, 0.0

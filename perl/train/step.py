@@ -48,6 +48,7 @@ def make_train_step(
   *,
   split: Split = _everything,
   microbatches: int = 1,
+  together: int = 1,
   shardings: Tree | None = None,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The jitted step ``(state, base, batch) -> (state, metrics)``.
@@ -62,6 +63,7 @@ def make_train_step(
     tx: an optax chain.
     split: which leaves are trained.
     microbatches: parts that the batch (leading axis of every leaf) is cut into, one after another.
+    together: rows in turn that stay in one microbatch (responses to one prompt).
     shardings: placements of the state, which the step keeps; None leaves them to the compiler,
       which on more than one device may move the state and so compile the next step anew.
 
@@ -80,7 +82,7 @@ def make_train_step(
   def accumulated(trained, fixed, base, batch, key):
     if microbatches == 1:
       return gradient(trained, fixed, base, batch, key)
-    parts = jax.tree.map(lambda x: _cut(x, microbatches), batch)
+    parts = jax.tree.map(lambda x: _cut(x, microbatches, together), batch)
     keys = jax.random.split(key, microbatches)
     first = gradient(trained, fixed, base, jax.tree.map(lambda x: x[0], parts), keys[0])
 
@@ -116,13 +118,14 @@ def make_train_step(
   return jax.jit(step, donate_argnums=0, out_shardings=placed)
 
 
-def _cut(x: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...], row b into part b % parts: a batch that is spread over
-  devices stays spread in every part.
+def _cut(x: jax.Array, parts: int, together: int) -> jax.Array:
+  """[B, ...] -> [parts, B / parts, ...], group g of rows into part g % parts: a batch that is
+  spread over devices stays spread in every part.
   """
-  if x.shape[0] % parts:
+  if x.shape[0] % (parts * together):
     raise ValueError(
-      f'expected a batch that {parts} microbatches divide, found {x.shape[0]} rows; '
-      'change batch_size or microbatches'
+      f'expected a batch that {parts} microbatches of {together} rows in turn divide, found '
+      f'{x.shape[0]} rows; change batch_size or microbatches'
     )
-  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+  groups = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
+  return groups.reshape(parts, -1, *x.shape[1:])

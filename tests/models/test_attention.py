@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perl.models import blocked
-from perl.models.attention import attention, decode_attention
+from perl.models.attention import attention
 
 CASES = {
     'causal': {},
@@ -161,14 +161,40 @@ def test_sharded_over_batch_and_heads():
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize('softcap', [None, 3.0])
-def test_decoding_is_the_last_row(softcap):
-  q, k, v, mask = inputs(t=40)
-  full = attention(q, k, v, mask, softcap=softcap, impl='reference')
-  for t in (11, 30):
-    seen = mask & (jnp.arange(40) <= t)
-    one = decode_attention(q[:, t : t + 1], k, v, seen, softcap=softcap)
-    np.testing.assert_allclose(one, full[:, t : t + 1], atol=2e-6)
+@pytest.mark.parametrize('impl', ['blocked', 'xla'])
+@pytest.mark.parametrize('case', ['causal', 'window', 'window_as_data', 'softcap'])
+def test_queries_that_begin_later_are_rows_of_the_whole(impl, case):
+  if impl == 'xla' and case == 'softcap':
+    pytest.skip('goes to the reference')
+  q, k, v, mask = inputs()
+  whole = attention(q, k, v, mask, impl='reference', **CASES[case])
+  some = attention(q[:, 3:69], k, v, mask, impl=impl, offset=3, **CASES[case])
+  np.testing.assert_allclose(some, whole[:, 3:69], atol=2e-6)
+
+
+@pytest.mark.parametrize('impl', ['reference', 'blocked', 'xla'])
+def test_texts_packed_into_a_row_do_not_see_one_another(impl):
+  q, k, v, _ = inputs()
+  segments = jnp.asarray([[1] * 30 + [2] * 40, [1] * 5 + [2] * 60 + [0] * 5], jnp.int32)
+  call = functools.partial(attention, impl=impl)
+  packed = call(q, k, v, segments > 0, segments=(segments, segments))
+  for row, start, stop in ((0, 0, 30), (0, 30, 70), (1, 0, 5), (1, 5, 65)):
+    *own, expected = (x[row : row + 1, start:stop] for x in (q, k, v, packed))
+    alone = call(*own, jnp.ones((1, stop - start), bool))
+    np.testing.assert_allclose(alone, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('impl', ['reference', 'blocked', 'xla'])
+@pytest.mark.parametrize('window', [None, 5])
+def test_rows_padded_on_the_right_need_no_mask(impl, window):
+  q, k, v, _ = inputs()
+  mask = jnp.arange(70) < jnp.asarray([70, 41])[:, None]
+  with_mask = gradients('reference', q, k, v, mask, window=window)
+  total = lambda q, k, v: jnp.sum(
+    attention(q, k, v, None, window=window, impl=impl)
+    * jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape) * mask[:, :, None, None])
+  for a, b in zip(jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v), with_mask):
+    np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 @pytest.mark.parametrize(

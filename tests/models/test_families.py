@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl.models import decode, lm, transformer
+from perl.models import context, decode, lm
 
 LENGTHS = [10, 7, 1, 4]
 
@@ -75,9 +75,10 @@ def test_no_token_sees_a_later_one(family):
   assert not np.array_equal(a[:, 6], b[:, 6])
 
 
-def test_cached_decoding_is_teacher_forcing(family):
+@pytest.mark.parametrize('copy', [True, False])
+def test_cached_decoding_is_teacher_forcing(family, copy):
   """Logits of prefill and of each step are those of the whole sequence, with an adapter."""
-  if family.name in ('remat', 'unrolled'):
+  if family.name.startswith('remat') or family.name == 'unrolled':
     pytest.skip('an option of training alone')
   model, prompt = family.model, 5
   tokens = tiny.tokens()
@@ -85,15 +86,15 @@ def test_cached_decoding_is_teacher_forcing(family):
 
   @jax.jit
   def decoded(base, adapter):
-    parts = decode.parts(model, base, adapter)
-    first, cache = decode.prefill(model, parts, tokens[:, :prompt], mask[:, :prompt], 10)
+    parts = decode.parts(model, base, adapter, copy=copy)
+    first, cache = decode.prefill(model, parts, tokens[:, :prompt], mask[:, :prompt], 5)
 
-    def step(cache, index):
-      seen = mask & (jnp.arange(10) <= index)
-      logits, cache = decode.step(model, parts, cache, tokens[:, index], seen, index)
+    def step(cache, slot):
+      seen = jnp.broadcast_to(jnp.arange(5) <= slot, (4, 5))
+      logits, cache = decode.step(model, parts, cache, tokens[:, prompt + slot], seen, slot)
       return cache, logits
 
-    _, rest = jax.lax.scan(step, cache, jnp.arange(prompt, 10))
+    _, rest = jax.lax.scan(step, cache, jnp.arange(5))
     return jnp.concatenate([first[None], rest]).swapaxes(0, 1)
 
   found = decoded(family.base, family.adapter)
@@ -101,17 +102,17 @@ def test_cached_decoding_is_teacher_forcing(family):
   np.testing.assert_allclose(found, expected, atol=2 * family.tolerance)
 
 
-@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('remat', ['none', 'layer'])
 def test_a_window_of_all_layers_is_known_to_the_compiler(remat, monkeypatch):
   """So that blocked attention skips the keys beyond it: it must not pass through remat as data."""
   model, base = tiny.make('mistral', remat=remat)
-  windows, real = [], transformer.attention
+  windows, real = [], context.attention
 
   def spy(*arrays, window, **options):
     windows.append(window)
     return real(*arrays, window=window, **options)
 
-  monkeypatch.setattr(transformer, 'attention', spy)
+  monkeypatch.setattr(context, 'attention', spy)
   jax.grad(lambda b: lm.logits(model, b, {}, tiny.tokens(), tiny.right_mask(LENGTHS)).sum())(base)
   assert windows and set(map(type, windows)) == {int}
 
@@ -119,12 +120,12 @@ def test_a_window_of_all_layers_is_known_to_the_compiler(remat, monkeypatch):
 def test_remat_and_unrolling_change_no_gradient():
   tokens, mask = tiny.tokens(), tiny.right_mask(LENGTHS)
   grads = []
-  for name in ('llama', 'remat', 'unrolled'):
+  for name in ('llama', 'remat', 'remat_products', 'remat_attention', 'unrolled'):
     model, base = tiny.make(name)
     loss = lambda a, model=model, base=base: lm.logprobs(model, base, a, tokens, mask).sum()
     grads.append(jax.jit(jax.grad(loss))(tiny.trained(tiny.lora(base, head=False))))
-  tiny.close(grads[0], grads[1], atol=1e-4)
-  tiny.close(grads[0], grads[2], atol=1e-4)
+  for other in grads[1:]:
+    tiny.close(grads[0], other, atol=1e-4)
 
 
 def test_grouped_queries_are_heads_that_share_keys():

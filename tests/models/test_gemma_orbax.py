@@ -251,13 +251,13 @@ def test_onto_a_mesh(checkpoint, family):
   (dict(dtype='float32'), 'float32', 'float32'),
   (dict(param_dtype='float32'), 'float32', 'float32'),
   (dict(dtype='bfloat16', param_dtype='float32'), 'bfloat16', 'float32'),
-  (dict(dtype='float16', remat=True), 'float16', 'float16'),
+  (dict(dtype='float16', remat='layer'), 'float16', 'float16'),
 ])
 def test_the_dtype_is_the_stored_one_or_what_is_asked(checkpoint, options, compute, stored):
   folder, flat = checkpoint('gemma', 'nested', ml_dtypes.bfloat16)
   model, base = load(folder, 'gemma', **options)
   assert (model.config.dtype, model.config.param_dtype) == (compute, stored)
-  assert model.config.remat == options.get('remat', False)
+  assert model.config.remat == options.get('remat', 'none')
   assert {x.dtype.name for x in jax.tree.leaves(base)} == {stored}
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(stored)),
                base, by_hand(flat, 'gemma'))

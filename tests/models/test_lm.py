@@ -10,8 +10,9 @@ import tiny
 from jax.extend.core import jaxprs_in_params
 
 from perl import masked
-from perl.models import lm
-from perl.models.transformer import Block, layers_of
+from perl.models import chunked, lm
+from perl.models.block import Block, layers_of
+from perl.models.context import Rows
 from perl.peft import adapters
 
 LENGTHS = [10, 7, 1, 4]
@@ -121,10 +122,10 @@ def test_chunks_change_neither_logprobs_nor_gradient(monkeypatch):
     return (out * jnp.arange(10)).sum(), out
 
   whole = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
-  monkeypatch.setattr(lm, '_CHUNK_ELEMENTS', at_once * 4 * tiny.V)
-  chunked = jax.jit(jax.value_and_grad(lambda a: loss(a), has_aux=True))
-  tiny.close(whole, chunked(adapter), atol=1e-4)
-  shapes = list(intermediates(jax.make_jaxpr(chunked)(adapter).jaxpr))
+  monkeypatch.setattr(chunked, 'CHUNK_ELEMENTS', at_once * 4 * tiny.V)
+  in_chunks = jax.jit(jax.value_and_grad(lambda a: loss(a), has_aux=True))
+  tiny.close(whole, in_chunks(adapter), atol=1e-4)
+  shapes = list(intermediates(jax.make_jaxpr(in_chunks)(adapter).jaxpr))
   table = (model.config.width, tiny.V)
   logits = [s for s in shapes if s and s[-1] == tiny.V and s != table]
   assert logits, 'expected to see chunks of logits in the jaxpr'
@@ -136,7 +137,7 @@ def test_logprobs_of_a_long_vocabulary_take_no_memory_for_all_logits(monkeypatch
   model, base = tiny.make('llama', layers=1, vocab_size=4096)
   adapter = tiny.lora(base, head=False)
   tokens, mask = jnp.zeros((4, 129), jnp.int32), jnp.ones((4, 129), bool)
-  monkeypatch.setattr(lm, '_CHUNK_ELEMENTS', 4 * 8 * 4096)
+  monkeypatch.setattr(chunked, 'CHUNK_ELEMENTS', 4 * 8 * 4096)
   loss = lambda adapter, base: lm.logprobs(model, base, adapter, tokens, mask).sum()
   found = jax.jit(jax.grad(loss)).lower(adapter, base).compile().memory_analysis()
   assert found.temp_size_in_bytes < 4 * 128 * 4096 * 4 / 2
@@ -207,7 +208,7 @@ def test_a_head_can_read_the_first_layers_input_and_output_over_the_response(mad
   first = jax.tree.map(lambda x: x[0], {
     'params': base['layers']['block'], 'adapter': adapter['layers']['block']})
   out, _ = Block(model.config).apply(
-    first, words, masked.positions(mask), mask, layers_of(model.config)[0])
+    first, words, masked.positions(mask), Rows(mask), layers_of(model.config)[0])
   for b, length in enumerate(LENGTHS):
     rows = np.concatenate([words[b], out[b]], -1)[3:length]
     expected = rows.mean(0) @ weights if length > 3 else 0.0
@@ -228,8 +229,8 @@ def test_everything_that_a_head_reads_adds_up(made):
   mean, likely = made_head['mean'] + .1, made_head['likelihood'] - .3
   words = made_head['early'] + .2
   plain = ask()
-  np.testing.assert_array_equal(
-    plain, ask(**{name: made_head[name] for name in adapters.HEAD_READS}))
+  np.testing.assert_allclose(
+    plain, ask(**{name: made_head[name] for name in adapters.HEAD_READS}), rtol=1e-5)
   np.testing.assert_allclose(
     ask(mean=mean, early=words, likelihood=likely) - plain,
     sum(ask(**one) - plain for one in (

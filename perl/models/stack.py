@@ -1,0 +1,115 @@
+"""The L layers in turn, from parameters that are stacked [L, ...].
+
+A loop reads each layer's weights out of the stack by its index; nothing is copied, and the backward
+pass reads them again. The last layer stands apart where only some tokens are read: it then computes
+those alone.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from perl import trees
+from perl.models.block import Block, Layer, stacked
+from perl.models.config import Config
+from perl.models.context import Read
+from perl.types import Tree
+
+_KEPT = {'layer': (), 'attention': ('product', 'attended'), 'products': ('product', 'attended',
+                                                                         'wide')}
+"""Config.remat -> the named results that the backward pass finds; it computes the others again."""
+
+
+def run(
+  config: Config,
+  blocks: dict[str, Tree],
+  x: jax.Array,
+  positions: jax.Array,
+  context: Any,
+  read: Read = None,
+  early: bool = False,
+  key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+  """The last layer's output at the tokens that are read; if `early`, the first one's at all.
+
+  Args:
+    config: the model's.
+    blocks: {'params': ..., 'adapter': ...} of one Block, each leaf stacked [L, ...].
+    x: f[B, T, D], the first layer's input.
+    positions, context, read: see perl/models/context.py.
+    early: whether the first layer's output is asked for.
+    key: of dropout; None turns it off.
+  """
+  layers = _Layers(config, blocks, positions, context, key)
+  count, start, second = config.layers, 0, None
+  if config.scan_unroll >= count:
+    for i in range(count):
+      x = layers.one(i, x, read if i == count - 1 else None)
+      second = x if early and i == 0 else second
+    return x, second
+  if early:
+    x = second = layers.one(0, x)
+    start = 1
+  # Slices of low-rank adapters are next to nothing, slices of full copies of the base are not.
+  light = trees.size_bytes(blocks.get('adapter', {})) < trees.size_bytes(blocks['params']) / 2
+  apart = read is not None and light and count - 1 > start
+  x = layers.span(start, count - 1 if apart else count, x)
+  if apart:
+    return layers.one(count - 1, x, read), second
+  return context.take(x, read), second
+
+
+class _Layers:
+  """Applies layers by number."""
+
+  def __init__(self, config: Config, blocks, positions, context, key):
+    self.config, self.block = config, Block(config, parent=None)
+    self.base, self.adapter = blocks['params'], blocks.get('adapter')
+    self.positions, self.context = positions, context
+    self.layers = stacked(config)
+    self.keys = None if key is None else jax.random.split(key, config.layers)
+
+  def own(self, i: int | slice) -> tuple[Tree | None, Layer | None, jax.Array | None]:
+    """What is small of a layer, or of several: its adapter, options and key."""
+    return jax.tree.map(lambda leaf: leaf[i], (self.adapter, self.layers, self.keys))
+
+  def apply(self, i: int | jax.Array, x: jax.Array, own: tuple, read: Read = None) -> jax.Array:
+    """Layer i of x."""
+
+    def layer(x, own):
+      adapter, options, key = own
+      weights = {'params': jax.tree.map(lambda w: _weights(w, i), self.base)}
+      if adapter is not None:
+        weights['adapter'] = adapter
+      rngs = None if key is None else {'dropout': key}
+      return self.block.apply(
+        weights, x, self.positions, self.context, options, read, rngs=rngs)[0]
+
+    return jax.checkpoint(layer, prevent_cse=False, policy=_policy(self.config.remat))(x, own)
+
+  def one(self, i: int, x: jax.Array, read: Read = None) -> jax.Array:
+    """Layer i, a number that the compiler knows."""
+    return self.apply(i, x, self.own(i), read)
+
+  def span(self, start: int, stop: int, x: jax.Array) -> jax.Array:
+    """Layers start to stop - 1 in one loop."""
+    own = self.own(slice(start, stop))
+
+    def body(x, inputs):
+      return self.apply(inputs[0], x, inputs[1]), None
+
+    unroll = max(1, min(self.config.scan_unroll, stop - start))
+    return jax.lax.scan(body, x, (jnp.arange(start, stop), own), unroll=unroll)[0]
+
+
+def _weights(stack: jax.Array, i: int | jax.Array) -> jax.Array:
+  """Layer i of a stack [L, ...], under a name: what is read again is not kept."""
+  return checkpoint_name(jax.lax.dynamic_index_in_dim(stack, i, keepdims=False), 'weights')
+
+
+def _policy(remat: str):
+  if remat == 'none':
+    return jax.checkpoint_policies.save_anything_except_these_names('weights')
+  return jax.checkpoint_policies.save_only_these_names(*_KEPT[remat])
