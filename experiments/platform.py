@@ -4,6 +4,10 @@ XLA on CPU allocates every temporary afresh, and the page faults cost more than 
 small operations. Telling malloc to keep its memory cures that, but malloc reads its settings when
 the process starts: hence one re-execution.
 
+On GPU, XLA is told to hide the latency of collectives behind arithmetic (they then start early and
+end late, in streams of their own) and to overlap the transfers of one iteration of a loop with the
+arithmetic of the next; attention is cuDNN's wherever a shape allows it (perl/models/attention.py).
+
 XLA of jaxlib 0.10 also hands reductions, and products fused with them, to YNNPACK; on two cores its
 backward pass of RMSNorm is slow, and the step with it.
 """
@@ -23,22 +27,36 @@ MALLOC = {
   'MALLOC_TOP_PAD_': str(256 << 20),
 }
 
-FLAGS_OF_JAXLIB = {'0.10': ('--xla_cpu_experimental_ynn_fusion_type=',)}
+FLAGS_OF_JAXLIB = {'0.10': {
+  'cpu': ('--xla_cpu_experimental_ynn_fusion_type=',),
+  'accelerator': (
+    '--xla_gpu_enable_latency_hiding_scheduler=true',
+    '--xla_gpu_enable_while_loop_double_buffering=true',
+    '--xla_gpu_enable_pipelined_all_gather=true',
+    '--xla_gpu_enable_pipelined_reduce_scatter=true',
+  ),
+}}
 """Flags by version, for those that were tried: XLA ends a process that names a flag it lacks."""
 
-XLA_FLAGS: tuple[str, ...] = FLAGS_OF_JAXLIB.get(
-  importlib.metadata.version('jaxlib').rpartition('.')[0], ())
+_FLAGS = FLAGS_OF_JAXLIB.get(importlib.metadata.version('jaxlib').rpartition('.')[0], {})
+XLA_FLAGS: tuple[str, ...] = _FLAGS.get('cpu', ())
 """Defaults of XLA on CPU, '--xla_name=value' each; a flag that the user sets is left as it is."""
+ACCELERATOR_FLAGS: tuple[str, ...] = _FLAGS.get('accelerator', ())
+"""The same on a machine with an accelerator."""
 
 
 def tune() -> None:
   """Re-executes this program once with our defaults in its environment; the user's own stay.
 
-  Does nothing where jax is loaded already (a notebook), and on a machine with an accelerator sets
-  the compilation cache alone. PERL_TUNED=1 from outside turns the re-execution off.
+  Does nothing where jax is loaded already (a notebook); on a machine with an accelerator there is no
+  need to begin again. PERL_TUNED=1 from outside turns all but the compilation cache off.
   """
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder()))
-  if GUARD in os.environ or 'jax' in sys.modules or not on_cpu(os.environ):
+  if GUARD in os.environ or 'jax' in sys.modules:
+    return
+  if not on_cpu(os.environ):
+    if flags := merged_flags(os.environ, ACCELERATOR_FLAGS):
+      os.environ['XLA_FLAGS'] = flags
     return
   wanted = environment(os.environ)
   if any(os.environ.get(name) != value for name, value in wanted.items()):
@@ -68,9 +86,13 @@ def malloc(environ: Mapping[str, str]) -> dict[str, str]:
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
   """Our variables with the user's values where there are some, XLA's flags merged one by one."""
   chosen = malloc(environ)
+  if flags := merged_flags(environ, XLA_FLAGS):
+    chosen['XLA_FLAGS'] = flags
+  return chosen
+
+
+def merged_flags(environ: Mapping[str, str], ours: tuple[str, ...]) -> str:
+  """XLA_FLAGS: the user's, and those of ours whose names are not among them."""
   users = environ.get('XLA_FLAGS', '').split()
   names = {flag.split('=', 1)[0] for flag in users}
-  flags = [flag for flag in XLA_FLAGS if flag.split('=', 1)[0] not in names] + users
-  if flags:
-    chosen['XLA_FLAGS'] = ' '.join(flags)
-  return chosen
+  return ' '.join([flag for flag in ours if flag.split('=', 1)[0] not in names] + users)

@@ -18,6 +18,7 @@ import argparse
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 
 from experiments.benchmarks import contest, loading, plot, processes, profiles, rivals, work
 
@@ -47,7 +48,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
   add('--limit_seconds', type=float, help='of one process; 0 for no limit')
   add('--load_size', default='llama-3.2-1b', help='of perl/models/config.py, for the suite load')
   add('--scratch', default=None, help='where the weights are written; removed afterwards')
-  add('--json', default='', help='write the results to this file, anew after every case')
+  add('--json', default='', help='write the results to this file, anew after every process')
   add('--plot', default='', help='draw the ratios into this file')
   add('--profile', default='', help='trace our steps into this folder, and time nothing')
   args = parser.parse_args(argv)
@@ -80,20 +81,19 @@ def write_weights(scratch: str, cases: list[contest.Case]) -> dict[str, str]:
   return {size: write(size, dtype) for size, dtype in {c.size: c.dtype for c in cases}.items()}
 
 
-def play(args: argparse.Namespace, save) -> None:
-  """All rounds of all cases; save(results) after every case of every round."""
-  budget, cases = contest.Budget(args.budget_seconds), make_cases(args)
+def play(args: argparse.Namespace, budget: contest.Budget, save: Callable) -> None:
+  """All rounds of all cases; save(results) after every process."""
+  cases = make_cases(args)
+  results = lambda: [case.result() for case in cases if case.peaks]
   with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
     folders = write_weights(scratch, cases)
     for number in range(1, args.rounds + 1):
       for case in cases:
         if budget.left() > 0:
           case.play(number, folders[case.size], cache=scratch, budget=budget,
-                    limit=args.limit_seconds)
-          save([case.result() for case in cases if case.peaks])
+                    limit=args.limit_seconds, after=lambda: save(results()))
   if 'load' in args.suite:
-    save([case.result() for case in cases if case.peaks]
-         + loading.compete(args.load_size, args.rounds, args.scratch))
+    save(results() + loading.compete(args.load_size, args.rounds, args.scratch))
 
 
 def trace(args: argparse.Namespace) -> None:
@@ -112,6 +112,7 @@ def trace(args: argparse.Namespace) -> None:
 def main() -> None:
   """Prints a table and writes the results."""
   args = arguments()
+  budget = contest.Budget(args.budget_seconds)
   if args.profile:
     trace(args)
     return
@@ -126,8 +127,9 @@ def main() -> None:
     if args.json:
       metrics.write_json(args.json, {**head, 'cases': cases})
 
-  play(args, save)
-  print(contest.table([case for case in held if case['suite'] != 'load']))
+  play(args, budget, save)
+  if steps := [case for case in held if case['suite'] != 'load']:
+    print(contest.table(steps))
   if loads := [case for case in held if case['suite'] == 'load']:
     print(loading.table(loads))
   if args.plot:

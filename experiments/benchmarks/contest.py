@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.benchmarks import cost, processes, rivals, work
 
@@ -45,7 +45,7 @@ class Case:
     self.runs = self.runs or {name: [] for name in self.names}
 
   def play(self, number: int, weights: str, *, cache: str = '', budget: Budget | None = None,
-           limit: float = 0.0) -> None:
+           limit: float = 0.0, after: Callable[[], None] = lambda: None) -> None:
     """Runs every contestant once; one that fails leaves a row with `error`, and is out.
 
     Args:
@@ -54,6 +54,7 @@ class Case:
       cache: see processes.environment.
       budget: no contestant starts after it, and one that runs over it by half a minute is ended.
       limit: the most seconds of one contestant; 0 for no limit.
+      after: called when a contestant has a new row.
     """
     budget = budget or Budget()
     self.peaks.append(processes.gemm_gflops(self.dtype))
@@ -74,6 +75,7 @@ class Case:
         row = {'name': name, 'error': str(error)}
         print(error, file=sys.stderr, flush=True)
       rows.append({'round': number, 'gemm_gflops': self.peaks[-1], **row})
+      after()
 
   def good(self, name: str) -> dict[int, dict]:
     """A contestant's rows by round, errors left out."""
@@ -154,11 +156,12 @@ def table(cases: Sequence[dict]) -> str:
       seconds = statistics.median(row['median_seconds'] for row in good)
       share = case.get('share_of_gemm_rate', {}).get(name)
       ratio, aim = case['speed_against'].get(name), case['aims'].get(name)
-      spread = case['ratios'].get(name, [])
+      spread, memory = case['ratios'].get(name, []), case['memory_against'].get(name)
       lines.append(
         where + f'| {seconds:.4g} | {max(row["first_seconds"] for row in good):.3g} | '
         f'{case["tokens_per_step"] / seconds:,.0f} | {"" if share is None else f"{share:.0%}"} | '
-        f'{max(row["peak_memory_bytes"] for row in good) / 2**20:,.0f} | '
+        f'{max(row["peak_memory_bytes"] for row in good) / 2**20:,.0f}'
+        + ('' if memory is None else f', {memory:.2f} times') + ' | '
         + ('' if ratio is None else f'{ratio:.2f} ({min(spread):.2f} to {max(spread):.2f})')
         + f' | {aim or ""} | {"DISAGREES" if name in case["disagree"] else ""} |')
   return '\n'.join(lines)

@@ -50,7 +50,7 @@ def draw(cases: Sequence[dict], file: str) -> None:
     axes.annotate(text, (max(bar['high'], bar['aim'] or 0), i), (6, 0),
                   textcoords='offset points', va='center', fontsize=8, color=INK)
     if bar['aim']:
-      axes.plot(bar['aim'], i, marker='D', markersize=5, color=INK, markerfacecolor='white',
+      axes.plot(bar['aim'], i, 'D', markersize=5, color=INK, markerfacecolor='white',
                 label=None if any(b['aim'] for b in found[:i]) else 'aim')
   _frame(axes, found)
   figure.savefig(file, dpi=150)
@@ -76,10 +76,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--json', nargs='+', required=True, help='files of experiments.benchmarks')
+  parser.add_argument('more', nargs='*', help='files after that of --json=FILE')
   parser.add_argument('--out', required=True)
   args = parser.parse_args()
   cases = []
-  for file in args.json:
+  for file in args.json + args.more:
     with open(file) as stream:
       cases += json.load(stream)['cases']
   draw(cases, args.out)

@@ -1,7 +1,7 @@
 """Memory and arithmetic of every stage of a config, before anything is bought, loaded or run.
 
     python -m experiments.forecast --config=configs/coffee.py:size=tiny --device=h100 \
-        --config.model.size=llama-3.2-1b --config.model.remat=true --stages=rl
+        --config.model.size=llama-3.2-1b --config.model.remat=layer --stages=rl
     python -m experiments.forecast --config=configs/coffee.py:size=tiny --device=tpu-v5e \
         --devices=8 --config.mesh.fsdp=8 --config.model.size=llama-2-7b --stages=sft,rl
 

@@ -7,37 +7,46 @@ Element-wise work is not counted: in a transformer it is a few per cent, and no 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
-def count(jaxpr: ClosedJaxpr | Jaxpr, loops: int | None = None) -> int:
+def count(jaxpr: ClosedJaxpr | Jaxpr, loops: Sequence[int] = ()) -> int:
   """Operations of the products in a jaxpr, two for each multiply-add.
 
   Args:
     jaxpr: of the program (`jitted.trace(...).jaxpr`).
-    loops: iterations of every `while` whose length is not known; None where there is none.
+    loops: how often each `while` that holds products runs, in the program's order, an outer one
+      before those inside it (which run so often each time that the outer one does).
 
   Raises:
-    ValueError: such a loop holds products, and `loops` does not say how often it runs.
+    ValueError: `loops` names fewer or more loops than there are.
   """
-  jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-  return sum(_of(equation, loops) for equation in jaxpr.eqns)
+  times = iter(loops)
+  found = _inside(jaxpr, times)
+  if left := list(times):
+    raise ValueError(f'expected {len(loops) - len(left)} while loops with matrix products, found '
+                     f'{len(loops)} lengths; leave {left} out')
+  return found
 
 
-def _of(equation: JaxprEqn, loops: int | None) -> int:
+def _inside(jaxpr: ClosedJaxpr | Jaxpr, times: Iterator[int]) -> int:
+  return sum(_of(equation, times) for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns)
+
+
+def _of(equation: JaxprEqn, times: Iterator[int]) -> int:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     return _product(equation)
   if name == 'scan':
-    return params['length'] * count(params['jaxpr'], loops)
+    return params['length'] * _inside(params['jaxpr'], times)
   if name == 'while':
-    return _loop(params, loops)
+    return _loop(params, times)
   if name == 'cond':
-    return max(count(branch, loops) for branch in params['branches'])
-  return sum(count(inner, loops) for value in params.values() for inner in _jaxprs(value))
+    return max(_inside(branch, times) for branch in params['branches'])
+  return sum(_inside(inner, times) for value in params.values() for inner in _jaxprs(value))
 
 
 def _product(equation: JaxprEqn) -> int:
@@ -47,14 +56,25 @@ def _product(equation: JaxprEqn) -> int:
   return 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
 
 
-def _loop(params: dict[str, Any], loops: int | None) -> int:
-  once = count(params['body_jaxpr'], loops) + count(params['cond_jaxpr'], loops)
-  if once and loops is None:
+def _loop(params: dict[str, Any], times: Iterator[int]) -> int:
+  parts = params['cond_jaxpr'], params['body_jaxpr']
+  if not any(_has_products(part) for part in parts):
+    return 0
+  length = next(times, None)
+  if length is None:
     raise ValueError(
       'expected loops of known length (scans), found a while loop with matrix products; say how '
       'often it runs (loops=...)'
     )
-  return once * (loops or 0)
+  return length * sum(_inside(part, times) for part in parts)
+
+
+def _has_products(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
+  return any(
+    equation.primitive.name == 'dot_general' or any(
+      _has_products(inner) for value in equation.params.values() for inner in _jaxprs(value))
+    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns
+  )
 
 
 def _jaxprs(value: Any) -> Iterator[ClosedJaxpr | Jaxpr]:

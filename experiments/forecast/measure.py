@@ -17,6 +17,7 @@ from experiments.forecast import flops
 from perl.jobs import programs
 from perl.models import decode
 from perl.peft import adapters
+from perl.rl import rollout
 from perl.train import memory
 from perl.types import Tree
 
@@ -67,7 +68,8 @@ def options(stage: programs.Stage, *, accelerator: bool = True) -> dict[str, str
 
 def full(config: ConfigDict) -> ConfigDict:
   """The config with full tuning, from fresh copies of the base."""
-  return copy(config, peft__name='full', **{f'{s}__adapter': '' for s in ('sft', 'reward', 'rl')})
+  starts = {f'{stage}__adapter': '' for stage in ('sft', 'reward', 'rl')}
+  return copy(config, peft__name='full', rl__layout='shared', **starts)
 
 
 def conventional(stage: programs.Stage) -> programs.Stage:
@@ -125,13 +127,28 @@ def program(stage: programs.Stage, name: str, **how: Any) -> dict[str, int]:
 
 
 def operations(stage: programs.Stage, name: str) -> float:
-  """Floating-point operations of one run of a program, per device, if they are evenly split.
-
-  The loop of a rollout is counted to its longest: every response has max_new_tokens.
-  """
+  """Floating-point operations of one run of a program, per device, if they are evenly split."""
   found = stage.programs[name]
-  loops = found.static['max_new_tokens'] - 1 if 'max_new_tokens' in found.static else None
+  loops = turns(found) if name == 'rollout' else ()
   return flops.count(found.trace().jaxpr, loops) / devices(stage)
+
+
+def turns(sampling: programs.Program) -> list[int]:
+  """How often the loops of a rollout run if every response is as long as it may be.
+
+  A batch decodes in stages of growing caches, R - 1 tokens in all (the first one is the prompt's).
+  In slots there is a loop of two: prompts enter a quarter of the slots at a time, and all slots
+  advance.
+  """
+  new, slots = sampling.static['max_new_tokens'], sampling.static.get('slots')
+  if slots is None:
+    sizes = rollout.stages(new)
+    ends = [1, *(size + (size != new) for size in sizes)]
+    return [end - start for start, end in zip(ends, ends[1:])]
+  tokens = sampling.arguments[3]
+  rows = tokens.shape[0] * sampling.static.get('samples', 1)
+  slots = min(slots, rows)
+  return [1, -(-rows // max(1, slots // 4)), -(-rows // slots) * (new - 1)]
 
 
 def devices(stage: programs.Stage) -> int:
@@ -139,10 +156,15 @@ def devices(stage: programs.Stage) -> int:
   return stage.state.step.sharding.num_devices
 
 
+def rows(stage: programs.Stage) -> int:
+  """The batch size: rows of the update, in rl several for a prompt."""
+  return jax.tree.leaves(stage.programs['update'].batch)[0].shape[0]
+
+
 def ways(stage: programs.Stage) -> int:
   """Devices over which a batch is spread."""
-  rows = next(iter(stage.batch.values()))
-  return rows.shape[0] // rows.sharding.shard_shape(rows.shape)[0]
+  leaf = next(iter(stage.batch.values()))
+  return leaf.shape[0] // leaf.sharding.shard_shape(leaf.shape)[0]
 
 
 def cache_bytes(stage: programs.Stage) -> int:
@@ -154,13 +176,17 @@ def cache_bytes(stage: programs.Stage) -> int:
     return 0
   sampling = stage.programs['rollout']
   model, base, policy, tokens, mask, _ = sampling.arguments
-  slots = tokens.shape[1] + sampling.static['max_new_tokens']
+  options = {'max_new_tokens': 1, 'samples': 1, 'cache': 'model', 'slots': None} | sampling.static
+  rows = tokens.shape[0] if options['slots'] is None else options['slots']
+  count = options['samples'] if options['slots'] is None else 1
 
   def cache(base, policy, tokens, mask):
-    return decode.prefill(model, decode.parts(model, base, policy), tokens, mask, slots)[1]
+    _, found = decode.prefill(
+      model, decode.parts(model, base, policy), tokens[:rows], mask[:rows],
+      options['max_new_tokens'], count=count, kind=options['cache'])
+    return found.prompt, found.own
 
-  shapes = jax.eval_shape(cache, base, policy, tokens, mask)
-  return device_bytes(shapes) // ways(stage)
+  return device_bytes(jax.eval_shape(cache, base, policy, tokens, mask)) // ways(stage)
 
 
 def stage(built: programs.Stage, name: str, **how: Any) -> dict[str, Any]:
@@ -172,7 +198,7 @@ def stage(built: programs.Stage, name: str, **how: Any) -> dict[str, Any]:
   for found in ran.values():
     found['peak_bytes'] = total + found['transient_bytes']
   return {
-    'batch_size': jax.tree.leaves(built.batch)[0].shape[0],
+    'batch_size': rows(built),
     'devices': devices(built),
     'ways': ways(built),
     'held': parts,

@@ -90,6 +90,8 @@ def largest_batch(config: ConfigDict, stage: str, column: str, limit: int, known
     found = measure.program(built(rows), program, accelerator=accelerator)
     return known['held_bytes'] + found['transient_bytes']
 
+  section = config[stage]
   return largest.largest(
     {program: functools.partial(peak, program) for program in known['programs']}, limit,
-    unit=config[stage].microbatches * known['ways'], start=known['batch_size'])
+    unit=section.microbatches * section.get('samples', 1) * known['ways'],
+    start=known['batch_size'])

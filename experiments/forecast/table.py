@@ -20,6 +20,8 @@ def markdown(found: Mapping[str, Any], stage: str) -> str:
     *(_bytes(f'{role}, held', *(x['held'].get(role, 0) for x in (ours, full)))
       for role in ours['held']),
   ]
+  rows += [_bytes('held and gradients', *(x['held_bytes'] + x['gradients_bytes']
+                                          for x in (ours, full)))]
   for name in ours['programs']:
     pair = ours['programs'][name], full['programs'][name]
     rows += [_bytes(f'{name}: temporaries', *(x['temporaries_bytes'] for x in pair))]
@@ -94,6 +96,9 @@ def notes(config: ConfigDict, device: Device | None) -> list[str]:
       if 'bfloat16' in (c.dtype, c.param_dtype):
         found += ['bfloat16 is compiled as float16, of the same size, without the float32 copies '
                   'of operands that CPUs make (--device=cpu counts them).']
+    found += ['While it updates what is trained, XLA for CPU holds up to two more copies of it: '
+              'full tuning\'s peak is an upper bound, "held and gradients" the least that any '
+              'trainer needs.']
   found += ['Held: what the job keeps on the device throughout. Full tuning, whole models: what '
             'learns in float32, frozen roles in model.param_dtype, and no base. (This library\'s '
             'own full tuning keeps the base too, and frozen copies in float32: see '

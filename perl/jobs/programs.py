@@ -7,21 +7,16 @@ cannot drift from it.
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from perl.data import tokenizer as tokenizers
-from perl.data.examples import Demonstration, Document, Example, Labelled, Preference, Prompt
 from perl.jobs import artefacts, language, reward, rl, scoring
-from perl.jobs.setting import Setting
-from perl.models import lm
+from perl.jobs.plan import Plan, placed, spread
 from perl.peft import adapters
-from perl.rl.rollout import rollout
-from perl.train import memory, sharding
+from perl.train import sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree
 
@@ -62,91 +57,6 @@ class Stage(NamedTuple):
   frozen: dict[str, Tree]  # adapters that do not learn, by role
   batch: Batch  # of the training stream, at its longest
   programs: dict[str, Program]  # in the order in which a step runs them
-
-
-class Vocabulary(NamedTuple):
-  """What shapes need of a tokenizer: one id a character, as many ids as config says."""
-
-  vocab_size: int
-  pad_id: int = 0
-  bos_id: int = 1
-  eos_id: int = 2
-  adds_bos: bool = True
-  chat_template: None = None
-
-  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Ids beyond the special ones, different where characters are."""
-    return [[3 + ord(character) % 8 for character in text] for text in texts]
-
-
-class Plan(Setting):
-  """A job's setting that stands on no disk: a stand-in for the tokenizer, shapes for batches."""
-
-  def _vocabulary(self) -> Vocabulary:
-    """As many tokens as the config will have; a checkpoint and a published size keep their own."""
-    c = self.config
-    if c.tokenizer.path and not c.model.checkpoint:
-      return Vocabulary(tokenizers.load(c.tokenizer.path).vocab_size)
-    return Vocabulary(1 if c.model.checkpoint else c.tokenizer.vocab_size)
-
-  @functools.cached_property
-  def anchor(self) -> artefacts.Base:
-    """The frozen parameters of every stage, by shape: anchor and base are alike in it."""
-    model = self.model(self.tokenizer.vocab_size)
-    params = lm.abstract(model)
-    return artefacts.Base(model, placed(params, sharding.base_shardings(params, self.mesh)), '')
-
-  def place(self, batch: Batch) -> Batch:
-    """Shapes of the batch with config.<stage>.batch_size rows, spread over the mesh."""
-    rows, spread = self.config[self.stage].batch_size, sharding.batch_sharding(self.mesh)
-    ways = self.mesh.shape['data'] * self.mesh.shape['fsdp']
-    if rows % ways:
-      raise ValueError(
-        f'expected {self.stage}.batch_size to divide over the {ways} devices of the mesh, found '
-        f'{rows}; change it, or config.mesh.data and config.mesh.fsdp'
-      )
-    shape = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=spread)
-    return {name: shape(x) for name, x in batch.items()}
-
-  def batch(self, kind: str) -> Batch:
-    """The longest batch of a kind, through the pipeline that batches come from."""
-    rows = self.rows([self.longest(kind)], kind)
-    return self.place(memory.longest(self.evaluation_batches(rows, kind)))
-
-  def longest(self, kind: str) -> Example:
-    """An example that fills the config's limits to the last token (bos and eos are added)."""
-    c = self.config.data
-    prompt, response = 'p' * (c.max_prompt_tokens - 1), 'r' * (c.max_response_tokens - 1)
-    return {
-      'document': lambda: Document(prompt + 'p' + response),
-      'demonstration': lambda: Demonstration(prompt, response),
-      'labelled': lambda: Labelled(prompt, response, 1.0),
-      'preference': lambda: Preference(prompt, response, 's' * max(1, len(response))),
-      'prompt': lambda: Prompt(prompt),
-    }[kind]()
-
-  def adapter(self, make: Callable[['Plan', artefacts.Base], Tree]) -> Tree:
-    """make(setting, anchor) by shapes, on the mesh."""
-    base, model = self.anchor.params, self.anchor.model
-    found = jax.eval_shape(lambda params: make(self, artefacts.Base(model, params, '')), base)
-    return placed(found, sharding.state_shardings(found, base, self.mesh))
-
-  def first_state(self, learning: Tree, tx: Any) -> tuple[steps.TrainState, Tree]:
-    """`artefacts.first_state` by shapes."""
-    placements = []
-
-    def make(base, learning):
-      state, places = artefacts.first_state(self, base, learning, tx)
-      placements.append(places)
-      return state
-
-    state = jax.eval_shape(make, self.anchor.params, learning)
-    return placed(state, placements[0]), placements[0]
-
-
-def placed(tree: Tree, shardings: Tree) -> Tree:
-  """Shapes with their placement."""
-  return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
 
 def stage(config: ConfigDict, name: str) -> Stage:
@@ -204,35 +114,77 @@ def _reward(plan: Plan) -> Stage:
 def _rl(plan: Plan) -> Stage:
   section, anchor = plan.config.rl, plan.anchor
   algorithm = importlib.import_module(f'perl.rl.{section.algorithm}')
-  roles = algorithm.trains(section.baseline)
+  learners = algorithm.trains(section.baseline)
   learning = {
-    role: plan.adapter(lambda plan, base, role=role: rl._fresh(plan, base, role)) for role in roles
+    role: plan.adapter(lambda plan, base, role=role: rl._fresh(plan, base, role))
+    for role in learners
   }
   frozen = {'reference': learning['policy'], 'reward': plan.adapter(reward._new_adapter)}
-  tx = rl._optimizer(plan, roles)
+  tx = rl._optimizer(plan, learners)
   state, places = plan.first_state(learning, tx)
-  step = rl.Step(plan, anchor, frozen, algorithm, tx, places, offset=0.0)
-  batch = plan.batch('prompt')
-  prompts = batch['tokens'], batch['mask']
-  key = state.key  # the rollout's is folded out of it, and alike
-  arrays = (anchor.params, state.adapters['policy'], *prompts, key)
-  sample = functools.partial(rollout, anchor.model, **step.sampling)
-  sampled = _spread(jax.eval_shape(sample, *arrays), plan)
-  offset = _spread(jax.eval_shape(lambda: 0.0), plan)
-  judged = (anchor.params, frozen, sampled, batch['weight'], offset)
-  experience = _spread(jax.eval_shape(step.experience, *judged)[0], plan)
-  found = {
-    'rollout': Program(rollout, (anchor.model, *arrays), prompts, step.sampling),
-    'experience': Program(step.experience, judged, (sampled, batch['weight'])),
-    'update': Program(step.update, (state, anchor.params, experience), experience),
+  batch, made = plan.batch('prompt'), []
+
+  def lay_out(params):
+    step = rl.Step(plan, artefacts.Base(anchor.model, params, ''), frozen, algorithm, tx, places,
+                   offset=0.0)
+    made.append(step)
+    return step.base
+
+  bases = jax.eval_shape(lay_out, anchor.params)
+  bases = placed(bases, sharding.base_shardings(bases, plan.mesh))
+  step = made[0]
+  found, experience = _gathered(step, plan, (state, bases, frozen), batch)
+  found['update'] = Program(step.update, (state, bases, experience), experience)
+  return Stage(anchor.model, bases, state, frozen, batch, found)
+
+
+def _gathered(
+  step: rl.Step, plan: Plan, held: tuple[Tree, Tree, Tree], batch: Batch
+) -> tuple[dict[str, Program], Tree]:
+  """What a step runs before its update: its programs by name, and the experience that they make.
+
+  `held` is (state, base, frozen adapters).
+  """
+  placements: dict[int, jax.ShapeDtypeStruct] = {}
+  recorders = {
+    'rollout': _Recorder(step.sample, plan, placements),
+    'experience': _Recorder(step.experience, plan, placements),
   }
-  return Stage(anchor.model, anchor.params, state, frozen, batch, found)
+  step.sample, step.experience = recorders.values()
+
+  def gather(now, prompts):
+    placements.update(zip(map(id, jax.tree.leaves(now)), jax.tree.leaves(held)))
+    state, step.base, step.frozen = now
+    return step.gather(state, prompts)[0]
+
+  experience = spread(jax.eval_shape(gather, held, batch), plan.mesh)
+  return {name: recorder.program for name, recorder in recorders.items()}, experience
 
 
-def _spread(tree: Tree, plan: Plan) -> Tree:
-  """What one program hands to the next: rows over the mesh, as the compiler leaves them."""
-  rows, whole = sharding.batch_sharding(plan.mesh), None
-  if plan.mesh.size > 1:
-    whole = NamedSharding(plan.mesh, jax.sharding.PartitionSpec())
-  return jax.tree.map(lambda x: x.update(
-    sharding=None if plan.mesh.size == 1 else rows if x.ndim else whole), tree)
+class _Recorder:
+  """Stands in for a jitted function while a step is traced, and keeps what it is called with.
+
+  `placements` holds what the stage holds, by the identity of what stands for it while tracing;
+  everything else has a row for each example.
+  """
+
+  def __init__(self, function: Any, plan: Plan, placements: dict[int, jax.ShapeDtypeStruct]):
+    self.static = {}
+    if isinstance(function, functools.partial):
+      function, self.static = function.func, function.keywords
+    self.function, self.plan, self.placements = function, plan, placements
+    self.program: Program | None = None
+
+  def __call__(self, *arguments: Any, **static: Any) -> Tree:
+    """The function's own result."""
+    static, batch = self.static | static, []
+
+    def shape(x: Any) -> Any:
+      if not hasattr(x, 'shape') or id(x) in self.placements:
+        return self.placements.get(id(x), x)
+      batch.append(spread(x.aval, self.plan.mesh))
+      return batch[-1]
+
+    shapes = jax.tree.map(shape, arguments)
+    self.program = Program(self.function, shapes, batch, static)
+    return self.function(*arguments, **static)

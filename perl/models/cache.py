@@ -59,7 +59,7 @@ class Store(struct.PyTreeNode):
     return self.replace(data=pad(self.data, self._slot_axis), scale=scale)
 
   def put(self, x: jax.Array, slot: jax.Array, layer: jax.Array | None) -> Self:
-    """With a token's x [B, 1, G, K] at `slot`, i32[] or i32[B], of a layer of a stack or the one."""
+    """With a token's x [B, 1, G, K] at `slot`, i32[] or i32[B], of a stack's layer or the one."""
     kind = 'int8' if self.scale is not None else str(self.data.dtype)
     new = Store.of(x, kind, is_keys=self.is_keys)
     scale = self.scale

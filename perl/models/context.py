@@ -62,7 +62,7 @@ class Rows(struct.PyTreeNode):
 class Branches(struct.PyTreeNode):
   """Rows [prompt | continuation | continuation ...]: continuations see the prompt and themselves.
 
-  It stands for `count` rows a prompt, [prompt | continuation]; `read` and `take` are in their terms.
+  It stands for `count` rows a prompt, [prompt | continuation]; `read` and `take` speak of those.
   """
 
   mask: jax.Array  # bool[N, P + n R]

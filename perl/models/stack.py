@@ -5,11 +5,11 @@ pass reads them again. The last layer stands apart where only some tokens are re
 those alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from perl import trees
 from perl.models.block import Block, Layer, stacked
@@ -20,6 +20,9 @@ from perl.types import Tree
 _KEPT = {'layer': (), 'attention': ('product', 'attended'), 'products': ('product', 'attended',
                                                                          'wide')}
 """Config.remat -> the named results that the backward pass finds; it computes the others again."""
+
+
+_READ_AGAIN = ('dynamic_slice', 'squeeze', 'convert_element_type')
 
 
 def run(
@@ -105,11 +108,16 @@ class _Layers:
 
 
 def _weights(stack: jax.Array, i: int | jax.Array) -> jax.Array:
-  """Layer i of a stack [L, ...], under a name: what is read again is not kept."""
-  return checkpoint_name(jax.lax.dynamic_index_in_dim(stack, i, keepdims=False), 'weights')
+  """Layer i of a stack [L, ...]."""
+  return jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
 
 
-def _policy(remat: str):
-  if remat == 'none':
-    return jax.checkpoint_policies.save_anything_except_these_names('weights')
-  return jax.checkpoint_policies.save_only_these_names(*_KEPT[remat])
+def _policy(remat: str) -> Callable[..., bool]:
+  """What of a layer is kept for its backward pass.
+
+  Never its weights: what is read out of the stack, squeezed or converted is read again, else the
+  loop over layers would keep a copy of the base.
+  """
+  if remat != 'none':
+    return jax.checkpoint_policies.save_only_these_names(*_KEPT[remat])
+  return lambda primitive, *_, **__: primitive.name not in _READ_AGAIN

@@ -139,9 +139,10 @@ class _Run:
     self.meta, self.evaluate, self.folder = meta, evaluate, folder
     self.log_every_steps, self.learning_rate = log_every_steps, learning_rate
     self.seconds: list[float] = []  # of the steps between two logs, on average
-    self.pending: list[dict[str, jax.Array]] = []
+    self.pending: list[dict[str, jax.Array]] = []  # of the steps since the last log
+    self.in_flight: tuple[int, list[dict[str, jax.Array]]] | None = None  # the log before it
     self.evaluations: dict[int, dict[str, float]] = {}
-    self.since, self.spent, self.timed = time.perf_counter(), 0.0, 0
+    self.since, self.spent = time.perf_counter(), 0.0
     self.last_good: int | None = None
     self.warm = False  # compiled: the first stretch of steps is no measure of speed
 
@@ -166,30 +167,45 @@ class _Run:
   def advance(self, state: TrainState, done: int, steps: int) -> TrainState:
     state, values = self.step_fn(state, next(self.stream))
     self.pending.append(values)
-    self.timed += 1
     if done % self.log_every_steps == 0 or done == steps:
       self.log(done)
     return state
 
   def log(self, done: int) -> None:
-    """Fetches what the device has meanwhile computed: the only place where Python waits for it."""
-    rows = self.fetch(done)
-    self.pending = []
+    """Closes a stretch of steps, and writes the one before it, which the device has done by now.
+
+    Python is never more than two stretches ahead, and the device never waits for it.
+    """
+    for value in jax.tree.leaves(self.pending):
+      if isinstance(value, jax.Array):
+        value.copy_to_host_async()
+    closed, self.pending = (done, self.pending), []
+    self.flush()
+    self.in_flight = closed
+
+  def flush(self) -> None:
+    """Writes the stretch that is closed and not yet written; waits for the device to end it."""
+    if self.in_flight is None:
+      return
+    (done, pending), self.in_flight = self.in_flight, None
+    rows = self.fetch(pending, done)
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     mean.pop('finite', None)
     if self.learning_rate is not None:
       mean['learning_rate'] = float(self.learning_rate(done - 1))
     self.pause()
-    mean['step_seconds'] = self.spent / max(self.timed, 1)
+    # Steps before a resume come as numbers: they took none of this process's time.
+    timed = sum(any(isinstance(x, jax.Array) for x in row.values()) for row in pending)
+    mean['step_seconds'] = self.spent / max(timed, 1)
     if self.warm:
       self.seconds.append(mean['step_seconds'])
-    self.warm, self.spent, self.timed = True, 0.0, 0
+    self.warm, self.spent = True, 0.0
     self.since = time.perf_counter()
     self.writer.write(done, mean, prefix='train')
 
-  def fetch(self, done: int) -> list[dict[str, float]]:
-    """The metrics since the last log as numbers; stops the run if a step was not finite."""
-    fetched = jax.device_get(self.pending)
+  def fetch(self, pending: list[dict[str, jax.Array]], done: int) -> list[dict[str, float]]:
+    """Metrics of the steps up to `done` as numbers; stops the run if a step was not finite."""
+    fetched = jax.device_get(pending)
     rows = [{name: float(value) for name, value in row.items()} for row in fetched]
     if not all(row.get('finite', 1.0) for row in rows):
       self.saver.wait()
@@ -204,7 +220,7 @@ class _Run:
   def measure(self, state: TrainState, done: int) -> dict[str, float]:
     if self.pending:
       self.log(done)
-    self.pause()
+    self.flush()
     values = self.evaluate(state)
     self.evaluations[done] = values
     self.writer.write(done, values, prefix='dev')
@@ -216,8 +232,9 @@ class _Run:
     self.spent += time.perf_counter() - self.since
 
   def save(self, state: TrainState, done: int) -> None:
+    self.flush()
     # A log that is under way goes along, so that a resumed run writes the very same lines.
-    self.pending = self.fetch(done)
+    self.pending = self.fetch(self.pending, done)
     self.pause()
     self.saver.save(
       done,

@@ -36,20 +36,25 @@ def recorded(patch, module, name, programs, key, stop=False):
   patch.setattr(module, name, patched)
 
 
+def sampled(patch, programs):
+  """Keeps the StableHLO of the last rollout."""
+  inner = rl.rollout
+
+  def rollout(*arguments, **options):
+    programs['rollout'] = inner.lower(*arguments, **options).as_text()
+    return inner(*arguments, **options)
+
+  patch.setattr(rl, 'rollout', rollout)
+
+
 def ran(config, stage, folder, devices=1):
   """{program: StableHLO} of a job's first step."""
   found = {}
   with run.small_world(devices) as patch:
     recorded(patch, steps, 'make_train_step', found, 'update', stop=True)
     if stage == 'rl':
+      sampled(patch, found)
       recorded(patch, rl, 'make_experience', found, 'experience')
-      inner = rl.rollout
-
-      def rollout(*args, **kwargs):
-        found['rollout'] = inner.lower(*args, **kwargs).as_text()
-        return inner(*args, **kwargs)
-
-      patch.setattr(rl, 'rollout', rollout)
     with pytest.raises(Seen):
       importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder / stage))
   return found
