@@ -10,16 +10,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from perl import trees
-from perl.models import lm
+from perl.models import lm, stack
 from perl.models.block import Block, Layer, layers_of, stacked
 from perl.models.cache import Cached, Store
 from perl.models.context import Rows
 from perl.models.layers import TOGETHER
 from perl.models.transformer import Transformer
 from perl.types import Tree
-
-COPIED_BYTES = 2**29
-"""A base of at most so many bytes is copied on CPU."""
 
 
 class Parts(struct.PyTreeNode):
@@ -37,25 +34,23 @@ class Cache(struct.PyTreeNode):
   prompt_mask: jax.Array  # bool[N, P]
 
 
-def copies(base: Tree) -> bool:
-  """Whether decoding copies the base: a small one, on CPU, where the loop is then faster."""
-  return jax.default_backend() == 'cpu' and trees.size_bytes(base) <= COPIED_BYTES
-
-
 def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = None) -> Parts:
   """Base and adapter as the loop reads them; call it outside of the loop.
 
   Args:
     model, base, adapter: see perl/models/lm.py.
-    copy: take the layers out of their stacks; None: where `copies` says so.
+    copy: take the layers out of their stacks; None: where `stack.copies` says so.
   """
   whole = lm.variables(base, adapter)
   blocks = {
     name: tree['layers']['block'] for name, tree in whole.items() if 'layers' in tree
   }
   rest = {name: {k: v for k, v in t.items() if k != 'layers'} for name, t in whole.items()}
-  if not (copies(base) if copy is None else copy):
+  if not (stack.copies(base) if copy is None else copy):
     return Parts(rest, blocks)
+  if model.config.tied and 'embed' not in adapter:
+    # On CPU a product of few rows with a transposed matrix takes five times as long.
+    rest['together'] = {'embed': {'unembed': base['embed']['embedding'].T}}
   return Parts(rest, [_side_by_side(layer) for layer in trees.unstack(blocks)])
 
 

@@ -2,7 +2,8 @@
 
 A loop reads each layer's weights out of the stack by its index; nothing is copied, and the backward
 pass reads them again. The last layer stands apart where only some tokens are read: it then computes
-those alone.
+those alone. Where the base is small, on CPU, its layers are sliced out of the stack instead: the
+copy costs less there than what jax adds to whatever a checkpointed layer keeps.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from perl import trees
-from perl.models.block import Block, Layer, stacked
+from perl.models.block import Block, stacked
 from perl.models.config import Config
 from perl.models.context import Read
 from perl.types import Tree
@@ -22,7 +23,15 @@ _KEPT = {'layer': (), 'attention': ('product', 'attended'), 'products': ('produc
 """Config.remat -> the named results that the backward pass finds; it computes the others again."""
 
 
+COPIED_BYTES = 2**29
+"""A base of at most so many bytes is copied on CPU, in training and in decoding."""
+
 _READ_AGAIN = ('dynamic_slice', 'squeeze', 'convert_element_type')
+
+
+def copies(base: Tree) -> bool:
+  """Whether a program may copy the base: a small one, on CPU, where it is then faster."""
+  return jax.default_backend() == 'cpu' and trees.size_bytes(base) <= COPIED_BYTES
 
 
 def run(
@@ -71,25 +80,31 @@ class _Layers:
     self.config, self.block = config, Block(config, parent=None)
     self.base, self.adapter = blocks['params'], blocks.get('adapter')
     self.positions, self.context = positions, context
+    self.copied = config.remat == 'none' and copies(self.base)
     self.layers = stacked(config)
     self.keys = None if key is None else jax.random.split(key, config.layers)
 
-  def own(self, i: int | slice) -> tuple[Tree | None, Layer | None, jax.Array | None]:
-    """What is small of a layer, or of several: its adapter, options and key."""
-    return jax.tree.map(lambda leaf: leaf[i], (self.adapter, self.layers, self.keys))
+  def own(self, i: int | slice) -> tuple:
+    """Base (where it is copied), adapter, options and key of a layer or of several."""
+    base = self.base if self.copied else None
+    return jax.tree.map(lambda leaf: leaf[i], (base, self.adapter, self.layers, self.keys))
 
   def apply(self, i: int | jax.Array, x: jax.Array, own: tuple, read: Read = None) -> jax.Array:
     """Layer i of x."""
 
     def layer(x, own):
-      adapter, options, key = own
-      weights = {'params': jax.tree.map(lambda w: _weights(w, i), self.base)}
+      base, adapter, options, key = own
+      if base is None:
+        base = jax.tree.map(lambda w: _weights(w, i), self.base)
+      weights = {'params': base}
       if adapter is not None:
         weights['adapter'] = adapter
       rngs = None if key is None else {'dropout': key}
       return self.block.apply(
         weights, x, self.positions, self.context, options, read, rngs=rngs)[0]
 
+    if self.copied:
+      return layer(x, own)
     return jax.checkpoint(layer, prevent_cse=False, policy=_policy(self.config.remat))(x, own)
 
   def one(self, i: int, x: jax.Array, read: Read = None) -> jax.Array:

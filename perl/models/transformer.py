@@ -67,7 +67,12 @@ class Embedding(nn.Module):
   def unembed(self, h: jax.Array) -> jax.Array:
     """f[..., D] -> f32[..., V]."""
     config = self.config
-    logits = h @ self.table.T.astype(h.dtype) if config.tied else self.head(h)
+    if not config.tied:
+      logits = self.head(h)
+    elif self.has_variable('together', 'unembed'):  # decoding: the table, laid out for this product
+      logits = h @ self.get_variable('together', 'unembed').astype(h.dtype)
+    else:
+      logits = h @ self.table.T.astype(h.dtype)
     logits = logits.astype(jnp.float32)
     if config.final_softcap is not None:
       logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perl.models import decode, lm
+from perl.models import decode, lm, stack
 from perl.models.transformer import Transformer
 from perl.peft import adapters
 from perl.types import Rollout, Tree
@@ -102,7 +102,7 @@ def rollout(
 def ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
   """The weights as decoding reads them; `merged` as in `rollout`."""
   if merged is None:
-    merged = decode.copies(base) and model.config.dtype == model.config.param_dtype == 'float32'
+    merged = stack.copies(base) and model.config.dtype == model.config.param_dtype == 'float32'
   if merged:
     base, adapter = adapters.merge(base, adapter), {}
   return decode.parts(model, base, adapter)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from perl import trees
-from perl.models import decode, lm
+from perl.models import decode, lm, stack
 from perl.models.cache import Store
 from perl.models.config import Config
 from perl.models.transformer import Transformer
@@ -83,7 +83,7 @@ def test_decoding_from_stacks_copies_no_base():
 
   def temporaries(patched):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(decode, 'COPIED_BYTES', patched)
+      patch.setattr(stack, 'COPIED_BYTES', patched)
       jax.clear_caches()
       compiled = rollout.lower(
         model, base, adapter, shape((2, 4), jnp.int32), shape((2, 4), bool),

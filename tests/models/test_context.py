@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.extend.core import jaxprs_in_params
 
 from perl.models import lm
 from perl.models.context import Branches, Rows
@@ -110,7 +111,7 @@ def dot_operations(jaxpr) -> int:
       (contracted, _), _ = eqn.params['dimension_numbers']
       inner = np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
       total += int(np.prod(eqn.outvars[0].aval.shape) * inner)
-    for sub in jax.core.jaxprs_in_params(eqn.params):
+    for sub in jaxprs_in_params(eqn.params):
       total += times * dot_operations(sub)
   return total
 

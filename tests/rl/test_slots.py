@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl.models import decode
+from perl.models import decode, stack
 from perl.rl import slots
 from perl.rl.rollout import rollout
 
@@ -46,7 +46,7 @@ def test_slots_take_narrow_caches_and_several_samples(cache):
 def test_slots_work_on_stacks(monkeypatch):
   key = jax.random.key(0)
   batch = rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, **HOW)
-  monkeypatch.setattr(decode, 'COPIED_BYTES', 0)
+  monkeypatch.setattr(stack, 'COPIED_BYTES', 0)
   jax.clear_caches()
   same(batch, slots.rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, slots=4, **HOW))
   same(batch, rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, **HOW))
