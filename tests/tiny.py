@@ -13,7 +13,8 @@ from perl.peft import adapters
 
 V = 37
 SHAPE = dict(
-  vocab_size=V, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=32
+  vocab_size=V, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=32,
+  scan_unroll=1,
 )
 FAMILIES: dict[str, dict] = {
   'llama': {},

@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.weights --size=tiny --out=/tmp/tiny
     python -m experiments.benchmarks.ours --suite=rm --size=tiny --weights=/tmp/tiny
 
---variant=full trains every weight in place of LoRA. The policy is never merged: sampling computes
-the base and LoRA's products. With --profile=FOLDER two steps are traced by jax.profiler.
+--variant=full trains every weight in place of LoRA. Sampling is a job's default: on CPU, in float32,
+from a copy of the base that LoRA is merged into anew for each rollout, within the time; elsewhere
+from base and LoRA (perl/rl/rollout.py). With --profile=FOLDER two steps are traced by jax.profiler.
 """
 
 import argparse
@@ -20,15 +21,11 @@ class Case:
   """The model of a case, its base, and adapters as they lie in the folder of weights."""
 
   def __init__(self, args: argparse.Namespace) -> None:
-    import jax
-
     from perl.models import pretrained
 
     self.args, self.size = args, work.SIZES[args.size]
-    # As perl/jobs/setting.py chooses: on CPU a loop over few small layers runs on one thread.
-    small = jax.default_backend() == 'cpu' and self.size.layers <= 4
     self.model, self.base, _ = pretrained.load(
-      args.weights / 'base', dtype=args.dtype, progress=False, scan_unroll=4 if small else 1)
+      args.weights / 'base', dtype=args.dtype, progress=False)
 
   def lora(self, name: str):
     """'policy' or 'reward'; buffers of their own at each call, for a step donates them."""
@@ -84,9 +81,9 @@ def reward_step(case: Case) -> Step:
   """One reward-model step on pairs."""
   import jax.numpy as jnp
 
-  from perl.jobs import reward
+  from perl.jobs import judging
 
-  loss = reward.make_loss(case.model, kind='pairwise', margin=False, centre=0.0, dropout=False)
+  loss = judging.make_loss(case.model, kind='pairwise', margin=False, centre=0.0, dropout=False)
   chosen, rejected = (jnp.asarray(x, jnp.int32) for x in work.pairs(case.args.size))
   full, rows = jnp.ones(chosen.shape, bool), len(chosen)
   return supervised(case, 'reward', loss, {
@@ -107,8 +104,8 @@ def next_token_step(case: Case) -> Step:
     'tokens': tokens, 'mask': mask, 'loss_mask': mask.at[:, 0].set(False)})
 
 
-def sampler(case: Case, temperature: float = 1.0, new: int = 0) -> Callable:
-  """(adapter, tokens i32[B, P], key) -> Rollout; no token is the EOS, so that no row ends early."""
+def sampler(case: Case, temperature: float = 1.0, new: int = 0, samples: int = 1) -> Callable:
+  """(adapter, tokens i32[N, P], key) -> Rollout; no token is the EOS, so that no row ends early."""
   import functools
 
   import jax.numpy as jnp
@@ -117,7 +114,7 @@ def sampler(case: Case, temperature: float = 1.0, new: int = 0) -> Callable:
 
   sample = functools.partial(
     rollout, case.model, case.base, max_new_tokens=new or case.size.new, eos_id=-1,
-    pad_id=work.PAD, temperature=temperature)
+    pad_id=work.PAD, temperature=temperature, samples=samples)
   return lambda adapter, tokens, key: sample(adapter, tokens, jnp.ones(tokens.shape, bool), key)
 
 
@@ -154,15 +151,16 @@ def rl_step(case: Case) -> Step:
   from perl.rl import reinforce
   from perl.rl.experience import make_experience
 
-  new, sample = case.size.new, sampler(case)
+  new, samples = case.size.new, case.size.samples
+  sample = sampler(case, samples=samples)
   frozen = {'reference': case.lora('policy'), 'reward': case.lora('reward')}
   state, update = case.trainer(
     {'policy': case.learnt('policy')},
-    reinforce.make_loss(case.model, max_new_tokens=new, baseline='batch_mean'))
-  build = make_experience(case.model, max_new_tokens=new, beta=work.BETA)
-  tokens = jnp.repeat(
-    jnp.asarray(work.rl_prompts(case.args.size), jnp.int32), case.size.samples, 0)
-  weight, held = jnp.ones(len(tokens)), [state]
+    reinforce.make_loss(
+      case.model, max_new_tokens=new, baseline='batch_mean', samples=samples))
+  build = make_experience(case.model, max_new_tokens=new, beta=work.BETA, samples=samples)
+  tokens = jnp.asarray(work.rl_prompts(case.args.size), jnp.int32)
+  weight, held = jnp.ones(len(tokens) * samples), [state]
 
   def run() -> None:
     key = jax.random.fold_in(jax.random.key(3), held[0].step)

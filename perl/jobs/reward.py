@@ -4,24 +4,18 @@ The best checkpoint by validation is the result, as in PERL, or the last one. Th
 with a bag of words, and a head that starts from a probe with that start.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from perl import trees
 from perl.data.examples import Example
 from perl.evaluate import baseline, classification
-from perl.jobs import artefacts, scoring
+from perl.jobs import artefacts, judging, scoring
 from perl.jobs import setting as settings
-from perl.models import lm
-from perl.models.context import Rows
-from perl.models.transformer import Transformer
-from perl.objectives import losses
 from perl.peft import adapters
 from perl.train import loop, memory
 from perl.train import step as steps
-from perl.types import Batch, Mean, Tree
+from perl.types import Tree
 
 VALIDATION = {'pairwise': 'pair_accuracy', 'pointwise': 'auc'}
 """reward.kind -> what picks the best checkpoint."""
@@ -55,71 +49,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
   })
 
 
-def make_loss(
-  model: Transformer, *, kind: str, margin: bool, centre: float, dropout: bool
-) -> steps.LossFn:
-  """The LossFn of a reward model; a mean over pairs or rows.
-
-  Args:
-    model: the base's module.
-    kind: 'pairwise' or 'pointwise'.
-    margin: use the pair's own margin.
-    centre: see objectives.losses.pairwise.
-    dropout: train with the adapter's dropout.
-  """
-
-  def score(adapter, base, tokens, mask, responses, key, **prompts):
-    rows = Rows(mask, right_padded=not prompts)
-    return lm.score(
-      model, base, adapter, tokens, rows, response_mask=responses,
-      dropout_key=key if dropout else None, **prompts,
-    )
-
-  def pointwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
-    mask = batch['mask']
-    responses = scoring.after_prompt(mask, batch['prompt_tokens'])
-    r = score(adapter, base, batch['tokens'], mask, responses, key)
-    right = (r > 0) == (batch['label'] > 0.5)
-    loss = losses.pointwise(r, batch['label'])
-    return Mean.of(loss, batch['weight']), {'accuracy': Mean.of(right, batch['weight'])}
-
-  def both(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Scores f32[B] of chosen and rejected, of one forward of 2 B rows."""
-    if 'tokens' in batch:
-      tokens, mask, start = _rows_of_pairs(batch)
-      responses = mask & (jnp.arange(mask.shape[1]) >= start)
-      r = score(adapter, base, tokens, mask, responses, key, start=start + 1, shared=2)
-      return r[::2], r[1::2]
-    join = lambda suffix: jnp.concatenate([batch[f'chosen{suffix}'], batch[f'rejected{suffix}']])
-    mask = join('_mask')
-    responses = scoring.after_prompt(mask, jnp.tile(batch['prompt_tokens'], 2))
-    return tuple(jnp.split(score(adapter, base, join(''), mask, responses, key), 2))
-
-  def pairwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
-    chosen, rejected = both(adapter, base, batch, key)
-    loss = losses.pairwise(chosen, rejected, batch['margin'] if margin else 0.0, centre)
-    metrics = {'pair_accuracy': chosen > rejected, 'score': (chosen + rejected) / 2}
-    weight = batch['weight']
-    return Mean.of(loss, weight), {k: Mean.of(v, weight) for k, v in metrics.items()}
-
-  return {'pointwise': pointwise, 'pairwise': pairwise}[kind]
-
-
-def _rows_of_pairs(batch: Batch) -> tuple[jax.Array, jax.Array, int]:
-  """(tokens, mask [2 B, P + R], P) of pairs with their prompt once: chosen, rejected in turn."""
-  length = batch['chosen_mask'].shape[1]
-  start = batch['tokens'].shape[1] - 2 * length
-
-  def rows(x):
-    prompt, rest = x[:, :start], x[:, start:].reshape(2 * len(x), length)
-    return jnp.concatenate([jnp.repeat(prompt, 2, 0), rest], 1)
-
-  return rows(batch['tokens']), rows(batch['mask']), start
-
-
 def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tree):
   section = setting.config.reward
-  loss = make_loss(
+  loss = judging.make_loss(
     anchor.model, kind=section.kind, margin=section.margin, centre=section.centre,
     dropout=setting.config.peft.dropout > 0,
   )

@@ -4,11 +4,10 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perl.data.examples import Example
-from perl.jobs import probe
+from perl.jobs import judging, probe
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
 from perl.models import lm
@@ -79,18 +78,13 @@ def probed_head(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
-  response_mask, rows = after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
+  response_mask, rows = judging.after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
   return lm.score(model, base, adapter, tokens, rows, response_mask=response_mask)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='reads')
 def _features(model, base, adapter, tokens, mask, prompt_tokens, *, reads) -> jax.Array:
-  response_mask, rows = after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
+  response_mask, rows = judging.after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
   return lm.head_features(
     model, base, adapter, tokens, rows, reads=reads, response_mask=response_mask
   )
-
-
-def after_prompt(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:
-  """bool[B, T]: the real tokens from column prompt_tokens i32[B] on, in right-padded rows."""
-  return mask & (jnp.arange(mask.shape[-1]) >= prompt_tokens[:, None])

@@ -136,10 +136,7 @@ class Setting:
         f'expected a tokenizer of at most {made.vocab_size} tokens for this model, found '
         f'{vocab_size}; use the one that was published with it'
       )
-    # On CPU a loop over few small layers runs on one thread; unrolled, it runs on all.
-    small = jax.default_backend() == 'cpu' and made.layers <= 4
-    unroll = c.scan_unroll or (4 if small else 1)
-    return Transformer(model_config.replace(made, scan_unroll=unroll))
+    return Transformer(model_config.replace(made, scan_unroll=c.scan_unroll))
 
   def examples(self, split: str, kind: str) -> list[Example]:
     """Those of the dataset, of the fixed split or of config.data.fold.

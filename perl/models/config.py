@@ -145,7 +145,7 @@ class Config:
   dtype: str = 'float32'  # of the computation; softmax, norms and log-probs are float32 always
   param_dtype: str = 'float32'  # of the stored base
   remat: str = 'none'  # what the backward pass of a layer computes again: see REMAT
-  scan_unroll: int = 1  # layers unrolled per iteration of the scan over layers
+  scan_unroll: int = 0  # layers unrolled per iteration of the loop over layers; 0: the platform's
 
   def __post_init__(self):
     if self.heads % self.kv_heads:

@@ -396,8 +396,6 @@ for name in {sorted(n for n in used if n and n.startswith('perl'))}:
   importlib.import_module(name)
 '''
   done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
-  if 'perl.jobs.reward' in used and done.returncode:
-    pytest.xfail('perl.jobs.reward.make_loss has to move: it imports ml_collections')
   assert done.returncode == 0, done.stderr[-600:]
 
 
