@@ -48,8 +48,8 @@ ACCELERATOR_FLAGS: tuple[str, ...] = _FLAGS.get('accelerator', ())
 def tune() -> None:
   """Re-executes this program once with our defaults in its environment; the user's own stay.
 
-  Does nothing where jax is loaded already (a notebook); with an accelerator there is no need to begin
-  again. PERL_TUNED=1 from outside turns all but the compilation cache off.
+  Does nothing where jax is loaded already (a notebook); an accelerator needs no new
+  beginning. PERL_TUNED=1 from outside turns all but the compilation cache off.
   """
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder()))
   if GUARD in os.environ or 'jax' in sys.modules:

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.weights --size=tiny --out=/tmp/tiny
     python -m experiments.benchmarks.ours --suite=rm --size=tiny --weights=/tmp/tiny
 
---variant=full trains every weight in place of LoRA. Sampling is a job's default: on CPU, in float32,
+--variant=full trains every weight in place of LoRA. Sampling is a job's default: on CPU, float32,
 from a copy of the base that LoRA is merged into anew for each rollout, within the time; elsewhere
 from base and LoRA (perl/rl/rollout.py). With --profile=FOLDER two steps are traced by jax.profiler.
 """
