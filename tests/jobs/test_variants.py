@@ -10,7 +10,7 @@ from test_resume import from_run
 
 from experiments import launch
 from perl.data import toy
-from perl.jobs import reward, sft
+from perl.jobs import reward, rl, sft
 from perl.train import checkpoint
 
 
@@ -102,3 +102,42 @@ def test_full_tuning_goes_through_the_same_stages(toyrun, tmp_path):
   base, _ = checkpoint.load_tree(toyrun / 'pretrain' / 'base')
   adapter, meta = checkpoint.load_tree(tmp_path / 'sft' / 'adapter')
   assert meta['method'] == 'full' and len(jax.tree.leaves(adapter)) == len(jax.tree.leaves(base))
+
+
+# --- The same work, laid out otherwise
+
+
+def test_a_prompt_shared_by_its_pair_changes_no_loss(toyrun, tmp_path):
+  with run.small_world():
+    reward.run(from_run(toyrun, reward__share_prompt=True), str(tmp_path / 'reward'))
+  for name in ('train/loss', 'dev/pair_accuracy'):
+    ours, theirs = (column(f / 'reward', name) for f in (tmp_path, toyrun))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_packed_examples_are_learnt(toyrun, tmp_path):
+  config = from_run(toyrun, sft__packed=True, sft__batch_size=4)
+  with run.small_world():
+    found = sft.run(config, str(tmp_path / 'sft'))
+  first = column(tmp_path / 'sft', 'dev/loss')[0]
+  assert first == pytest.approx(column(toyrun / 'sft', 'dev/loss')[0], rel=1e-5)
+  assert found['loss'] < first
+
+
+@pytest.mark.parametrize('how', [
+  {'layout': 'separate'}, {'forwards': 'stacked'}, {'decode': 'adapter'}, {'slots': 4}], ids=str)
+def test_rl_in_other_ways_is_the_same_rl(toyrun, tmp_path, how):
+  config = from_run(toyrun, rl__steps=2, **{f'rl__{k}': v for k, v in how.items()})
+  with run.small_world():
+    rl.run(config, str(tmp_path / 'rl'))
+  for name in ('train/reward', 'train/kl', 'train/response_tokens'):
+    ours, theirs = (column(f / 'rl', name) for f in (tmp_path, toyrun))
+    np.testing.assert_allclose(ours, theirs[: len(ours)], rtol=1e-3, atol=1e-3)
+
+
+def test_several_samples_of_a_prompt_make_an_update(toyrun, tmp_path):
+  config = from_run(
+    toyrun, rl__samples=4, rl__microbatches=2, rl__cache='int8', rl__steps=2, data__auto_buckets=2)
+  with run.small_world():
+    found = rl.run(config, str(tmp_path / 'rl'))
+  assert np.isfinite(found['reward']) and len(column(tmp_path / 'rl', 'train/reward')) == 2
