@@ -123,9 +123,10 @@ def _cut(x: jax.Array, parts: int, together: int) -> jax.Array:
   spread over devices stays spread in every part.
   """
   if x.shape[0] % (parts * together):
+    groups = f' of {together} rows in turn' if together > 1 else ''
     raise ValueError(
-      f'expected a batch that {parts} microbatches of {together} rows in turn divide, found '
-      f'{x.shape[0]} rows; change batch_size or microbatches'
+      f'expected a batch that {parts} microbatches{groups} divide, found {x.shape[0]} rows; '
+      'change batch_size or microbatches'
     )
   groups = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
   return groups.reshape(parts, -1, *x.shape[1:])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import toyrun
 from jax.extend.core import jaxprs_in_params
 
 from perl.models import lm
@@ -15,6 +16,14 @@ from perl.peft import adapters
 
 FAMILIES = ['llama', 'gemma3', 'neox', 'unrolled']
 PROMPT, RESPONSE, N = 5, 4, 3
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_quickly():
+  """What is compared is the same however well it was compiled."""
+  with toyrun.quick_compiler():
+    yield
+
 
 
 @pytest.fixture(scope='module', params=FAMILIES)

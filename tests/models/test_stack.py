@@ -18,7 +18,7 @@ from perl.peft import adapters
 HEAVY = Config(
   vocab_size=64, layers=8, width=96, heads=4, kv_heads=4, head_dim=24, mlp_width=320, scan_unroll=1)
 LONG = Config(
-  vocab_size=64, layers=6, width=16, heads=2, kv_heads=2, head_dim=8, mlp_width=48, scan_unroll=1)
+  vocab_size=64, layers=16, width=32, heads=2, kv_heads=2, head_dim=16, mlp_width=96, scan_unroll=1)
 
 
 def compiled_gradient(config, method='lora', rows=1, length=7, ask='logprobs'):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import toyrun
 
 from perl import trees
 from perl.peft import adapters
@@ -13,12 +14,20 @@ from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step
 
-MODEL, BASE = tiny.make('llama', layers=4)
+MODEL, BASE = tiny.make('llama', layers=3)
 POLICY, REFERENCE = (tiny.trained(tiny.lora(BASE, head=False), seed=s) for s in (1, 2))
 REWARD, CRITIC = (tiny.trained(tiny.lora(BASE), seed=s) for s in (3, 4))
 FROZEN = {'reference': REFERENCE, 'reward': REWARD}
 PROMPT, R, SAMPLES = 5, 4, 3
 COMMON = dict(max_new_tokens=R, temperature=0.7)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_quickly():
+  """What is compared is the same however well it was compiled."""
+  with toyrun.quick_compiler():
+    yield
+
 
 
 def one_step(layout='shared', samples=SAMPLES, microbatches=1, **experience):
