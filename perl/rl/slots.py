@@ -20,7 +20,7 @@ from perl.rl.rollout import STATIC, ready, sample
 from perl.types import Rollout, Tree
 
 WORTH = 1.3
-"""Longest response over the mean one, from which slots pay; experiments/results/slots_*.json."""
+"""Longest response over the mean one, from which slots pay; experiments/results/choices_cpu.json."""
 
 
 def pays(lengths: np.ndarray, rows: int, slots: int) -> bool:
