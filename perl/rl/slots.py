@@ -19,7 +19,7 @@ from perl.models.transformer import Transformer
 from perl.rl.rollout import STATIC, ready, sample
 from perl.types import Rollout, Tree
 
-WORTH = 1.3
+WORTH = 1.8
 """Longest response over the mean one, from which slots pay; experiments/results/choices_cpu.json."""
 
 
