@@ -20,7 +20,8 @@ from perl.rl.rollout import STATIC, ready, sample
 from perl.types import Rollout, Tree
 
 WORTH = 1.8
-"""Longest response over the mean one, from which slots pay; experiments/results/choices_cpu.json."""
+"""Longest response over the mean one, from which slots pay :
+experiments/results/choices_cpu.json."""
 
 
 def pays(lengths: np.ndarray, rows: int, slots: int) -> bool:
