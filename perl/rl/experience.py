@@ -16,7 +16,7 @@ from perl.types import Experience, Mean, Rollout, Tree
 FORWARDS = ('auto', 'separate', 'stacked')
 """How reference and reward model read the rollouts: one after another, or as two adapters of one
 forward pass. The fastest of the two that was measured on a platform is its 'auto' (on CPU
-experiments/results/choices_cpu.json; elsewhere the default is the same until it is measured there)."""
+experiments/results/choices_cpu.json; elsewhere the default is the same until it is measured)."""
 
 
 @functools.cache  # the same function for the same arguments: compiled once, wherever it is made

@@ -20,7 +20,7 @@ from perl.rl.rollout import STATIC, ready, sample
 from perl.types import Rollout, Tree
 
 WORTH = 1.8
-"""Longest response over the mean one, from which slots pay :
+"""Longest response over the mean one, from which slots pay; by
 experiments/results/choices_cpu.json."""
 
 
