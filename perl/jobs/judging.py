@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from perl.models import lm
-from perl.models.context import Rows
+from perl.models.context import Branches, Rows
 from perl.models.transformer import Transformer
 from perl.objectives import losses
 from perl.train import step as steps
@@ -42,7 +42,9 @@ def make_loss(
   def both(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scores f32[B] of chosen and rejected, of one forward of 2 B rows."""
     if 'tokens' in batch:
-      tokens, mask, start = _rows_of_pairs(batch)
+      start = batch['tokens'].shape[1] - 2 * batch['chosen_mask'].shape[1]
+      rows = Branches(batch['mask'], start, 2).rows  # chosen, rejected in turn
+      tokens, mask = rows(batch['tokens']), rows(batch['mask'])
       responses = mask & (jnp.arange(mask.shape[1]) >= start)
       r = score(adapter, base, tokens, mask, responses, key, start=start + 1, shared=2)
       return r[::2], r[1::2]
@@ -59,18 +61,6 @@ def make_loss(
     return Mean.of(loss, weight), {k: Mean.of(v, weight) for k, v in metrics.items()}
 
   return {'pointwise': pointwise, 'pairwise': pairwise}[kind]
-
-
-def _rows_of_pairs(batch: Batch) -> tuple[jax.Array, jax.Array, int]:
-  """(tokens, mask [2 B, P + R], P) of pairs with their prompt once: chosen, rejected in turn."""
-  length = batch['chosen_mask'].shape[1]
-  start = batch['tokens'].shape[1] - 2 * length
-
-  def rows(x):
-    prompt, rest = x[:, :start], x[:, start:].reshape(2 * len(x), length)
-    return jnp.concatenate([jnp.repeat(prompt, 2, 0), rest], 1)
-
-  return rows(batch['tokens']), rows(batch['mask']), start
 
 
 def after_prompt(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:

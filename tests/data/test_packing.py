@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
 from perl.data import packing, pipeline
 
@@ -39,14 +40,6 @@ def rows_of(batch):
       here = segments == segment
       (example,) = set(index[here].tolist())
       yield example, tokens[here], mask[here]
-
-
-def assert_same(left, right):
-  assert len(left) == len(right)
-  for a, b in zip(left, right):
-    assert a.keys() == b.keys()
-    for name in a:
-      np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -196,7 +189,7 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(steps):
   restored = stream(buckets=(CAPACITY,))  # of which only the last is used
   next(restored)
   restored.set_state(state)
-  assert_same(list(itertools.islice(restored, 12)), list(itertools.islice(original, 12)))
+  tiny.equal(list(itertools.islice(restored, 12)), list(itertools.islice(original, 12)))
 
 
 @pytest.mark.parametrize('change', [
