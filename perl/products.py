@@ -1,30 +1,33 @@
 """Matrix products whose derivative is worth writing by hand."""
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-  """(x A) B for x [..., I], A [I, r], B [r, O].
+def low_rank(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+  """(x A) (s B) for x [..., I], A [I, r], B [r, O], s []; in the type of x, s is not trained.
 
-  The derivative with respect to A is formed as ((dh)^T x)^T: a product with r rows, which XLA's CPU
-  backend runs six times faster than x^T dh with r columns. Values are the same.
+  The derivative with respect to A is s ((dh)^T x)^T with dh = dy B^T: a product with r rows, which
+  XLA's CPU backend runs up to ten times faster than x^T dh with r columns. The scale stands between
+  product and transposition because XLA would else make one of the other.
   """
-  return (x @ a) @ b
+  return _forward(x, a, b, scale)[0]
 
 
-def _forward(x, a, b):
-  h = x @ a
-  return h @ b, (x, a, b, h)
+def _forward(x, a, b, scale):
+  h = x @ a.astype(x.dtype)
+  return h @ (scale * b).astype(x.dtype), (x, a, b, scale, h)
 
 
 def _backward(saved, dy):
-  x, a, b, h = saved
-  dh = dy @ b.T
-  flat = lambda z: z.reshape(-1, z.shape[-1])
-  da = (flat(dh).T @ flat(x)).T
-  db = flat(h).T @ flat(dy)
-  return dh @ a.T, da, db
+  x, a, b, scale, h = saved
+  dh = dy @ b.T.astype(x.dtype)
+  rows = lambda z: z.reshape(-1, z.shape[-1])
+  product = lambda u, v: scale * jnp.matmul(
+    rows(u).T, rows(v), preferred_element_type=jnp.float32)
+  dx = dh @ (scale * a).T.astype(x.dtype)
+  return dx, product(dh, x).T.astype(a.dtype), product(h, dy).astype(b.dtype), None
 
 
 low_rank.defvjp(_forward, _backward)

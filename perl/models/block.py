@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from perl.models.config import Config
@@ -16,11 +17,11 @@ class Layer(NamedTuple):
   """What tells one layer from another beside its parameters."""
 
   window: int | jax.Array | None  # in tokens; None sees all. i32[] inside a scan over layers
-  frequency: jax.Array | None  # f32[R / 2] of rotary positions; None for learnt ones
+  frequency: np.ndarray | jax.Array | None  # f32[R / 2] of rotary positions; None: learnt ones
 
 
 def layers_of(config: Config) -> list[Layer]:
-  """The L layers, with windows as Python numbers."""
+  """The L layers, with windows as Python numbers and frequencies that the compiler knows."""
   if config.position == 'learnt':
     return [Layer(window, None) for window in config.windows]
   options = dict(width=config.head_dim, fraction=config.rope_fraction)
@@ -71,8 +72,8 @@ class Attention(nn.Module):
       q, k = Norm(config, 'rms', name='q_norm')(q), Norm(config, 'rms', name='k_norm')(k)
     if layer.frequency is not None:
       factor = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
-      q = rotate(q, context.take(positions, read), layer.frequency, factor)
-      k = rotate(k, positions, layer.frequency, factor)
+      turn = lambda y, at: rotate(y, at, layer.frequency, factor, context.reach)
+      q, k = turn(q, context.take(positions, read)), turn(k, positions)
     scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
     out, kept = context.attend(
       q, k, v, read, layer.window, scale=scale, softcap=config.attention_softcap)

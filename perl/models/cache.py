@@ -126,6 +126,11 @@ class Cached(struct.PyTreeNode):
   slot: jax.Array  # i32[] or i32[B], this one's own slot
   layer: jax.Array | None = None  # of stacks
 
+  @property
+  def reach(self) -> int:
+    """P + S: no position is as large."""
+    return self.prompt_mask.shape[1] + self.own_mask.shape[1]
+
   def take(self, x: jax.Array, read: Read) -> jax.Array:
     """There is one token: it is read."""
     del read

@@ -25,6 +25,11 @@ class Rows(struct.PyTreeNode):
   segments: jax.Array | None = None  # i32[B, T]: of packed texts, each of which sees itself alone
   right_padded: bool = struct.field(pytree_node=False, default=False)  # causality hides the padding
 
+  @property
+  def reach(self) -> int:
+    """T: no position is as large."""
+    return self.mask.shape[1]
+
   def positions(self) -> jax.Array:
     """i32[B, T]: of each real token in its text."""
     if self.segments is None:
@@ -88,6 +93,11 @@ class Branches(struct.PyTreeNode):
     """[N, P + n R, ...] -> [N n, P + R, ...]: the rows that it stands for."""
     prompt, rest = self._parts(x)
     return jnp.concatenate([jnp.repeat(prompt, self.count, 0), rest], 1)
+
+  @property
+  def reach(self) -> int:
+    """P + R: no position is as large."""
+    return self.prompt + (self.mask.shape[1] - self.prompt) // self.count
 
   def positions(self) -> jax.Array:
     """i32[N, P + n R]: of each real token in the row that it belongs to."""

@@ -25,8 +25,7 @@ class LoRA(struct.PyTreeNode):
     if key is not None and self.dropout > 0:
       keep = jax.random.bernoulli(key, 1.0 - self.dropout, x.shape)
       z = jnp.where(keep, x / (1.0 - self.dropout), 0).astype(x.dtype)
-    scale = jax.lax.stop_gradient(self.scale)
-    return x @ w + low_rank(z, self.a.astype(x.dtype), (scale * self.b).astype(x.dtype))
+    return x @ w + low_rank(z, self.a, self.b, self.scale)
 
   def merge(self, w: jax.Array) -> jax.Array:
     """W + s A B."""
