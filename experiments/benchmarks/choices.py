@@ -75,18 +75,17 @@ def rollouts(size: str, longest: int, rounds: int) -> dict:
   import jax.numpy as jnp
   import numpy as np
 
-  from perl.rl import rollout, slots
+  from perl.rl.rollout import rollout
 
   model, base, roles = made(size, ENDING)
   tokens = jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_TOKENS), 0, ENDING)
   how = dict(max_new_tokens=longest, eos_id=2, pad_id=0)
-  call = lambda sample, some, **more: sample(
+  call = lambda some, **more: rollout(
     model, base, roles['policy'], some, jnp.ones(some.shape, bool), jax.random.key(1), **how,
     **more)
   ways = {
-    'batch': lambda: [call(rollout.rollout, tokens[i : i + SLOTS])
-                      for i in range(0, PROMPTS, SLOTS)],
-    'slots': lambda: call(slots.rollout, tokens, slots=SLOTS),
+    'batch': lambda: [call(tokens[i : i + SLOTS]) for i in range(0, PROMPTS, SLOTS)],
+    'slots': lambda: call(tokens, slots=SLOTS),
   }
   lengths = np.asarray(ways['slots']().response_mask.sum(1))
   spread = {'longest_over_mean': float(lengths.max() / lengths.mean()),

@@ -5,7 +5,7 @@
 
 --variant=full trains every weight in place of LoRA. Sampling is a job's default: on CPU, float32,
 from a copy of the base that LoRA is merged into anew for each rollout, within the time; elsewhere
-from base and LoRA (perl/rl/rollout.py). With --profile=FOLDER two steps are traced by jax.profiler.
+from base and LoRA (perl/rl/rollout). With --profile=FOLDER two steps are traced by jax.profiler.
 """
 
 import argparse

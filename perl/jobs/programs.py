@@ -5,7 +5,6 @@ same functions. So what is lowered here is what a job runs at its longest batch,
 cannot drift from it.
 """
 
-import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -169,15 +168,12 @@ class _Recorder:
   """
 
   def __init__(self, function: Any, plan: Plan, placements: dict[int, jax.ShapeDtypeStruct]):
-    self.static = {}
-    if isinstance(function, functools.partial):
-      function, self.static = function.func, function.keywords
     self.function, self.plan, self.placements = function, plan, placements
     self.program: Program | None = None
 
   def __call__(self, *arguments: Any, **static: Any) -> Tree:
     """The function's own result."""
-    static, batch = self.static | static, []
+    batch = []
 
     def shape(x: Any) -> Any:
       if not hasattr(x, 'shape') or id(x) in self.placements:

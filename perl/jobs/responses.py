@@ -1,7 +1,6 @@
 """Responses of a policy to the prompts of a split, with what is known of each."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,9 +10,8 @@ from perl.data import chat
 from perl.data.examples import Example, Prompt
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
-from perl.rl import slots
 from perl.rl.experience import make_experience
-from perl.rl.rollout import rollout
+from perl.rl.rollout import rollout, slots
 from perl.types import Batch, Rollout, Tree
 
 
@@ -115,9 +113,9 @@ def _rollouts(
         together = slots.pays(seen, size * len(batches), size)
       batch, batches = (_joined(batches), []) if together else (batches[0], batches[1:])
       placed = setting.place(batch)
-      sample = functools.partial(slots.rollout, slots=size) if together else rollout
-      out = sample(
-        base.model, base.params, policy, placed['tokens'], placed['mask'], key_now, **options)
+      out = rollout(
+        base.model, base.params, policy, placed['tokens'], placed['mask'], key_now,
+        slots=size if together else None, **options)
       seen = np.asarray(out.response_mask.sum(-1))
       yield batch, out
       number += 1

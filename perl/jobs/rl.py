@@ -5,7 +5,6 @@ policy's own adapter before its first update, and the reward model are frozen ad
 copy of the base in memory, unless rl.layout asks for the conventional four.
 """
 
-import functools
 import importlib
 
 import jax
@@ -18,7 +17,7 @@ from perl import trees
 from perl.jobs import artefacts, responses
 from perl.jobs import setting as settings
 from perl.peft import adapters
-from perl.rl import roles, slots
+from perl.rl import roles
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import loop, memory
@@ -104,9 +103,9 @@ class Step:
       loss, tx, split=adapters.split, shardings=places, microbatches=rl.microbatches,
       together=rl.samples,
     )
-    self.sampling = responses.sampling(setting, samples=rl.samples)
-    several = rl.slots and rl.slots < rl.batch_size and rl.rollout != 'batch'
-    self.sample = functools.partial(slots.rollout, slots=rl.slots) if several else rollout
+    slots = rl.slots if rl.slots and rl.rollout != 'batch' else None
+    self.sampling = responses.sampling(setting, samples=rl.samples, slots=slots)
+    self.sample = rollout
 
   def __call__(self, state: steps.TrainState, batch: Batch):
     experience, metrics = self.gather(state, self.setting.place(batch))

@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from perl.models import lm
-from perl.rl.rollout import rollout, sample
+from perl.rl.rollout import rollout
+from perl.rl.rollout.sampling import pick, sample
 
 PROMPT, RESPONSE = 5, 6
 MODEL, BASE = tiny.make('mistral', layers=1)  # a window shorter than the sequence
@@ -19,7 +20,7 @@ MASK = tiny.right_mask([5, 3, 1, 4], PROMPT)[:, ::-1]
 KEY = jax.random.key(3)
 
 
-def run(tokens=PROMPTS, mask=MASK, key=KEY, eos_id=1, pad_id=0, temperature=0.7, **options):
+def run(tokens=PROMPTS, mask=MASK, key=KEY, eos_id=-1, pad_id=0, temperature=0.7, **options):
   return rollout(
     MODEL, BASE, ADAPTER, tokens, mask, key, max_new_tokens=RESPONSE, eos_id=eos_id, pad_id=pad_id,
     temperature=temperature, **options,
@@ -135,3 +136,43 @@ def test_sampling_follows_the_distribution_that_it_records(options, kept):
   found = np.bincount(token, minlength=4) / rows
   assert (np.abs(found - expected) <= 4.5 * np.sqrt(expected * (1 - expected) / rows)).all()
   np.testing.assert_allclose(np.exp(logprob), expected[token], rtol=1e-5)
+
+
+def test_a_token_is_picked_in_proportion_to_its_weight():
+  weights = jnp.asarray([0.0, 2.0, 0.0, 1.0, 5.0, 0.0])
+  uniform = (jnp.arange(80) + 0.5) / 80
+  found = np.bincount(pick(jnp.tile(weights, (80, 1)), uniform), minlength=6)
+  np.testing.assert_array_equal(found, [0, 20, 0, 10, 50, 0])
+
+
+def test_the_largest_and_the_smallest_uniform_pick_what_has_weight():
+  rng = np.random.default_rng(0)
+  weights = jnp.asarray(np.where(rng.random((500, 130)) < 0.5, 0, rng.exponential(size=(500, 130))),
+                        jnp.float32)
+  largest = 1 - jnp.finfo(jnp.float32).epsneg
+  for uniform in (0.0, largest):
+    found = pick(weights, jnp.full(500, uniform))
+    assert (np.take_along_axis(np.asarray(weights), np.asarray(found)[:, None], 1) > 0).all()
+  last = 129 - np.argmax(np.asarray(weights)[:, ::-1] > 0, -1)
+  assert (np.abs(np.asarray(pick(weights, jnp.full(500, largest))) - last) <= 1).mean() > 0.9
+
+
+@pytest.mark.parametrize('size', [2, 33, 200])
+def test_every_token_of_a_vocabulary_can_be_drawn(size):
+  """Whatever its size: blocks need not come out even."""
+  rows = 100 * size
+  logits = jnp.asarray(np.random.default_rng(1).normal(size=size), jnp.float32)
+  token, logprob = jax.jit(functools.partial(sample, temperature=1.0))(
+    jnp.tile(logits, (rows, 1)), jax.random.split(KEY, rows))
+  expected = np.asarray(jax.nn.softmax(logits))
+  found = np.bincount(token, minlength=size) / rows
+  assert len(found) == size
+  assert (np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / rows)).all()
+  np.testing.assert_allclose(logprob, jax.nn.log_softmax(logits)[token], atol=2e-6)
+
+
+def test_a_token_of_next_to_no_probability_keeps_it():
+  logits = jnp.asarray([0.0, -25.0, 0.0, -jnp.inf])
+  token, logprob = sample(jnp.tile(logits, (2, 1)), jax.random.split(KEY, 2), temperature=1.0)
+  assert set(np.asarray(token)) <= {0, 2}
+  np.testing.assert_allclose(logprob, -np.log(2.0), rtol=1e-6)

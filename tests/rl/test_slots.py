@@ -8,8 +8,7 @@ import tiny
 import toyrun
 
 from perl.models import decode, stack
-from perl.rl import slots
-from perl.rl.rollout import rollout
+from perl.rl.rollout import rollout, slots
 
 MODEL, BASE = tiny.make('llama')
 POLICY = tiny.trained(tiny.lora(BASE, head=False))
@@ -37,14 +36,14 @@ def test_slots_sample_what_a_batch_samples(merged, count):
   key = jax.random.key(0)
   batch = rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, merged=merged, **HOW)
   assert len(set(np.asarray(batch.response_mask.sum(1)))) > 2, 'lengths were meant to vary'
-  same(batch, slots.rollout(
+  same(batch, rollout(
     MODEL, BASE, POLICY, TOKENS, MASK, key, merged=merged, slots=count, **HOW))
 
 
 @pytest.mark.parametrize('cache', ['bfloat16', 'int8'])
 def test_slots_take_narrow_caches_and_several_samples(cache):
   key = jax.random.key(1)
-  found = slots.rollout(
+  found = rollout(
     MODEL, BASE, POLICY, TOKENS[:5], MASK[:5], key, slots=4, samples=3, cache=cache, **HOW)
   assert found.tokens.shape == (15, 18)
   np.testing.assert_array_equal(found.tokens[:, :6], jnp.repeat(TOKENS[:5], 3, 0))
@@ -56,7 +55,7 @@ def test_slots_work_on_stacks(monkeypatch):
   batch = rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, **HOW)
   monkeypatch.setattr(stack, 'COPIED_BYTES', 0)
   jax.clear_caches()
-  same(batch, slots.rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, slots=4, **HOW))
+  same(batch, rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, slots=4, **HOW))
   same(batch, rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, **HOW))
   jax.clear_caches()
 
@@ -72,7 +71,7 @@ def test_a_row_that_ends_makes_room_at_once():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(decode, 'step', counting)
     jax.clear_caches()
-    out = slots.rollout(MODEL, BASE, POLICY, TOKENS, MASK, jax.random.key(0), slots=4, **HOW)
+    out = rollout(MODEL, BASE, POLICY, TOKENS, MASK, jax.random.key(0), slots=4, **HOW)
     jax.effects_barrier()
   jax.clear_caches()
   tokens = int(out.response_mask.sum())

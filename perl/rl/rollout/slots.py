@@ -2,12 +2,10 @@
 
 A batch of prompts costs as many steps as its longest response; with S slots, N prompts cost about
 as many as all their tokens over S. It pays where there are more prompts than slots and lengths vary
-(`pays`). One compiled program: an inner loop decodes until a quarter of the slots is free, then
-their next prompts pass through the model together. Samples are those of `rollout`, row by row, for
-row b draws from fold_in(key, b) in both.
+(`pays`). One program: an inner loop decodes until a quarter of the slots is free, then
+their next prompts pass through the model together. Samples are those of a batch, row by row,
+for each row draws by its own key.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +14,7 @@ from flax import struct
 
 from perl.models import decode
 from perl.models.transformer import Transformer
-from perl.rl.rollout import STATIC, ready, sample
-from perl.types import Rollout, Tree
+from perl.rl.rollout.sampling import Draw, Sampled
 
 WORTH = 1.8
 """Longest response over the mean one, from which slots pay; by
@@ -43,44 +40,21 @@ class _State(struct.PyTreeNode):
   finished: jax.Array  # bool[N + 1]
 
 
-@functools.partial(jax.jit, static_argnames=(*STATIC, 'slots'))
-def rollout(
-  model: Transformer,
-  base: Tree,
-  adapter: Tree,
-  tokens: jax.Array,
-  mask: jax.Array,
-  key: jax.Array,
-  *,
-  max_new_tokens: int,
-  eos_id: int,
-  pad_id: int,
-  slots: int,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  samples: int = 1,
-  merged: bool | None = None,
-  cache: str = 'model',
-) -> Rollout:
-  """As `perl.rl.rollout.rollout`, with `slots` rows at a time.
-
-  Each sample's prompt passes through the model by itself; the rows of one prompt do not share it.
-  """
-  tokens, mask = (jnp.repeat(x, samples, 0) for x in (tokens, mask))
-  n, prompt = tokens.shape
-  slots = min(slots, n)
-  batch = max(1, slots // 4)  # prompts that enter together
-  parts = ready(model, base, adapter, merged)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n + 1))
-  columns = jnp.arange(max_new_tokens)
+def respond(
+  model: Transformer, parts: decode.Parts, tokens: jax.Array, mask: jax.Array, keys: jax.Array,
+  draw: Draw, *, slots: int, length: int, eos_id: int, pad_id: int, cache: str,
+) -> Sampled:
+  """As `perl.rl.rollout.batch.respond`, with `slots` rows at a time and a prompt for each row."""
+  n = len(tokens)
+  entering = max(1, slots // 4)  # prompts that enter together
+  columns = jnp.arange(length)
 
   def write(state: _State, logits, where, row) -> _State:
     """The next token of the slots `where`, whose prompts are `row`, drawn from logits."""
     count = state.count[where]
-    drawn = jax.vmap(jax.random.fold_in)(keys[row], count)
-    token, logprob = sample(logits, drawn, temperature=temperature, top_k=top_k, top_p=top_p)
-    ended = (token == eos_id) | (count + 1 == max_new_tokens)
+    own = keys[jnp.minimum(row, n - 1)]  # what an idle slot draws is thrown away
+    token, logprob = draw(logits, jax.vmap(jax.random.fold_in)(own, count))
+    ended = (token == eos_id) | (count + 1 == length)
     return state.replace(
       tokens=state.tokens.at[row, count].set(token),
       logprobs=state.logprobs.at[row, count].set(logprob),
@@ -93,13 +67,13 @@ def rollout(
 
   def enter(state: _State) -> _State:
     """The next prompts into free slots."""
-    where = jnp.argsort(state.row < n, stable=True)[:batch]  # free ones first
+    where = jnp.argsort(state.row < n, stable=True)[:entering]  # free ones first
     free = state.row[where] == n
     row = jnp.where(free, state.following + jnp.cumsum(free) - 1, n)
     row = jnp.where(row < n, row, n)
     known = jnp.minimum(row, n - 1)
     logits, new = decode.prefill(
-      model, parts, tokens[known], mask[known], max_new_tokens, kind=cache)
+      model, parts, tokens[known], mask[known], length, kind=cache)
     # A slot that is not free keeps what it has: it is written to no row of the cache.
     into = jnp.where(row < n, where, slots)
     rows = 0 if isinstance(parts.layers, list) else 1  # stacks have layers before rows
@@ -122,22 +96,23 @@ def rollout(
     return write(state.replace(cache=kv), logits, jnp.arange(slots), state.row)
 
   busy = lambda state: jnp.any(state.row < n)
-  wanting = lambda state: (state.following < n) & ((state.row == n).sum() >= batch)
+  wanting = lambda state: (state.following < n) & ((state.row == n).sum() >= entering)
 
   def turn(state: _State) -> _State:
     state = jax.lax.while_loop(wanting, enter, state)
     return jax.lax.while_loop(lambda s: busy(s) & ~wanting(s), advance, state)
 
   empty = jax.eval_shape(
-    lambda: decode.prefill(model, parts, tokens[:1], mask[:1], max_new_tokens, kind=cache)[1])
+    lambda: decode.prefill(model, parts, tokens[:1], mask[:1], length, kind=cache)[1])
   start = _State(
     following=jnp.zeros((), jnp.int32), row=jnp.full(slots, n), count=jnp.zeros(slots, jnp.int32),
     token=jnp.zeros(slots, jnp.int32), cache=_room(empty, slots, isinstance(parts.layers, list)),
-    tokens=jnp.full((n + 1, max_new_tokens), pad_id, jnp.int32),
-    logprobs=jnp.zeros((n + 1, max_new_tokens)), counts=jnp.zeros(n + 1, jnp.int32),
+    tokens=jnp.full((n + 1, length), pad_id, jnp.int32),
+    logprobs=jnp.zeros((n + 1, length)), counts=jnp.zeros(n + 1, jnp.int32),
     finished=jnp.zeros(n + 1, bool))
   end = jax.lax.while_loop(lambda s: busy(s) | (s.following < n), turn, start)
-  return _result(end, tokens, mask, prompt)
+  counted = jnp.arange(length) < end.counts[:n, None]
+  return Sampled(end.tokens[:n], counted, end.logprobs[:n], end.finished[:n])
 
 
 def _room(like: decode.Cache, slots: int, listed: bool) -> decode.Cache:
@@ -147,16 +122,3 @@ def _room(like: decode.Cache, slots: int, listed: bool) -> decode.Cache:
   return decode.Cache(
     jax.tree.map(wider, like.prompt), jax.tree.map(wider, like.own),
     jnp.ones((slots, like.prompt_mask.shape[1]), bool))
-
-
-def _result(state: _State, tokens, mask, prompt: int) -> Rollout:
-  n, length = tokens.shape[0], state.tokens.shape[1]
-  counted = jnp.arange(length) < state.counts[:n, None]
-  nothing = jnp.zeros((n, prompt), bool)
-  join = lambda first, rest: jnp.concatenate([first, rest], 1)
-  return Rollout(
-    tokens=join(tokens, state.tokens[:n]), mask=join(mask, counted),
-    response_mask=join(nothing, counted),
-    logprobs=join(nothing.astype(jnp.float32), state.logprobs[:n]),
-    finished=state.finished[:n],
-  )

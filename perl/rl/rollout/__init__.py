@@ -1,0 +1,94 @@
+"""Rollouts: prompts -> sampled responses with their behaviour log-probs, one compiled program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from perl.models import decode, stack
+from perl.models.transformer import Transformer
+from perl.peft import adapters
+from perl.rl.rollout import batch
+from perl.rl.rollout import slots as continuous
+from perl.rl.rollout.sampling import sample
+from perl.types import Rollout, Tree
+
+STATIC = ('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'eos_id', 'pad_id', 'samples',
+          'slots', 'merged', 'cache')
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def rollout(
+  model: Transformer,
+  base: Tree,
+  adapter: Tree,
+  tokens: jax.Array,
+  mask: jax.Array,
+  key: jax.Array,
+  *,
+  max_new_tokens: int,
+  eos_id: int,
+  pad_id: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  samples: int = 1,
+  slots: int | None = None,
+  merged: bool | None = None,
+  cache: str = 'model',
+) -> Rollout:
+  """Samples until every row has its EOS or `max_new_tokens` tokens.
+
+  Row b of the B = N n rows draws from fold_in(key, b), so that neighbours, batch size and slots
+  change nothing.
+
+  Args:
+    model, base, adapter: the policy; the adapter is an argument, so it is never a stale one.
+    tokens: i32[N, P], left-padded prompts.
+    mask: bool[N, P], with the last column True.
+    key: typed PRNG key.
+    max_new_tokens: R.
+    eos_id: the token that ends a response; it belongs to the response.
+    pad_id: fills the slots after it (masks, not ids, say what counts: it may equal eos_id).
+    temperature: of the sampling distribution; 0 for the most likely token.
+    top_k: keep the k most likely tokens; 0 for all.
+    top_p: keep the smallest set of tokens whose mass reaches p; 1 for all.
+    samples: n, responses to each prompt, in rows that follow one another.
+    slots: how many rows decode at a time (`slots.py`; each row's prompt then passes through the
+      model by itself), if that is less than B; None: all (`batch.py`; a prompt passes once,
+      whatever the number of its samples).
+    merged: fold the adapter into a copy of the base for this rollout alone; nothing is ever trained
+      on the copy. None: where a copy is made anyway and rounding is float32's.
+    cache: how keys and values are stored, of models.cache.KINDS.
+
+  Returns:
+    a Rollout of B rows of T = P + R. Its log-probs are those of the distribution that was sampled
+    from (at temperature 0, of the distribution at temperature 1).
+  """
+  rows = tokens.shape[0] * samples
+  parts = _ready(model, base, adapter, merged)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+  draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
+  common = dict(length=max_new_tokens, eos_id=eos_id, pad_id=pad_id, cache=cache)
+  repeated = lambda x: jnp.repeat(x, samples, 0)
+  if slots is None or slots >= rows:
+    found = batch.respond(model, parts, tokens, mask, keys, draw, samples=samples, **common)
+  else:
+    found = continuous.respond(
+      model, parts, repeated(tokens), repeated(mask), keys, draw, slots=slots, **common)
+  join = lambda first, rest: jnp.concatenate([repeated(first), rest], 1)
+  nothing = jnp.zeros(tokens.shape, bool)
+  return Rollout(
+    tokens=join(tokens, found.tokens), mask=join(mask, found.mask),
+    response_mask=join(nothing, found.mask),
+    logprobs=join(nothing.astype(jnp.float32), found.logprobs), finished=found.finished,
+  )
+
+
+def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
+  """The weights as decoding reads them; `merged` as in `rollout`."""
+  if merged is None:
+    merged = stack.copies(base) and model.config.dtype == model.config.param_dtype == 'float32'
+  if merged:
+    base, adapter = adapters.merge(base, adapter), {}
+  return decode.parts(model, base, adapter)
