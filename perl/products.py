@@ -1,7 +1,6 @@
 """Matrix products whose derivative is worth writing by hand."""
 
 import jax
-import jax.numpy as jnp
 
 
 @jax.custom_vjp
@@ -24,8 +23,7 @@ def _backward(saved, dy):
   x, a, b, scale, h = saved
   dh = dy @ b.T.astype(x.dtype)
   rows = lambda z: z.reshape(-1, z.shape[-1])
-  product = lambda u, v: scale * jnp.matmul(
-    rows(u).T, rows(v), preferred_element_type=jnp.float32)
+  product = lambda u, v: scale * (rows(u).T @ rows(v))
   dx = dh @ (scale * a).T.astype(x.dtype)
   return dx, product(dh, x).T.astype(a.dtype), product(h, dy).astype(b.dtype), None
 
