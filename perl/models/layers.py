@@ -104,6 +104,11 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   }[name]
 
 
+def _again(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """The function, computed again in the backward pass, which keeps its arguments alone."""
+  return jax.checkpoint(function)
+
+
 class MLP(nn.Module):
   """act(x W_gate) * (x W_up) W_down, or act(x W_up) W_down without a gate."""
 
@@ -117,7 +122,7 @@ class MLP(nn.Module):
     )(x)
     act, wide = activation(config.activation), config.mlp_width
     if not config.gated:
-      return project('down', config.width, act(project('up', wide, x)))
+      return project('down', config.width, _again(act)(project('up', wide, x)))
     gate, up = together(self, x, {'gate': wide, 'up': wide}) or (
       project('gate', wide, x), project('up', wide, x))
-    return project('down', config.width, act(gate) * up)
+    return project('down', config.width, _again(lambda gate, up: act(gate) * up)(gate, up))
