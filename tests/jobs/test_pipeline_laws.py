@@ -130,7 +130,8 @@ def test_every_adapter_has_moved_and_rl_has_left_the_anchor(toyrun):
     tree, _ = checkpoint.load_tree(toyrun / stage / 'adapter')
     moved = [np.abs(x).max() for name, x in trees.flat(tree).items() if name.endswith('/b')]
     assert moved and min(moved) > 0
-  assert run.rows(toyrun / 'rl')[-1]['dev/kl'] > 1e-4
+  # An estimate from few samples, of either sign; at the anchor it is 0 but for rounding.
+  assert abs(run.rows(toyrun / 'rl')[-1]['dev/kl']) > 1e-4
 
 
 def test_nothing_is_compiled_after_a_stages_first_step(toyrun):
