@@ -3,12 +3,14 @@
     python -m experiments.benchmarks.weights --size=tiny --out=/tmp/tiny
     python -m experiments.benchmarks.ours --suite=rm --size=tiny --weights=/tmp/tiny
 
---variant=full trains every weight in place of LoRA. Sampling is a job's default: on CPU, float32,
+--variant=full trains every weight in place of LoRA; --variant=remat keeps less of a layer for its
+backward pass (model.remat=attention). Sampling is a job's default: on CPU, float32,
 from a copy of the base that LoRA is merged into anew for each rollout, within the time; elsewhere
 from base and LoRA (perl/rl/rollout). With --profile=FOLDER two steps are traced by jax.profiler.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 
 from experiments import platform
@@ -22,10 +24,12 @@ class Case:
 
   def __init__(self, args: argparse.Namespace) -> None:
     from perl.models import pretrained
+    from perl.models.transformer import Transformer
 
     self.args, self.size = args, work.SIZES[args.size]
-    self.model, self.base, _ = pretrained.load(
-      args.weights / 'base', dtype=args.dtype, progress=False)
+    model, self.base, _ = pretrained.load(args.weights / 'base', dtype=args.dtype, progress=False)
+    remat = 'attention' if args.variant == 'remat' else 'none'
+    self.model = Transformer(dataclasses.replace(model.config, remat=remat))
 
   def lora(self, name: str):
     """'policy' or 'reward'; buffers of their own at each call, for a step donates them."""
@@ -177,7 +181,7 @@ STEPS = {'rm': reward_step, 'sft': next_token_step, 'decode': decode_step, 'rl':
 
 def main() -> None:
   """Measures one case and prints its row."""
-  args = work.arguments(__doc__, ('', 'full'))
+  args = work.arguments(__doc__, ('', 'full', 'remat'))
   import jax
 
   from perl.train import provenance

@@ -24,6 +24,7 @@ ALL = tuple(work.SUITES)
 CONTESTANTS = {
   OURS: Contestant('ours', ALL),
   'perl_full': Contestant('ours', ('rm', 'sft', 'rl'), 'full'),
+  'perl_remat': Contestant('ours', ('rm', 'sft', 'rl'), 'remat'),
   'peft': Contestant('peer_peft', ALL, '', 'peft'),
   'peft_merged': Contestant('peer_peft', ('decode',), 'merged', 'peft'),
   'peft_compiled': Contestant('peer_peft', ALL, 'compiled', 'peft'),

@@ -60,7 +60,8 @@ def run(
   """
   layers = _Layers(config, blocks, positions, context, key)
   count, start, second = config.layers, 0, None
-  few = count <= UNROLLED_LAYERS and copies(blocks['params'])
+  # Side by side, XLA on CPU would compute again all layers at once, and keep it.
+  few = count <= UNROLLED_LAYERS and config.remat == 'none' and copies(blocks['params'])
   if (config.scan_unroll or (count if few else 1)) >= count:
     for i in range(count):
       x = layers.one(i, x, read if i == count - 1 else None)
@@ -94,8 +95,12 @@ class _Layers:
     base = self.base if self.copied else None
     return jax.tree.map(lambda leaf: leaf[i], (base, self.adapter, self.layers, self.keys))
 
-  def apply(self, i: int | jax.Array, x: jax.Array, own: tuple, read: Read = None) -> jax.Array:
-    """Layer i of x."""
+  def apply(
+    self, i: int | jax.Array, x: jax.Array, own: tuple, read: Read = None, looped: bool = False
+  ) -> jax.Array:
+    """Layer i of x; outside of a loop the compiler must be kept from sharing what is computed
+    again with what was computed before.
+    """
 
     def layer(x, own):
       base, adapter, options, key = own
@@ -110,7 +115,8 @@ class _Layers:
 
     if self.copied:
       return layer(x, own)
-    return jax.checkpoint(layer, prevent_cse=False, policy=_policy(self.config.remat))(x, own)
+    policy = _policy(self.config.remat)
+    return jax.checkpoint(layer, prevent_cse=not looped, policy=policy)(x, own)
 
   def one(self, i: int, x: jax.Array, read: Read = None) -> jax.Array:
     """Layer i, a number that the compiler knows."""
@@ -121,7 +127,7 @@ class _Layers:
     own = self.own(slice(start, stop))
 
     def body(x, inputs):
-      return self.apply(inputs[0], x, inputs[1]), None
+      return self.apply(inputs[0], x, inputs[1], looped=True), None
 
     unroll = max(1, min(self.config.scan_unroll, stop - start))
     return jax.lax.scan(body, x, (jnp.arange(start, stop), own), unroll=unroll)[0]

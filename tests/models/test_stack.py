@@ -88,9 +88,11 @@ def test_a_copied_base_changes_no_gradient(monkeypatch):
   tiny.close(copied, gradient(adapter), atol=1e-5)
 
 
-def test_each_remat_keeps_less_than_the_one_before():
+@pytest.mark.parametrize('options', [
+  {}, {'layers': stack.UNROLLED_LAYERS, 'scan_unroll': 0}], ids=['a loop', 'few layers'])
+def test_each_remat_keeps_less_than_the_one_before(options):
   sizes = [
-    compiled_gradient(Config(**{**vars(LONG), 'remat': remat}), rows=4, length=256)[1]
+    compiled_gradient(Config(**{**vars(LONG), **options, 'remat': remat}), rows=4, length=256)[1]
     .memory_analysis().temp_size_in_bytes for remat in REMAT]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 3, sizes
 
