@@ -96,8 +96,9 @@ def play(args: argparse.Namespace, budget: contest.Budget, save: Callable) -> No
     save(results() + loading.compete(args.load_size, args.rounds, args.scratch))
 
 
-def trace(args: argparse.Namespace) -> None:
-  """Profiles of our own steps, with the operations that take the most time."""
+def trace(args: argparse.Namespace) -> dict[str, list[dict]]:
+  """Profiles of our own steps; prints the operations that take the most time, returns them all."""
+  found = {}
   with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
     cases = make_cases(args)
     folders = write_weights(scratch, cases)
@@ -107,19 +108,25 @@ def trace(args: argparse.Namespace) -> None:
         f'--suite={case.suite}', f'--size={case.size}', f'--weights={folders[case.size]}',
         f'--dtype={case.dtype}', '--steps=1', f'--profile={folder}']))
       print(profiles.describe(folder), flush=True)
+      found[folder.name] = [
+        {'operation': name, 'milliseconds': round(seconds * 1e3, 3), 'calls': calls}
+        for name, (seconds, calls) in profiles.operations(folder).items()]
+  return found
 
 
 def main() -> None:
   """Prints a table and writes the results."""
   args = arguments()
   budget = contest.Budget(args.budget_seconds)
-  if args.profile:
-    trace(args)
-    return
   from perl.train import metrics
 
   head = {'command': 'python -m experiments.benchmarks', 'settings': vars(args),
           **processes.machine()}
+  if args.profile:
+    found = trace(args)
+    if args.json:
+      metrics.write_json(args.json, {**head, 'profiles': found})
+    return
   held: list[dict] = []
 
   def save(cases: list[dict]) -> None:

@@ -62,11 +62,15 @@ def own_seconds(events: list[dict]) -> dict[str, tuple[float, int]]:
   return {name: (total[name] / 1e6, calls[name]) for name in order}
 
 
+def operations(folder: str | pathlib.Path) -> dict[str, tuple[float, int]]:
+  """`own_seconds` of the newest trace in a folder."""
+  with gzip.open(find(pathlib.Path(folder)), 'rt') as stream:
+    return own_seconds(json.load(stream)['traceEvents'])
+
+
 def describe(folder: str | pathlib.Path, most: int = 25) -> str:
   """The longest operations in Markdown, and where to look at the whole; also kept in README.md."""
-  trace = find(pathlib.Path(folder))
-  with gzip.open(trace, 'rt') as stream:
-    found = own_seconds(json.load(stream)['traceEvents'])
+  trace, found = find(pathlib.Path(folder)), operations(folder)
   lines = ['| operation | own time, ms, all threads | calls |', '|:--|--:|--:|']
   lines += [f'| {name[:90]} | {seconds * 1e3:.2f} | {count} |'
             for name, (seconds, count) in list(found.items())[:most]]

@@ -436,6 +436,16 @@ def test_own_time_of_an_operation_leaves_out_what_runs_inside_it(tmp_path):
   assert 'perfetto' in (tmp_path / 'README.md').read_text()
 
 
+def test_a_profile_of_a_step_is_printed_and_written(inside, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', [
+    'benchmarks', '--suite=rm', '--size=check', f'--profile={tmp_path}/trace',
+    f'--json={tmp_path}/profile.json'])
+  benchmarks.main()
+  found = json.loads((tmp_path / 'profile.json').read_text())
+  assert {'operation', 'milliseconds', 'calls'} == set(found['profiles']['rm_check'][0])
+  assert found['versions'] and '| operation |' in capsys.readouterr().out
+
+
 # --- Loading
 
 
