@@ -16,7 +16,7 @@ from perl.models import decode
 from perl.models.transformer import Transformer
 from perl.rl.rollout.sampling import Draw, Sampled
 
-WORTH = 1.8
+WORTH = 1.9
 """Longest response over the mean one, from which slots pay; by
 experiments/results/choices_cpu.json."""
 
