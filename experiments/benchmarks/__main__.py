@@ -107,10 +107,11 @@ def trace(args: argparse.Namespace) -> dict[str, list[dict]]:
       processes.run(rivals.command(rivals.OURS, '', [
         f'--suite={case.suite}', f'--size={case.size}', f'--weights={folders[case.size]}',
         f'--dtype={case.dtype}', '--steps=1', f'--profile={folder}']))
-      print(profiles.describe(folder), flush=True)
+      operations = profiles.operations(folder)
+      print(profiles.describe(folder, operations), flush=True)
       found[folder.name] = [
         {'operation': name, 'milliseconds': round(seconds * 1e3, 3), 'calls': calls}
-        for name, (seconds, calls) in profiles.operations(folder).items()]
+        for name, (seconds, calls) in operations.items()]
   return found
 
 

@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable
 
 from experiments import platform
-
-SIZES = {'tiny': 1024, 'medium': 2048}
-"""Size -> entries of the vocabulary."""
+from experiments.benchmarks import work
 
 PROMPTS, SLOTS, PROMPT_TOKENS, ENDING = 64, 16, 64, 32
 LONGEST = (8, 16, 32, 64, 128)
@@ -59,8 +57,8 @@ def forwards(size: str, rounds: int) -> dict:
   from perl.rl.experience import make_experience
   from perl.rl.rollout import rollout
 
-  model, base, roles = made(size, SIZES[size])
-  tokens = jax.random.randint(jax.random.key(0), (4, PROMPT_TOKENS), 3, SIZES[size])
+  model, base, roles = made(size, work.SIZES[size].vocab)
+  tokens = jax.random.randint(jax.random.key(0), (4, PROMPT_TOKENS), 3, work.SIZES[size].vocab)
   sampled = rollout(model, base, roles['policy'], tokens, jnp.ones(tokens.shape, bool),
                     jax.random.key(1), max_new_tokens=64, eos_id=-1, pad_id=0, samples=4)
   way = lambda how: lambda: make_experience(
@@ -97,7 +95,7 @@ def main() -> None:
   """Prints both tables and writes the results."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--size', default='tiny,medium', help=f'of {", ".join(SIZES)}')
+  parser.add_argument('--size', default='tiny,medium', help='sizes, with commas: tiny, medium')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--longest', type=int, nargs='+', default=LONGEST, help='tokens')
   parser.add_argument('--json', default='', help='write the results to this file')

@@ -68,9 +68,17 @@ def operations(folder: str | pathlib.Path) -> dict[str, tuple[float, int]]:
     return own_seconds(json.load(stream)['traceEvents'])
 
 
-def describe(folder: str | pathlib.Path, most: int = 25) -> str:
-  """The longest operations in Markdown, and where to look at the whole; also kept in README.md."""
-  trace, found = find(pathlib.Path(folder)), operations(folder)
+def describe(
+  folder: str | pathlib.Path, found: dict[str, tuple[float, int]] | None = None, most: int = 25
+) -> str:
+  """The longest operations in Markdown, and where to look at the whole; also kept in README.md.
+
+  Args:
+    folder: of a trace.
+    found: its `operations`, if they are read already.
+    most: operations.
+  """
+  trace, found = find(pathlib.Path(folder)), found or operations(folder)
   lines = ['| operation | own time, ms, all threads | calls |', '|:--|--:|--:|']
   lines += [f'| {name[:90]} | {seconds * 1e3:.2f} | {count} |'
             for name, (seconds, count) in list(found.items())[:most]]
@@ -86,7 +94,7 @@ def main() -> None:
   parser.add_argument('folder')
   parser.add_argument('--most', type=int, default=25, help='operations')
   args = parser.parse_args()
-  print(describe(args.folder, args.most))
+  print(describe(args.folder, most=args.most))
 
 
 if __name__ == '__main__':

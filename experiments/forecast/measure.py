@@ -17,7 +17,7 @@ from experiments.forecast import flops
 from perl.jobs import programs
 from perl.models import decode
 from perl.peft import adapters
-from perl.rl.rollout import batch
+from perl.rl.rollout import batch, slots
 from perl.train import memory
 from perl.types import Tree
 
@@ -140,19 +140,18 @@ def turns(sampling: programs.Program) -> list[int]:
   In slots there is a loop of two: prompts enter a quarter of the slots at a time, and all slots
   advance.
   """
-  new, (rows, slots) = sampling.static['max_new_tokens'], _rows_and_slots(sampling)
-  if slots is None:
+  new, (rows, at_a_time) = sampling.static['max_new_tokens'], _at_a_time(sampling)
+  if at_a_time is None:
     sizes = batch.stages(new)
     ends = [1, *(size + (size != new) for size in sizes)]
     return [end - start for start, end in zip(ends, ends[1:])]
-  return [1, -(-rows // max(1, slots // 4)), -(-rows // slots) * (new - 1)]
+  return [1, -(-rows // slots.entering(at_a_time)), -(-rows // at_a_time) * (new - 1)]
 
 
-def _rows_and_slots(sampling: programs.Program) -> tuple[int, int | None]:
+def _at_a_time(sampling: programs.Program) -> tuple[int, int | None]:
   """Responses of a rollout, and how many are made at a time; None: all."""
-  slots = sampling.static.get('slots')
   rows = sampling.arguments[3].shape[0] * sampling.static.get('samples', 1)
-  return rows, None if slots is None or slots >= rows else slots
+  return rows, slots.fewer(sampling.static.get('slots'), rows)
 
 
 def devices(stage: programs.Stage) -> int:
@@ -181,8 +180,8 @@ def cache_bytes(stage: programs.Stage) -> int:
   sampling = stage.programs['rollout']
   model, base, policy, tokens, mask, _ = sampling.arguments
   options = {'max_new_tokens': 1, 'samples': 1, 'cache': 'model'} | sampling.static
-  slots = _rows_and_slots(sampling)[1]
-  rows, count = (len(tokens), options['samples']) if slots is None else (slots, 1)
+  at_a_time = _at_a_time(sampling)[1]
+  rows, count = (len(tokens), options['samples']) if at_a_time is None else (at_a_time, 1)
 
   def cache(base, policy, tokens, mask):
     _, found = decode.prefill(

@@ -60,8 +60,7 @@ def run(
   """
   layers = _Layers(config, blocks, positions, context, key)
   count, start, second = config.layers, 0, None
-  # Side by side, XLA on CPU would compute again all layers at once, and keep it.
-  few = count <= UNROLLED_LAYERS and config.remat == 'none' and copies(blocks['params'])
+  few = count <= UNROLLED_LAYERS and layers.copied
   if (config.scan_unroll or (count if few else 1)) >= count:
     for i in range(count):
       x = layers.one(i, x, read if i == count - 1 else None)
@@ -86,6 +85,7 @@ class _Layers:
     self.config, self.block = config, Block(config, parent=None)
     self.base, self.adapter = blocks['params'], blocks.get('adapter')
     self.positions, self.context = positions, context
+    # With remat XLA on CPU needs the loop: side by side, it computes all layers again at once.
     self.copied = config.remat == 'none' and copies(self.base)
     self.layers = stacked(config)
     self.keys = None if key is None else jax.random.split(key, config.layers)

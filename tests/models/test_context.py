@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import toyrun
 from jax.extend.core import jaxprs_in_params
 
 from perl.models import lm
@@ -16,14 +15,7 @@ from perl.peft import adapters
 
 FAMILIES = ['llama', 'gemma3', 'neox', 'unrolled']
 PROMPT, RESPONSE, N = 5, 4, 3
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_quickly():
-  """What is compared is the same however well it was compiled."""
-  with toyrun.quick_compiler():
-    yield
-
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 @pytest.fixture(scope='module', params=FAMILIES)

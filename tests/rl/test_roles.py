@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import toyrun
 
 from perl import trees
 from perl.peft import adapters
@@ -20,14 +19,7 @@ REWARD, CRITIC = (tiny.trained(tiny.lora(BASE), seed=s) for s in (3, 4))
 FROZEN = {'reference': REFERENCE, 'reward': REWARD}
 PROMPT, R, SAMPLES = 5, 4, 3
 COMMON = dict(max_new_tokens=R, temperature=0.7)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_quickly():
-  """What is compared is the same however well it was compiled."""
-  with toyrun.quick_compiler():
-    yield
-
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 def one_step(layout='shared', samples=SAMPLES, microbatches=1, **experience):

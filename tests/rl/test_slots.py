@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import toyrun
 
 from perl.models import decode, stack
 from perl.rl.rollout import rollout, slots
@@ -15,14 +14,7 @@ POLICY = tiny.trained(tiny.lora(BASE, head=False))
 TOKENS = tiny.tokens(13, 6)
 MASK = tiny.right_mask([6, 3, 1, 4, 6, 2, 5, 6, 6, 3, 2, 1, 6], 6)[:, ::-1]
 HOW = dict(max_new_tokens=12, eos_id=3, pad_id=0)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_quickly():
-  """What is compared is the same however well it was compiled."""
-  with toyrun.quick_compiler():
-    yield
-
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 def same(one, other):

@@ -71,7 +71,7 @@ def rollout(
   draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
   common = dict(length=max_new_tokens, eos_id=eos_id, pad_id=pad_id, cache=cache)
   repeated = lambda x: jnp.repeat(x, samples, 0)
-  if slots is None or slots >= rows:
+  if continuous.fewer(slots, rows) is None:
     found = batch.respond(model, parts, tokens, mask, keys, draw, samples=samples, **common)
   else:
     found = continuous.respond(

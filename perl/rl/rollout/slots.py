@@ -2,9 +2,8 @@
 
 A batch of prompts costs as many steps as its longest response; with S slots, N prompts cost about
 as many as all their tokens over S. It pays where there are more prompts than slots and lengths vary
-(`pays`). One program: an inner loop decodes until a quarter of the slots is free, then
-their next prompts pass through the model together. Samples are those of a batch, row by row,
-for each row draws by its own key.
+(`pays`). An inner loop decodes until a quarter of the slots is free, then their next prompts pass
+through the model together. Samples are those of a batch, row by row: each draws by its own key.
 """
 
 import jax
@@ -24,6 +23,16 @@ experiments/results/choices_cpu.json."""
 def pays(lengths: np.ndarray, rows: int, slots: int) -> bool:
   """Whether slots are the faster way for so many rows, given lengths of like responses, tokens."""
   return rows > slots and float(np.max(lengths)) > WORTH * float(np.mean(lengths))
+
+
+def fewer(slots: int | None, rows: int) -> int | None:
+  """How many rows decode at a time, if that is not all of them."""
+  return slots if slots is not None and slots < rows else None
+
+
+def entering(slots: int) -> int:
+  """Prompts that pass through the model together when slots are free."""
+  return max(1, slots // 4)
 
 
 class _State(struct.PyTreeNode):
@@ -46,7 +55,6 @@ def respond(
 ) -> Sampled:
   """As `perl.rl.rollout.batch.respond`, with `slots` rows at a time and a prompt for each row."""
   n = len(tokens)
-  entering = max(1, slots // 4)  # prompts that enter together
   columns = jnp.arange(length)
 
   def write(state: _State, logits, where, row) -> _State:
@@ -67,7 +75,7 @@ def respond(
 
   def enter(state: _State) -> _State:
     """The next prompts into free slots."""
-    where = jnp.argsort(state.row < n, stable=True)[:entering]  # free ones first
+    where = jnp.argsort(state.row < n, stable=True)[:entering(slots)]  # free ones first
     free = state.row[where] == n
     row = jnp.where(free, state.following + jnp.cumsum(free) - 1, n)
     row = jnp.where(row < n, row, n)
@@ -96,7 +104,7 @@ def respond(
     return write(state.replace(cache=kv), logits, jnp.arange(slots), state.row)
 
   busy = lambda state: jnp.any(state.row < n)
-  wanting = lambda state: (state.following < n) & ((state.row == n).sum() >= entering)
+  wanting = lambda state: (state.following < n) & ((state.row == n).sum() >= entering(slots))
 
   def turn(state: _State) -> _State:
     state = jax.lax.while_loop(wanting, enter, state)
