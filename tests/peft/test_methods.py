@@ -171,7 +171,8 @@ def test_adapters_are_float32_beside_a_bfloat16_base(method):
   plain = {'head': fresh['head']}
   tokens = tiny.tokens()
   both = jax.jit(lambda *a: [lm.score(model, base, x, tokens, MASK) for x in a])(plain, fresh)
-  np.testing.assert_allclose(*both, atol=0.02)  # copies of the base run the last layer whole
+  # Full copies of the base run the last layer whole, which rounds otherwise in bfloat16.
+  np.testing.assert_allclose(*both, rtol=0, atol=0.02 if method.name == 'full' else 0.0)
   assert both[0].dtype == jnp.float32
   merged = adapters.merge(base, tiny.trained(fresh))
   assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, base)
