@@ -118,7 +118,9 @@ def _rl(plan: Plan) -> Stage:
     role: plan.adapter(lambda plan, base, role=role: rl._fresh(plan, base, role))
     for role in learners
   }
-  frozen = {'reference': learning['policy'], 'reward': plan.adapter(reward._new_adapter)}
+  reference = plan.adapter(
+    lambda plan, base: artefacts.reference(plan, base, rl._fresh(plan, base, 'policy')))
+  frozen = {'reference': reference, 'reward': plan.adapter(reward._new_adapter)}
   tx = rl._optimizer(plan, learners)
   state, places = plan.first_state(learning, tx)
   batch, made = plan.batch('prompt'), []
