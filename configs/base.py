@@ -194,6 +194,8 @@ FIELDS: dict[str, Field] = {
   'pretrain.packed': _PACKED,
   **_adapting('sft', 'the adapter', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
   'sft.packed': _PACKED,
+  'sft.test': Field(False, 'Measure the result on the test split too: the loss, and the likeliest '
+                    'responses against the agents\' own turns.'),
   'sft.whole_chats': Field(False, 'Each chat is one example, in which all turns of the assistant '
                            'are learnt (needs a chat template); else each turn is one, after what '
                            'came before it.'),
