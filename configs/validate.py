@@ -67,15 +67,19 @@ def package() -> pathlib.Path:
 
 def _file(path: str, value: str, field: Field) -> Iterator[str]:
   """Names resolve by file: perl/<folder>/<value>.py, or a package of that name."""
-  folder = package() / field.folder
-  names = sorted(
-    p.stem for p in folder.glob('*')
-    if p.stem != '__init__' and (p.suffix == '.py' or (p / '__init__.py').exists())
-    and (not field.defines or _defines(p, field.defines))
-  )
+  names = list(names_in(field.folder, field.defines))
   if value not in names:
     yield (f'expected {path} to name a file of perl/{field.folder}, found {value!r}'
            f'{_pick(value, names)}')
+
+
+def names_in(folder: str, defines: str = '') -> tuple[str, ...]:
+  """The modules of perl/<folder>, or those that define or import a name."""
+  return tuple(sorted(
+    p.stem for p in (package() / folder).glob('*')
+    if p.stem != '__init__' and (p.suffix == '.py' or (p / '__init__.py').exists())
+    and (not defines or _defines(p, defines))
+  ))
 
 
 def _defines(file: pathlib.Path, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is a low-rank method's own: LoRA+'s rates, AdaLoRA's budget, VeRA's pair, a router's load."""
+"""What is a low-rank method's own: LoRA+'s rates, AdaLoRA's budget, VeRA's pair, a router."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def logits(adapter, base=BASE):
   return lm.logits(MODEL, base, adapter, tiny.tokens(), tiny.right_mask([10, 7, 1, 4]))
 
 
-# --- Learning rates
+# --- Learning rates and options
 
 
 def test_lora_plus_moves_b_so_many_times_as_far():
@@ -231,7 +231,7 @@ def budgeted(steps=40, **options):
   adapter = {name: {'kernel': adalora.init(jax.random.key(i), w['kernel'], rank=1, initial_rank=3)}
              for i, (name, w) in enumerate(base.items())}
   learnt, fixed = adapters.split(adapter)
-  tx = adalora.optimizer(optax.sgd(0.5), steps=steps, rank=1, budget_every_steps=1, **options)
+  tx = adalora.optimizer(optax.sgd(1e-2), steps=steps, rank=1, budget_every_steps=1, **options)
   goal = {name: w['kernel'] @ jnp.ones((5, 5)) for name, w in base.items()}
   slope = jax.jit(jax.grad(lambda learnt: sum(
     -(trees.combine(learnt, fixed)[n]['kernel'].to_lora(None).merge(0 * W) * goal[n]).sum()
