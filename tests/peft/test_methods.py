@@ -35,16 +35,21 @@ def language_loss(model):
   return loss
 
 
-@pytest.fixture(scope='module', params=adapters.methods())
-def method(request):
+def described(name):
+  """A method with a base to lie over: fresh, and as training might leave it."""
   model, base = tiny.make('gpt2')  # with biases and learnt positions: every kind of parameter
-  init = functools.partial(adapters.init, base=base, method=request.param, **OPTIONS)
+  init = functools.partial(adapters.init, base=base, method=name, **OPTIONS)
   fresh = init(jax.random.key(0))
   return types.SimpleNamespace(
-    name=request.param, module=adapters.find(request.param), model=model, base=base, init=init,
+    name=name, module=adapters.find(name), model=model, base=base, init=init,
     fresh=fresh, adapter=tiny.trained(fresh), logits=jax.jit(functools.partial(lm.logits, model)),
     batch={'tokens': tiny.tokens(), 'mask': MASK},
   )
+
+
+@pytest.fixture(scope='module', params=adapters.methods())
+def method(request):
+  return described(request.param)
 
 
 def delta_of(method, w):
