@@ -59,6 +59,8 @@ def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
   params, adapter, made = layer['params'], layer.get('adapter', {}), {}
   for module, names in TOGETHER.items():
     own = params[module]
+    if trees.is_leaf(own.get(names[0], {}).get('kernel')):
+      continue  # blocks of scales do not lie side by side
     if all(n in own for n in names) and not any(n in adapter.get(module, {}) for n in names):
       made[module] = {'_'.join(names): jax.tree.map(
         lambda *columns: jnp.concatenate(columns, -1), *(own[n] for n in names))}

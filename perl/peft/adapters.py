@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perl import peft, trees
+from perl.quantized import dense
 from perl.types import HEAD_READS, Tree
 
 
@@ -152,6 +153,7 @@ def split(adapter: Tree) -> tuple[Tree, Tree]:
 def merge(base: Tree, adapter: Tree) -> Tree:
   """The base with every adapter folded in, computed in float32, in the base's dtypes.
 
+  A quantized kernel under an adapter becomes a dense one: nothing is quantized again.
   A head stays with the adapter: it has no place in the base.
   """
   return _fold(base, adapter, 'merge')
@@ -176,7 +178,7 @@ def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
       'load the base that the adapter was trained on'
     )
   for name, delta in deltas.items():
-    folded = getattr(delta, how)(leaves[name].astype(jnp.float32))
+    folded = getattr(delta, how)(dense(leaves[name].astype(jnp.float32)))
     leaves[name] = folded.astype(leaves[name].dtype)
   return trees.nest(leaves)
 

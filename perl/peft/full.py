@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from perl.quantized import Quantized
+
 TAKES_TARGETS = False
 """It acts on every parameter: matrices, embeddings, norms and biases."""
 
@@ -32,7 +34,15 @@ class Full(struct.PyTreeNode):
 
 
 def init(key: jax.Array, weight: jax.Array, **options) -> Full:
-  """A float32 copy of the parameter. Options of other methods (rank, ...) do not apply to it."""
+  """A float32 copy of the parameter. Options of other methods (rank, ...) do not apply to it.
+
+  Raises:
+    ValueError: the parameter is quantized, as a frozen one is.
+  """
   del key, options
+  if isinstance(weight, Quantized):
+    raise ValueError(
+      f'expected a base in full precision under full tuning, found {weight.scheme.tag} kernels; '
+      "set model.quantize='', or peft.name to a method that leaves them frozen, such as lora")
   # A copy, never the base's own buffer: the adapter's is donated to the step, the base's is not.
   return Full(jnp.array(weight, jnp.float32, copy=True))
