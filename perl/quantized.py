@@ -51,6 +51,10 @@ class Scheme(NamedTuple):
     """'nf4-64' or 'nf4-64-double': names it in digests."""
     return f'{self.kind}-{self.block}' + ('-double' if self.double else '')
 
+  def of(self, digest: str) -> str:
+    """The digest of a base that is so quantized, made of its source's: 'nf4-64:<digest>'."""
+    return f'{self.tag}:{digest}'
+
 
 class Quantized(struct.PyTreeNode):
   """W [..., I, O] as codes and scales: W[b j + i, o] = value(code[b j + i, o]) * scale[j, o].

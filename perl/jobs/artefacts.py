@@ -13,7 +13,8 @@ from perl.jobs.setting import Setting
 from perl.models import lm, pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
-from perl.train import checkpoint, provenance, sharding
+from perl.quantized import Scheme, scheme_of
+from perl.train import bases, checkpoint, provenance, sharding
 from perl.train import step as steps
 from perl.types import Tree
 
@@ -41,35 +42,41 @@ def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
     'tokenizer': tokenizer,
     'commit': provenance.commit(),
   }
-  checkpoint.save_tree(os.path.join(folder, 'base'), base.params, meta)
+  bases.save(os.path.join(folder, 'base'), base.params, meta)
 
 
 def load_base(setting: Setting) -> Base:
   """The pretrain stage's result or the published checkpoint, sharded over the mesh.
+
+  Quantized as it is read, where config.model.quantize says so, or as it was saved.
 
   Raises:
     MismatchError: it has another vocabulary or shape than the config asks for.
   """
   model = setting.model(setting.tokenizer.vocab_size)
   if setting.from_checkpoint('base'):
-    return load_published(setting, model)
-  folder = os.path.join(setting.input('base'), 'base')
-  like = lm.abstract(model)
-  params, meta = checkpoint.load_tree(
-    folder, like=like, shardings=sharding.base_shardings(like, setting.mesh)
-  )
+    return load_published(setting, model, setting.scheme)
+  folder, scheme = os.path.join(setting.input('base'), 'base'), setting.scheme
+  params, meta = bases.load(folder, lm.abstract(model), scheme=scheme, mesh=setting.mesh)
   checkpoint.check_meta({'tokenizer': setting.tokenizer.digest}, meta)
-  return Base(model, params, meta['digest'])
+  digest = meta['digest'] if scheme is None or meta.get('quantized') else scheme.of(meta['digest'])
+  return Base(model, params, digest)
 
 
-def load_published(setting: Setting, model: Transformer) -> Base:
-  """config.model.checkpoint, as the model says that it is run."""
+def load_published(setting: Setting, model: Transformer, scheme: Scheme | None = None) -> Base:
+  """config.model.checkpoint, as the model says that it is run; quantized by the scheme."""
   folder, c = setting.config.model.checkpoint, model.config
   model, params, _ = pretrained.load(
     folder, dtype=c.dtype, param_dtype=c.param_dtype, mesh=setting.mesh, remat=c.remat,
-    scan_unroll=c.scan_unroll,
+    scan_unroll=c.scan_unroll, quantize=scheme,
   )
-  return Base(model, params, pretrained.digest(folder))
+  return Base(model, params, digest_of(folder, scheme))
+
+
+def digest_of(folder: str, scheme: Scheme | None) -> str:
+  """The digest of a checkpoint that is quantized by the scheme, or was when it was saved."""
+  digest = pretrained.digest(folder)
+  return digest if scheme is None or pretrained.scheme(folder) else scheme.of(digest)
 
 
 def peft_options(setting: Setting) -> dict:
@@ -193,15 +200,24 @@ def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
 def load_anchor(setting: Setting) -> Base:
   """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
 
-  With inputs.anchor = 'base' it is the base itself.
+  With inputs.anchor = 'base' it is the base itself, as it must be over a quantized one.
   """
   return anchor_over(setting, load_base(setting))[0]
 
 
 def anchor_over(setting: Setting, base: Base) -> tuple[Base, Tree]:
-  """(the anchor, the SFT adapter that makes it of the base); (base, {}) where it is the base."""
+  """(the anchor, the SFT adapter that makes it of the base); (base, {}) where it is the base.
+
+  Raises:
+    ValueError: an adapter would be merged into a quantized base.
+  """
   if setting.config.inputs.anchor == 'base':
     return base, {}
+  if (scheme := scheme_of(base.params)) is not None:  # composition
+    raise ValueError(
+      f'expected inputs.anchor=base over a quantized base, found '
+      f'{setting.config.inputs.anchor or "the sft stage"!r}, whose adapter would be merged into '
+      f'{scheme.tag} kernels; set inputs.anchor=base, or model.quantize=\'\'')
   adapter, _ = load_adapter(setting, setting.input('anchor'), base)
   params = adapters.merge(base.params, adapter)
   params = sharding.place(params, sharding.base_shardings(params, setting.mesh))

@@ -11,7 +11,8 @@ from perl.data import tokenizer as tokenizers
 from perl.data.examples import Demonstration, Document, Example, Labelled, Preference, Prompt
 from perl.jobs import artefacts
 from perl.jobs.setting import Setting
-from perl.models import lm
+from perl.models import lm, pretrained
+from perl.quantized import quantize_tree
 from perl.train import memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree
@@ -46,7 +47,9 @@ class Plan(Setting):
   def anchor(self) -> artefacts.Base:
     """The frozen parameters of every stage, by shape: anchor and base are alike in it."""
     model = self.model(self.tokenizer.vocab_size)
-    params = lm.abstract(model)
+    checkpoint = self.config.model.checkpoint
+    saved = pretrained.scheme(checkpoint) if checkpoint else None
+    params = quantize_tree(lm.abstract(model), saved or self.scheme, like=True)
     return artefacts.Base(model, placed(params, sharding.base_shardings(params, self.mesh)), '')
 
   def place(self, batch: Batch) -> Batch:

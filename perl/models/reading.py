@@ -21,6 +21,7 @@ from perl.models import naming, tensors
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
 from perl.models.tensors import CorruptTensors, Entry
+from perl.quantized import Quantized, encoder
 from perl.types import Tree
 
 SCORE = 'score.weight'
@@ -163,7 +164,8 @@ def pour(
 
   Args:
     stream: every parameter of `like` in one tensor, those by layer once a layer.
-    like: our base tree by shapes; its dtypes are the result's.
+    like: our base tree by shapes; its dtypes are the result's. Where it has a quantized kernel,
+      each layer is quantized when it has come.
     heads: of queries.
     shardings: where it shall lie; None for the first device.
     total: bytes of the arrays, for the bar.
@@ -171,7 +173,7 @@ def pour(
   """
   leaves = trees.flat(like)
   one = SingleDeviceSharding(jax.devices()[0])
-  places = trees.flat(shardings) if shardings is not None else dict.fromkeys(leaves, one)
+  places = trees.flat(jax.tree.map(lambda _: one, like) if shardings is None else shardings)
   out, finite = {}, []
   with tensors.bar(total, 'weights', progress) as bar:
     for (tensor, i, name), x in stream:
@@ -207,8 +209,9 @@ def _ahead(entries: dict[str, Entry], names: list[str]) -> Iterator[np.ndarray]:
       yield x
 
 
-def _published(place: Sharding, tensor: Tensor) -> Sharding:
+def _published(place: Tree, tensor: Tensor) -> Sharding:
   """Where the published tensor lies, so that turning it into ours moves nothing between devices."""
+  place = jax.tree.leaves(place)[0]  # of a quantized kernel, that of its codes
   if not isinstance(place, NamedSharding):
     return place
   spec = tuple(place.spec)[1 if tensor.by_layer else 0 :]
@@ -236,13 +239,15 @@ def _finite(x: jax.Array) -> jax.Array:
   return jnp.isfinite(jnp.max(jnp.abs(x)))
 
 
-def _store(buffer, part, i: int, like, place: Sharding, by_layer: bool) -> jax.Array:
+def _store(buffer, part, i: int, like, place: Tree, by_layer: bool) -> jax.Array | Quantized:
   if not by_layer:
     same = part.dtype == like.dtype and part.sharding == place
     return part if same else _cast(like.dtype, place)(part)
+  if isinstance(like, Quantized):
+    part = encoder(like.scheme, like.dtype)(part)
   if buffer is None:
-    buffer = _empty(like.shape, like.dtype, place)()
-  return _update(place)(buffer, part, i)
+    buffer = jax.tree.map(lambda x, p: _empty(x.shape, x.dtype, p)(), like, place)
+  return jax.tree.map(lambda b, x, p: _update(p)(b, x, i), buffer, part, place)
 
 
 @functools.lru_cache(maxsize=64)
