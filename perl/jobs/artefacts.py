@@ -14,7 +14,7 @@ from perl.models import lm, pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
 from perl.quantized import Scheme, scheme_of
-from perl.train import bases, checkpoint, provenance, sharding
+from perl.train import bases, checkpoint, paging, provenance, sharding
 from perl.train import step as steps
 from perl.types import Tree
 
@@ -120,9 +120,15 @@ def place_adapter(adapter: Tree, params: Tree, setting: Setting) -> Tree:
 def first_state(
   setting: Setting, base: Tree, learning: Tree, tx: optax.GradientTransformation
 ) -> tuple[steps.TrainState, Tree]:
-  """(the state before the first step, on the mesh; its placements, which the step is to keep)."""
+  """(the state before the first step, on the mesh; its placements, which the step is to keep).
+
+  Raises:
+    ValueError: config.mesh.optimizer_memory is one that the platform has not.
+  """
   state = steps.init_state(learning, tx, setting.key, adapters.split)
   places = sharding.state_shardings(state, base, setting.mesh)
+  places = places.replace(opt_state=paging.page(
+    state.opt_state, places.opt_state, setting.mesh, setting.config.mesh.optimizer_memory))
   return sharding.place(state, places), places
 
 

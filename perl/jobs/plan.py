@@ -12,7 +12,7 @@ from perl.data.examples import Demonstration, Document, Example, Labelled, Prefe
 from perl.jobs import artefacts
 from perl.jobs.setting import Setting
 from perl.models import lm, pretrained
-from perl.quantized import quantize_tree
+from perl.quantization import quantize_tree
 from perl.train import memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree

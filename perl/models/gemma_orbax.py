@@ -28,7 +28,8 @@ from perl.models.gemma_layout import Leaf, Part
 from perl.models.naming import Tensor
 from perl.models.tensors import CorruptTensors
 from perl.models.transformer import Transformer
-from perl.quantized import Scheme, quantize_tree
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme
 from perl.types import Tree
 
 _ROOT = re.compile(r'(params/)?(transformer/)?')

@@ -23,7 +23,8 @@ from perl.models import families, gemma_orbax, lm, reading, tensors, writing
 from perl.models.config import Config
 from perl.models.families.fields import Unsupported
 from perl.models.transformer import Transformer
-from perl.quantized import Scheme, quantize_tree
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme
 from perl.train import bases, sharding, storage
 from perl.types import Tree
 

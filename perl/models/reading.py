@@ -21,7 +21,8 @@ from perl.models import naming, tensors
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
 from perl.models.tensors import CorruptTensors, Entry
-from perl.quantized import Quantized, encoder
+from perl.quantization import encoder
+from perl.quantized import Quantized
 from perl.types import Tree
 
 SCORE = 'score.weight'

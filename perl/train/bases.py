@@ -7,7 +7,8 @@ import jax
 from jax.sharding import Mesh
 
 from perl import trees
-from perl.quantized import Scheme, quantizable, quantize, quantize_tree, scheme_of
+from perl.quantization import quantizable, quantize, quantize_tree
+from perl.quantized import Scheme, scheme_of
 from perl.train import sharding, storage
 from perl.train.layout import MismatchError
 from perl.types import Tree
