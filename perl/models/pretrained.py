@@ -49,9 +49,8 @@ def load(
     param_dtype: of the stored base.
     config: the model's, for a Gemma Orbax checkpoint of a shape that was never published.
     progress: show a bar where it takes seconds, on a terminal.
-    quantize: how to quantize the layers' projections as they come, from the checkpoint's own
-      values: dense there is one tensor of one layer at a time (of our own trees, one of all
-      layers). A base that was saved quantized is read as it is.
+    quantize: the layers' projections as they come: dense there is one of them at a time (of our
+      own trees, one of all layers). A base that was saved quantized is read as it is.
     **run: remat, scan_unroll.
 
   Raises:
@@ -70,7 +69,8 @@ def load(
     config, place = gemma_orbax.plan(folder, **options)
     config = _run_as(config, compute, run)
     model = Transformer(config)
-    base = place(_shardings(quantize_tree(lm.abstract(model), quantize, like=True), mesh), quantize)
+    like = quantize_tree(lm.abstract(model), quantize, like=True)
+    base = place(_shardings(like, mesh), quantize)
   else:
     model, base = _load_published(
       folder, stored, compute, mesh, progress, run, quantize)
@@ -261,8 +261,7 @@ def _load_published(
     tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
   config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})
   like = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
-  base = reading.fill(
-    entries, plan, like, config.heads, _shardings(like, mesh), progress)
+  base = reading.fill(entries, plan, like, config.heads, _shardings(like, mesh), progress)
   return Transformer(config), base
 
 
