@@ -99,10 +99,14 @@ def _nearest(kernel: jax.Array, table: tuple, block: int) -> tuple[jax.Array, ja
 def _scales(scale: jax.Array, empty: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(i8 scales less their mean, f32[n] scales of these, f32[] mean): QLoRA's double quantization.
 
-  A block of zeros may have any scale: it takes the mean.
+  The mean is of scales in whole 256ths of the largest: a sum of integers is the same in any order,
+  and so the codes are the same bits on any mesh. A block of zeros may have any scale: it takes the
+  mean.
   """
-  some = jnp.maximum(jnp.sum(~empty), 1)
-  mean = jnp.sum(jnp.where(empty, 0.0, scale)) / some
+  most = jnp.max(scale, initial=0.0, where=~empty)
+  parts = jnp.round(scale * (256.0 / jnp.where(most > 0, most, 1.0))).astype(jnp.uint32)
+  total = jnp.sum(jnp.where(empty, 0, parts)).astype(jnp.float32)
+  mean = most * (total / (256.0 * jnp.maximum(jnp.sum(~empty), 1)))
   apart = jnp.where(empty, 0.0, scale - mean).reshape(-1)
   group = _divisor(apart.size, SECOND_BLOCK, 1)
   found = qwix.quantize(apart, jnp.int8, tiled_axes={0: group})

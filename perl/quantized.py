@@ -64,7 +64,7 @@ class Quantized(struct.PyTreeNode):
   codes: jax.Array  # u8[..., I / 2, O], or i8[..., I, O]
   scale: jax.Array  # f32[..., I / b, O]; i8 with double quantization
   second: jax.Array | None  # f32[..., n], of n blocks of scales
-  mean: jax.Array | None  # f32[...], of all scales of a matrix
+  mean: jax.Array | None  # f32[...], about that of all scales of a matrix
   scheme: Scheme = struct.field(pytree_node=False)
   dtype: Any = struct.field(pytree_node=False)  # of what `dequantize` returns
 

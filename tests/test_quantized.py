@@ -24,6 +24,11 @@ from perl.quantized import (
 SCHEMES = [Scheme(kind, 8, double) for kind in KINDS for double in (False, True)]
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quickly(compiled_quickly):
+  """Most of this is compilation."""
+
+
 def normals(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
@@ -97,7 +102,7 @@ def test_every_value_is_the_nearest_code_s(kind):
   table = TABLES.get(kind, range(-128, 128))
   values = np.float32(table)[:, None, None] * np.repeat(np.asarray(w.scale), 8, 0)
   nearest = np.abs(values - np.asarray(x)).min(0)
-  np.testing.assert_allclose(jnp.abs(w.dequantize() - x), nearest, atol=1e-6)
+  np.testing.assert_allclose(jnp.abs(w.dequantize() - x), nearest, rtol=1e-5, atol=1e-5)
 
 
 def test_double_quantization_rounds_scales_within_their_blocks():
@@ -106,7 +111,7 @@ def test_double_quantization_rounds_scales_within_their_blocks():
   plain, double = (quantize(x, Scheme('nf4', 32, d)) for d in (False, True))
   np.testing.assert_array_equal(plain.codes, double.codes)
   assert double.scale.dtype == jnp.int8 and double.second.shape == (3,)
-  np.testing.assert_allclose(double.mean, plain.scale.mean(), rtol=1e-5)
+  np.testing.assert_allclose(double.mean, plain.scale.mean(), rtol=1e-2)
   step = np.repeat(double.second, 256).reshape(plain.scale.shape)
   assert np.all(np.abs(plain.scale - double.scales()) <= 0.51 * step)
   assert np.all(double.scales() >= 0)
@@ -137,9 +142,9 @@ def test_a_stack_is_its_layers(scheme):
   rows = normals(3, 2, 16)
   expected = jnp.stack([r @ v for r, v in zip(rows, values)])
   scanned = jax.lax.scan(lambda _, one: (None, one[0] @ one[1]), None, (rows, w))[1]
-  np.testing.assert_allclose(scanned, expected, atol=1e-6)
-  np.testing.assert_allclose(jax.vmap(lambda r, w: r @ w)(rows, w), expected, atol=1e-6)
-  np.testing.assert_allclose(jax.vmap(lambda r: r @ layer)(rows), rows @ values[1], atol=1e-6)
+  np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(jax.vmap(lambda r, w: r @ w)(rows, w), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(jax.vmap(lambda r: r @ layer)(rows), rows @ values[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('scheme', SCHEMES, ids=lambda s: s.tag)
@@ -148,14 +153,22 @@ def test_a_product_and_its_gradient_are_the_dense_ones(scheme):
   loss = lambda x, w: jnp.sin(x @ w).sum()
   np.testing.assert_array_equal(x @ w, x @ dense(w))
   for function in (jax.grad(loss), jax.jit(jax.grad(loss))):
-    np.testing.assert_allclose(function(x, w), jax.grad(loss)(x, dense(w)), atol=1e-6)
+    np.testing.assert_allclose(function(x, w), jax.grad(loss)(x, dense(w)), rtol=1e-5, atol=1e-5)
   half = w.astype(jnp.bfloat16)
   assert (x.astype(jnp.bfloat16) @ half).dtype == jnp.bfloat16
   assert jax.grad(loss)(x.astype(jnp.bfloat16), w).dtype == jnp.bfloat16
   assert half.codes is w.codes and half.dtype == jnp.bfloat16
 
 
-def test_no_dense_kernel_is_kept_for_the_backward_pass():
+@pytest.fixture
+def optimized():
+  """Programs as they are trained."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
+def test_no_dense_kernel_is_kept_for_the_backward_pass(optimized):
   """None is a residual, and of a loop over layers the program holds one at a time."""
   layers, width = 6, 256
   w, x = quantize(normals(layers, width, width), Scheme('nf4', 64, True)), normals(2, width)

@@ -45,11 +45,15 @@ class Plan(Setting):
 
   @functools.cached_property
   def anchor(self) -> artefacts.Base:
-    """The frozen parameters of every stage, by shape: anchor and base are alike in it."""
+    """The frozen parameters of every stage, by shape: anchor and base are alike in it.
+
+    Quantized as the jobs have them; pretraining has them dense.
+    """
     model = self.model(self.tokenizer.vocab_size)
     checkpoint = self.config.model.checkpoint
     saved = pretrained.scheme(checkpoint) if checkpoint else None
-    params = quantize_tree(lm.abstract(model), saved or self.scheme, like=True)
+    scheme = None if self.stage == 'pretrain' else saved or self.scheme
+    params = quantize_tree(lm.abstract(model), scheme, like=True)
     return artefacts.Base(model, placed(params, sharding.base_shardings(params, self.mesh)), '')
 
   def place(self, batch: Batch) -> Batch:
