@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
+import tiny
 
 from perl import trees
 from perl.quantization import quantize, quantize_tree
@@ -22,6 +23,7 @@ from perl.quantized import (
 )
 
 SCHEMES = [Scheme(kind, 8, double) for kind in KINDS for double in (False, True)]
+SOME = [Scheme('nf4', 8), Scheme('fp4', 8, True), Scheme('int4', 8), Scheme('int8', 8, True)]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -128,7 +130,7 @@ def test_a_block_of_zeros_stays_zero_and_harms_no_other():
     quantize(jnp.zeros((8, 3)), Scheme('nf4', 8, True)).dequantize(), jnp.zeros((8, 3)))
 
 
-@pytest.mark.parametrize('scheme', SCHEMES, ids=lambda s: s.tag)
+@pytest.mark.parametrize('scheme', SOME, ids=lambda s: s.tag)
 def test_a_stack_is_its_layers(scheme):
   """Sliced, scanned and mapped; second blocks do not reach from one layer into the next."""
   x = normals(3, 16, 6)
@@ -142,12 +144,12 @@ def test_a_stack_is_its_layers(scheme):
   rows = normals(3, 2, 16)
   expected = jnp.stack([r @ v for r, v in zip(rows, values)])
   scanned = jax.lax.scan(lambda _, one: (None, one[0] @ one[1]), None, (rows, w))[1]
-  np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(jax.vmap(lambda r, w: r @ w)(rows, w), expected, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(jax.vmap(lambda r: r @ layer)(rows), rows @ values[1], rtol=1e-5, atol=1e-5)
+  tiny.close(scanned, expected)
+  tiny.close(jax.vmap(lambda r, w: r @ w)(rows, w), expected)
+  tiny.close(jax.vmap(lambda r: r @ layer)(rows), rows @ values[1])
 
 
-@pytest.mark.parametrize('scheme', SCHEMES, ids=lambda s: s.tag)
+@pytest.mark.parametrize('scheme', SOME, ids=lambda s: s.tag)
 def test_a_product_and_its_gradient_are_the_dense_ones(scheme):
   w, x = quantize(normals(16, 6), scheme), normals(4, 3, 16, seed=1)
   loss = lambda x, w: jnp.sin(x @ w).sum()
