@@ -178,10 +178,16 @@ def test_a_peft_adapter_lies_over_it_too(run, tmp_path):
     interop.load(tmp_path / 'ad', base.params, base_digest=pretrained.digest(folder))
 
 
-def test_full_tuning_over_it_is_a_config_error(run):
+@pytest.mark.parametrize('change, match', [
+  ({'peft.name': 'full'}, "expected model.quantize='' for peft.name=full, found 'nf4'"),
+  ({'rl.decode': 'merged'}, 'expected rl.decode=adapter or auto for model.quantize=nf4'),
+  ({'model.quantize': 'nf3'}, "model.quantize to be one of , nf4, fp4, int8, int4, found 'nf3'"),
+  ({'mesh.optimizer_memory': 'disk'}, 'to be one of device, pinned_host'),
+])
+def test_what_cannot_be_is_a_config_error(run, change, match):
   made = run[2].copy_and_resolve_references()
-  made.peft.name = 'full'
-  with pytest.raises(ConfigError, match="expected model.quantize='' for peft.name=full"):
+  made.update_from_flattened_dict(change)
+  with pytest.raises(ConfigError, match=match):
     validate(made)
 
 
