@@ -110,7 +110,10 @@ def _scales(scale: jax.Array, empty: jax.Array) -> tuple[jax.Array, jax.Array, j
   apart = jnp.where(empty, 0.0, scale - mean).reshape(-1)
   group = _divisor(apart.size, SECOND_BLOCK, 1)
   found = qwix.quantize(apart, jnp.int8, tiled_axes={0: group})
-  return found.qvalue.reshape(scale.shape), found.scale, mean
+  # So that code * scale is exact in float32, and every program finds the same sum with the mean,
+  # whether or not it joins the two operations in one.
+  second = jax.lax.reduce_precision(found.scale, exponent_bits=8, mantissa_bits=15)
+  return found.qvalue.reshape(scale.shape), second, mean
 
 
 def quantize_tree(base: Tree, scheme: Scheme | None, *, like: bool = False) -> Tree:

@@ -186,6 +186,16 @@ def test_no_dense_kernel_is_kept_for_the_backward_pass(optimized):
   assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4 * width**2
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_program_finds_the_same_values(kind, optimized):
+  """Fused or not: double-quantized scales are sums of exact products."""
+  w = quantize(normals(4, 64, 32), Scheme(kind, 16, True))
+  found = jax.jit(lambda w: (w.scales(), w.dequantize()))(w)
+  tiny.equal(found, (w.scales(), w.dequantize()))
+  layer = jax.tree.map(lambda x: x[2], w)
+  tiny.equal(jax.jit(lambda w: w.dequantize())(layer), found[1][2])
+
+
 @pytest.mark.parametrize('rows, kind, block', [
   (24, 'nf4', 24), (96, 'nf4', 48), (64, 'int8', 64), (130, 'nf4', 26), (65, 'int8', 13),
   (67, 'int8', 1)])
