@@ -28,7 +28,7 @@ def validate(config: ConfigDict) -> list[str]:
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
   for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets, _shared_prompts,
-                _starts, _checkpoint):
+                _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -142,7 +142,7 @@ def _targets(config: ConfigDict) -> Iterator[str]:
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:
-  sizes = config.mesh.to_dict()
+  sizes = {axis: config.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
   if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
     yield (f'expected axes of the mesh of at least 1, and at most one of them -1 (all that is '
            f'left), found {sizes}; use data=-1, fsdp=1, tensor=1 for plain data parallelism')
@@ -189,6 +189,15 @@ def _checkpoint(config: ConfigDict) -> Iterator[str]:
       pretrained.read_config(config.model.checkpoint)
     except (ValueError, OSError) as error:
       yield f'model.checkpoint: {error}'
+
+
+def _quantized(config: ConfigDict) -> Iterator[str]:
+  if config.model.quantize and config.peft.name == 'full':
+    yield (f'expected model.quantize=\'\' for peft.name=full, found {config.model.quantize!r}: '
+           'only frozen matrices are quantized; set peft.name=lora, or model.quantize=\'\'')
+  if config.model.quantize and config.rl.decode == 'merged':
+    yield (f'expected rl.decode=adapter or auto for model.quantize={config.model.quantize}, found '
+           "'merged': merged matrices are dense; set rl.decode=auto")
 
 
 def _slow_adapters(config: ConfigDict) -> Iterator[str]:
