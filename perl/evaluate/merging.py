@@ -36,6 +36,10 @@ class Merged(struct.PyTreeNode):
     """W', computed in float32."""
     return self.delta.merge(dense(w.astype(jnp.float32))).astype(self.dtype)
 
+  def merge_bias(self, b: jax.Array) -> jax.Array:
+    """What the adapter makes of the projection's bias."""
+    return self.delta.merge_bias(b) if hasattr(self.delta, 'merge_bias') else b
+
 
 def logit_difference(
   model: Transformer, base: Tree, adapter: Tree, tokens: jax.Array, mask: jax.Array
@@ -54,7 +58,7 @@ def logit_difference(
     together = lm.logits(model, merged, lazy, tokens, mask)
     return jnp.max(jnp.where(mask[..., None], jnp.abs(apart - together), 0.0))
 
-  nodes, leaves = adapters.nodes(adapter), trees.flat(base)
+  nodes, leaves = adapters.nodes(trees.spread(base, adapter)), trees.flat(base)
   lazy = {n: Merged(d, leaves[n].dtype) for n, d in nodes.items() if is_quantized(leaves.get(n))}
   rest = trees.nest({n: d for n, d in nodes.items() if n not in lazy})
   return float(largest(base, adapters.merge(base, rest), trees.nest(lazy), adapter))

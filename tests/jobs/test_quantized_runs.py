@@ -114,8 +114,22 @@ def test_sft_leaves_an_adapter_that_names_its_base(run):
   dense = artefacts.load_base(Setting(config(folder), str(workdir / 'sft'), 'sft'))
   with pytest.raises(MismatchError, match='base_digest.*nf4-8-double'):
     artefacts.load_adapter(setting, str(workdir / 'sft'), dense)
-  with pytest.raises(ValueError, match='inputs.anchor=base over a quantized base, found .*sft'):
-    artefacts.anchor_over(Setting(config(folder), str(workdir / 'reward'), 'reward'), base)
+
+
+def test_the_anchor_is_the_quantized_base_with_the_adapter_below(run):
+  """Nothing is merged into codes: reward models and policies lie over it, and keep it frozen."""
+  folder, workdir, _ = run
+  made = config(folder, **QUANTIZED)
+  setting = Setting(made, str(workdir / 'reward'), 'reward')
+  base = artefacts.load_base(setting)
+  anchor, sft = artefacts.anchor_over(setting, base)
+  assert trees.digest(anchor.params) == trees.digest(base.params) and anchor.below is sft
+  assert anchor.digest != base.digest
+  above = artefacts.new_adapter(setting, anchor, setting.key, head=True)
+  assert adapters.count(above) == adapters.count(sft) + base.model.config.width + 1
+  tokens, mask = tiny.tokens(2, 6), np.ones((2, 6), bool)
+  ask = lambda adapter: lm.logits(base.model, base.params, adapter, tokens, mask)
+  np.testing.assert_allclose(ask(above), ask(sft), atol=1e-5)
 
 
 def test_it_is_exported_merged_with_the_errors_told(run, tmp_path, capsys):

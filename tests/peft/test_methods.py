@@ -15,6 +15,9 @@ from perl import trees
 from perl.models import decode, lm
 from perl.objectives import losses
 from perl.peft import adapters, composition, protocol
+from perl.products import dense
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme, is_quantized
 from perl.train import checkpoint, optim, sharding, step
 
 OPTIONS = dict(rank=2, alpha=4.0, bottleneck=3, virtual_tokens=3, dimension=5, experts=3)
@@ -339,3 +342,25 @@ def test_over_another_adapter(method):
   above = tiny.trained(method.fresh, 0.3)
   np.testing.assert_allclose(
     ask(method.base, composition.over(method.base, below, above)), ask(merged, above), atol=5e-5)
+
+
+def test_over_a_quantized_base(method):
+  """The function over the kernels' values, kept codes, and a step; copies of kernels are refused."""
+  model = method.model
+  base = quantize_tree(method.base, Scheme('nf4', 8, double=True))
+  if method.name in ('full', 'topk'):
+    with pytest.raises(ValueError, match='expected a base in full precision'):
+      adapters.init(jax.random.key(0), base, method.name)
+    return
+  values = jax.tree.map(dense, base, is_leaf=is_quantized)
+  fresh = adapters.init(jax.random.key(0), base, method.name, **OPTIONS)
+  adapter = tiny.trained(fresh)
+  ask = lambda base, adapter: method.logits(base, adapter, tiny.tokens(), MASK)
+  np.testing.assert_allclose(ask(base, adapter), ask(values, adapter), atol=2e-5)
+  assert np.abs(ask(base, adapter) - ask(method.base, adapter)).max() > 1e-3
+  before, tx = trees.digest(base), optim.make('sgd', learning_rate=1e-2, steps=1)
+  state = step.init_state(jax.tree.map(jnp.copy, fresh), tx, jax.random.key(0), adapters.split)
+  state, metrics = step.make_train_step(language_loss(model), tx, split=adapters.split)(
+    state, base, method.batch)
+  assert metrics['finite'] == 1.0 and trees.digest(base) == before
+  assert trees.digest(state.adapters) != trees.digest(fresh)
