@@ -192,9 +192,10 @@ def _checkpoint(config: ConfigDict) -> Iterator[str]:
 
 
 def _quantized(config: ConfigDict) -> Iterator[str]:
-  if config.model.quantize and config.peft.name == 'full':
-    yield (f'expected model.quantize=\'\' for peft.name=full, found {config.model.quantize!r}: '
-           'only frozen matrices are quantized; set peft.name=lora, or model.quantize=\'\'')
+  if config.model.quantize and config.peft.name in ('full', 'topk'):
+    yield (f'expected model.quantize=\'\' for peft.name={config.peft.name}, found '
+           f'{config.model.quantize!r}: only frozen matrices are quantized; set peft.name=lora, '
+           "or model.quantize=''")
   if config.model.quantize and config.rl.decode == 'merged':
     yield (f'expected rl.decode=adapter or auto for model.quantize={config.model.quantize}, found '
            "'merged': merged matrices are dense; set rl.decode=auto")

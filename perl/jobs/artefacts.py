@@ -109,8 +109,9 @@ def new_adapter(
 
 
 def _over(base: Base, adapter: Tree) -> Tree:
-  """The adapter over what lies frozen over the base."""
-  return composition.over(base.params, base.below, adapter) if base.below else adapter
+  """The adapter over a copy of what lies frozen over the base: states are donated to their step."""
+  below = jax.tree.map(jnp.copy, base.below)
+  return composition.over(base.params, below, adapter) if below else adapter
 
 
 def reference(setting: Setting, base: Base, policy: Tree) -> Tree:

@@ -18,7 +18,7 @@ from perl import trees
 from perl.jobs import artefacts, plan
 from perl.jobs.setting import Setting
 from perl.models import lm, pretrained, reading
-from perl.peft import interop
+from perl.peft import adapters, interop
 from perl.quantization import quantize_tree
 from perl.quantized import Scheme, bits_per_parameter, scheme_of
 from perl.train import bases, checkpoint, sharding

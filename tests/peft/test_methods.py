@@ -345,7 +345,7 @@ def test_over_another_adapter(method):
 
 
 def test_over_a_quantized_base(method):
-  """The function over the kernels' values, kept codes, and a step; copies of kernels are refused."""
+  """The function over its values; a step leaves its codes; copies of kernels are refused."""
   model = method.model
   base = quantize_tree(method.base, Scheme('nf4', 8, double=True))
   if method.name in ('full', 'topk'):
