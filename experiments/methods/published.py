@@ -102,12 +102,19 @@ def figures() -> list[dict[str, Any]]:
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
-  """A line for figures of one form that stand together, then the notes and the sum of verdicts."""
+  """The figures, those of one form in a line, then the sum of the verdicts and the notes."""
   head = ('publication', 'model', 'figure', 'printed', 'form', 'ours', 'verdict')
-  same = lambda f: (f['publication'], f['method'], f['model'], f['form'], f['what'])
-  body = [_line(list(group)) for _, group in itertools.groupby(found, key=same)]
   slips = sum(f['verdict'] == SLIPS for f in found)
-  return formats.markdown(head, body, [f'{len(found)} figures, of which {slips} slip.', *NOTES])
+  return formats.markdown(head, [_line(group) for group in _groups(found)],
+                          [f'{len(found)} figures, of which {slips} slip.', *NOTES])
+
+
+def _groups(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+  """Neighbours that differ in rank alone, then single ones that differ in the model alone."""
+  form = lambda f: (f['publication'], f['method'], f['form'], f['what'])
+  ranks = [list(g) for _, g in itertools.groupby(found, key=lambda f: (form(f), f['model']))]
+  alike = lambda group: (form(group[0]), group[0]['rank'], group[0]['model'] * (len(group) > 1))
+  return [sum(groups, []) for _, groups in itertools.groupby(ranks, key=alike)]
 
 
 def _line(group: list[Mapping[str, Any]]) -> list[str]:
@@ -122,7 +129,7 @@ def _line(group: list[Mapping[str, Any]]) -> list[str]:
   alike = verdicts[:1] if len(set(verdicts)) == 1 else verdicts
   whys = dict.fromkeys(f['why'] for f in group if f['why'])
   return [
-    first['publication'], first['model'], '; '.join(asked),
+    first['publication'], each(f['model'] for f in group), '; '.join(asked),
     ' / '.join(f['printed'] for f in group), first['form'],
     ' / '.join(number(f['ours'], f['printed']) for f in group),
     ': '.join([' / '.join(alike), *([' '.join(whys)] if whys else [])]),
