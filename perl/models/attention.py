@@ -26,6 +26,7 @@ def attention(
     softcap: float | None = None,
     offset: int = 0,
     segments: tuple[jax.Array, jax.Array] | None = None,
+    lead: int = 0,
     impl: str = 'auto',
 ) -> jax.Array:
   """softmax(softcap(scale q k^T) where visible) v.
@@ -45,6 +46,8 @@ def attention(
     softcap: bound of the scores.
     offset: index of the first query among the keys (the length of what lies before the queries).
     segments: (i32[B, T] of the queries, i32[B, S] of the keys) of rows that hold several texts.
+    lead: so many first keys (virtual tokens) are seen by every query where the mask has them,
+      whatever window and segments say.
     impl: 'auto', 'reference' (the formula), 'blocked' (causal blocks, memory O(T); best on CPU),
       'xla' or 'cudnn' (jax.nn.dot_product_attention).  A softcap or a one-sided case that
       'xla' and 'cudnn' lack goes to 'reference'.
@@ -62,13 +65,13 @@ def attention(
     impl = _choose(q, softcap)
   elif impl in ('xla', 'cudnn') and softcap is not None:
     impl = 'reference'
-  options = (float(scale), bool(causal), window, softcap, offset)
+  options = (float(scale), bool(causal), window, softcap, offset, lead)
   if impl == 'reference':
     return _reference(q, k, v, mask, segments, *options)
   if impl == 'blocked':
     return _blocked(q, k, v, mask, segments, options)
   if impl in ('xla', 'cudnn'):
-    return _library(q, k, v, mask, segments, scale, causal, window, offset, impl)
+    return _library(q, k, v, mask, segments, scale, causal, window, offset, lead, impl)
   raise ValueError(
       f"impl: expected 'auto', 'reference', 'blocked', 'xla' or 'cudnn', found {impl!r};"
       " 'auto' picks the fastest for the platform."
@@ -104,24 +107,25 @@ def _choose(q: jax.Array, softcap: float | None) -> str:
   return 'cudnn' if platform == 'gpu' and half and fits else 'xla'
 
 
-def _seen(t, s, mask, segments, causal, window, offset) -> jax.Array:
+def _seen(t, s, mask, segments, causal, window, offset, lead) -> jax.Array:
   """bool[B or 1, 1, t, s]: which keys each query sees."""
-  seen = visible((offset, offset + t), (0, s), causal, window)[None, None]
+  seen = visible((offset, offset + t), (0, s), causal, window, lead)[None, None]
   if mask is not None:
     seen = seen & mask[:, None, None, :]
   if segments is not None:
-    seen = seen & (segments[0][:, None, :, None] == segments[1][:, None, None, :])
+    seen = seen & (
+      (segments[0][:, None, :, None] == segments[1][:, None, None, :]) | (jnp.arange(s) < lead))
   return seen
 
 
-def _reference(q, k, v, mask, segments, scale, causal, window, softcap, offset):
+def _reference(q, k, v, mask, segments, scale, causal, window, softcap, offset, lead):
   b, t, h, width = q.shape
   s, g = k.shape[1:3]
   grouped = q.reshape(b, t, g, h // g, width)
   scores = jnp.einsum('btgrk,bsgk->bgrts', grouped, k, preferred_element_type=jnp.float32) * scale
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
-  seen = _seen(t, s, mask, segments, causal, window, offset)[:, :, None]
+  seen = _seen(t, s, mask, segments, causal, window, offset, lead)[:, :, None]
   scores = jnp.where(seen, scores, HIDDEN)
   top = jnp.maximum(scores.max(-1, keepdims=True), LOWEST)
   weights = jnp.exp(scores - jax.lax.stop_gradient(top))
@@ -134,17 +138,17 @@ def _reference(q, k, v, mask, segments, scale, causal, window, softcap, offset):
 
 def _blocked(q, k, v, mask, segments, options):
   """A window that only the running program knows is data: a row each, for rows come in groups."""
-  scale, causal, window, softcap, offset = options
+  scale, causal, window, softcap, offset, lead = options
   spans = None
   if isinstance(window, jax.Array):
     spans, window = jnp.broadcast_to(window, q.shape[:1]), None
   if spans is None and mask is None and segments is None:
     return blocked.attention(q, k, v, None, options)
   seen = blocked.Seen(mask, spans, *(segments or (None, None)))
-  return blocked.attention(q, k, v, seen, (scale, causal, window, softcap, offset))
+  return blocked.attention(q, k, v, seen, (scale, causal, window, softcap, offset, lead))
 
 
-def _library(q, k, v, mask, segments, scale, causal, window, offset, impl):
+def _library(q, k, v, mask, segments, scale, causal, window, offset, lead, impl):
   """jax.nn.dot_product_attention, with zeros where a query sees nothing."""
   t, s = q.shape[1], k.shape[1]
   known = mask is None and segments is None and not isinstance(window, jax.Array)
@@ -152,6 +156,6 @@ def _library(q, k, v, mask, segments, scale, causal, window, offset, impl):
     sides = None if window is None else (window - 1, 0)
     return jax.nn.dot_product_attention(
       q, k, v, scale=scale, is_causal=True, local_window_size=sides, implementation=impl)
-  seen = _seen(t, s, mask, segments, causal, window, offset)
+  seen = _seen(t, s, mask, segments, causal, window, offset, lead)
   out = jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale, implementation=impl)
   return jnp.where(seen.any(-1).transpose(0, 2, 1)[..., None], out, 0)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from perl.models.config import Config
 from perl.models.context import Read
-from perl.models.layers import MLP, Norm, Projection, together
+from perl.models.layers import MLP, Norm, Projection, site, together
 from perl.models.rope import frequencies, rotate
 
 
@@ -70,19 +70,26 @@ class Attention(nn.Module):
       y.reshape(*y.shape[:-1], count, config.head_dim) for y, count in zip(flat, heads.values()))
     if config.qk_norm:
       q, k = Norm(config, 'rms', name='q_norm')(q), Norm(config, 'rms', name='k_norm')(k)
+    prefix = None  # of virtual tokens
+    if self.has_variable('adapter', 'prefix'):
+      prefix = self.get_variable('adapter', 'prefix').keys_values(config.kv_heads)
     if layer.frequency is not None:
       factor = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
-      turn = lambda y, at: rotate(y, at, layer.frequency, factor, context.reach)
+      reach = context.reach + (0 if prefix is None else len(prefix[0]))
+      turn = lambda y, at: rotate(y, at, layer.frequency, factor, reach)
       q, k = turn(q, context.take(positions, read)), turn(k, positions)
     scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
     out, kept = context.attend(
-      q, k, v, read, layer.window, scale=scale, softcap=config.attention_softcap)
+      q, k, v, read, layer.window, prefix, scale=scale, softcap=config.attention_softcap)
     out = out.reshape(*out.shape[:2], -1)
     return Projection(config.width, config, config.out_bias, writes=True, name='o')(out), kept
 
 
 class Block(nn.Module):
-  """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or both of one x (parallel)."""
+  """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or both of one x (parallel).
+
+  Adapters may lie at two sites, 'attn_adapter' and 'mlp_adapter': what is added to x.
+  """
 
   config: Config
 
@@ -90,12 +97,13 @@ class Block(nn.Module):
   def __call__(self, x, positions, context, layer, read: Read = None) -> tuple[jax.Array, Any]:
     config = self.config
     norm = lambda name: Norm(config, name=name)
-    after = lambda name, y: norm(name)(y) if config.post_norm else y
+    after = lambda name, y: site(
+      self, f'{name}_adapter', norm(f'{name}_post_norm')(y) if config.post_norm else y)
     attended, kept = Attention(config, name='attn')(
       norm('attn_norm')(x), positions, context, layer, read
     )
-    attended = after('attn_post_norm', attended)
+    attended = after('attn', attended)
     x = context.take(x, read)
     source = x if config.parallel else x + attended
-    made = after('mlp_post_norm', MLP(config, name='mlp')(norm('mlp_norm')(source)))
+    made = after('mlp', MLP(config, name='mlp')(norm('mlp_norm')(source)))
     return (x + attended + made if config.parallel else source + made), kept

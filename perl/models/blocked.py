@@ -24,16 +24,19 @@ CACHED_BYTES = 2**20
 
 
 def visible(
-    queries: tuple[int, int], keys: tuple[int, int], causal: bool, window: int | jax.Array | None
+    queries: tuple[int, int], keys: tuple[int, int], causal: bool, window: int | jax.Array | None,
+    lead: int = 0,
 ) -> jax.Array:
-  """bool[..., t, s]: which of the keys [start, stop) each of the queries [start, stop) may see."""
+  """bool[..., t, s]: which of the keys [start, stop) each of the queries [start, stop) may see;
+  the first `lead` keys of all are in no window.
+  """
   i = jnp.arange(*queries)[:, None]
   j = jnp.arange(*keys)[None, :]
   seen = jnp.ones((i.shape[0], j.shape[1]), bool)
   if causal:
     seen &= j <= i
   if window is not None:
-    seen = seen & (jnp.abs(i - j) < window)
+    seen = seen & ((jnp.abs(i - j) < window) | (j < lead))
   return seen
 
 
@@ -50,7 +53,9 @@ class Seen(NamedTuple):
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen | None, options: tuple
 ) -> jax.Array:
-  """`perl.models.attention.attention` with options (scale, causal, window, softcap, offset)."""
+  """`perl.models.attention.attention` with options (scale, causal, window, softcap, offset,
+  lead).
+  """
   return _forward(q, k, v, seen, options)[0]
 
 
@@ -96,18 +101,18 @@ def _in_groups(function, q, k, *others):
   return tuple(r.reshape(rows, *r.shape[2:]) for r in results)
 
 
-def _blocks(t: int, s: int, causal: bool, window: int | None, offset: int):
+def _blocks(t: int, s: int, causal: bool, window: int | None, offset: int, lead: int):
   """(query slice, key slice) of each block: only the keys that some query of it sees."""
   for start in range(0, t, BLOCK):
     stop = min(start + BLOCK, t)
     last = min(offset + stop, s) if causal else s
     if window is not None and not causal:
       last = min(s, offset + stop + window - 1)
-    first = 0 if window is None else min(max(0, offset + start - window + 1), last)
+    first = 0 if window is None or lead else min(max(0, offset + start - window + 1), last)
     yield slice(start, stop), slice(first, last)
 
 
-def _hide(scores, seen, rows, keys, causal, window, offset):
+def _hide(scores, seen, rows, keys, causal, window, offset, lead):
   """The scores f32[B, G, R, t, s] of a block, HIDDEN where a query does not see the key.
 
   Only what can hide something is looked at: with neither mask nor segments, the keys before the
@@ -126,11 +131,12 @@ def _hide(scores, seen, rows, keys, causal, window, offset):
     ok = ok & seen.mask[:, None, None, None, keys]
   if seen.of_keys is not None:
     text = seen.of_queries[:, None, None, rows, None]
-    ok = ok & (text == seen.of_keys[:, None, None, None, keys])
+    same = text == seen.of_keys[:, None, None, None, keys]
+    ok = ok & (same | (jnp.arange(keys.start, keys.stop) < lead) if lead else same)
   if causal or window is not None or seen.windows is not None:
     window = window if seen.windows is None else seen.windows[:, None, None, None, None]
     ok = ok & visible(
-        (offset + rows.start, offset + rows.stop), (keys.start, keys.stop), causal, window)
+        (offset + rows.start, offset + rows.stop), (keys.start, keys.stop), causal, window, lead)
   return scores + jnp.where(ok, 0.0, HIDDEN)
 
 
@@ -161,13 +167,13 @@ def _token_major(x, shape, dtype):
 
 
 def _group_forward(options, q, k, v, seen):
-  scale, causal, window, softcap, offset = options
+  scale, causal, window, softcap, offset, lead = options
   qh, kh, vh = _head_major(q, k, v, scale)
   outs, log_sums = [], []
   qf, kf = _feature_major(qh), _feature_major(kh)
-  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window, offset):
+  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window, offset, lead):
     scores, _ = _scores(qf[..., rows], kf[..., keys], softcap)
-    scores = _hide(scores, seen, rows, keys, causal, window, offset)
+    scores = _hide(scores, seen, rows, keys, causal, window, offset, lead)
     top = jnp.maximum(scores.max(-1, keepdims=True), LOWEST)
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
@@ -181,7 +187,7 @@ def _group_forward(options, q, k, v, seen):
 
 def _group_backward(options, q, k, v, seen, out, log_sum, d_out):
   """Recomputes the weights from the saved log-sums (FlashAttention, arXiv:2205.14135, alg. 4)."""
-  scale, causal, window, softcap, offset = options
+  scale, causal, window, softcap, offset, lead = options
   qh, kh, vh = _head_major(q, k, v, scale)
   dh, _, _ = _head_major(d_out.astype(q.dtype), k, v, 1.0)
   oh, _, _ = _head_major(out, k, v, 1.0)
@@ -190,10 +196,10 @@ def _group_backward(options, q, k, v, seen, out, log_sum, d_out):
   dv = jnp.zeros_like(dk)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   qf, kf, vf, df = (_feature_major(x) for x in (qh, kh, vh, dh))
-  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window, offset):
+  for rows, keys in _blocks(q.shape[1], k.shape[1], causal, window, offset, lead):
     qb, db = qh[:, :, :, rows], dh[:, :, :, rows]
     scores, slope = _scores(qf[..., rows], kf[..., keys], softcap)
-    scores = _hide(scores, seen, rows, keys, causal, window, offset)
+    scores = _hide(scores, seen, rows, keys, causal, window, offset, lead)
     weights = jnp.exp(scores - log_sum[:, :, :, rows])
     d_weights = product('bgkrt,bgks->bgrts', df[..., rows], vf[..., keys])
     d_scores = weights * (d_weights - inner[:, :, :, rows])

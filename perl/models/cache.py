@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from perl.models.blocked import HIDDEN, LOWEST
-from perl.models.context import Read
+from perl.models.context import KV, Read
 
 KINDS = ('model', 'float32', 'bfloat16', 'int8')
 """How a cache is stored: as the model computes, or narrower; int8 with a scale a head and slot."""
@@ -137,8 +137,8 @@ class Cached(struct.PyTreeNode):
     return x
 
   def attend(
-    self, q: jax.Array, k: jax.Array, v: jax.Array, read: Read, window: int | jax.Array | None, *,
-    scale: float, softcap: float | None,
+    self, q: jax.Array, k: jax.Array, v: jax.Array, read: Read, window: int | jax.Array | None,
+    prefix: KV | None = None, *, scale: float, softcap: float | None,
   ) -> tuple[jax.Array, tuple[Store, Store]]:
     """(attention f[B, 1, H, K] of q f[B, 1, H, K], the rows' own stores with k and v in them)."""
     b, _, heads, width = q.shape
@@ -147,12 +147,18 @@ class Cached(struct.PyTreeNode):
     grouped = q.reshape(b, groups, heads // groups, width)
     seen_prompt, seen_own = self._seen(window)
     parts = [_Part(grouped, *(s.at(self.layer) for s in own), seen_own, scale, softcap)]
-    if self.prompt is not None:
-      n = self.prompt_mask.shape[0]
+
+    def shared(stores, seen):  # by the B / n rows of each of n prompts
+      n = len(seen)
       together = grouped.reshape(n, b // n, *grouped.shape[1:]).swapaxes(1, 2)
-      stores = (s.at(self.layer) for s in self.prompt)
-      parts.append(_Part(together.reshape(n, groups, -1, width), *stores, seen_prompt, scale,
-                         softcap))
+      parts.append(_Part(together.reshape(n, groups, -1, width), *stores, seen, scale, softcap))
+
+    if self.prompt is not None:
+      shared((s.at(self.layer) for s in self.prompt), seen_prompt)
+    if prefix is not None:
+      stores = (Store.of(x[None].astype(q.dtype), 'model', is_keys=i == 0)
+                for i, x in enumerate(prefix))
+      shared(stores, jnp.ones((1, b, len(prefix[0])), bool))
     out = _together(parts, grouped.shape).reshape(q.shape)
     return out.astype(q.dtype), own
 

@@ -3,7 +3,8 @@
 A context knows the tokens' positions and does the attention of a layer. All else in a layer works
 token by token. `read` names the tokens whose hidden states are asked for: the last layer computes
 those alone, for every other token gives it no more than keys and values. It is None (all tokens), a
-slice of each row's columns, or i32[B], one column of each row.
+slice of each row's columns, or i32[B], one column of each row. `prefix` is keys and values of
+virtual tokens, [P, G, K] each, which every token of every row sees (perl/models/virtual.py).
 """
 
 import jax
@@ -47,20 +48,26 @@ class Rows(struct.PyTreeNode):
 
   def attend(
     self, q: jax.Array, k: jax.Array, v: jax.Array, read: Read, window: int | jax.Array | None,
-    **options,
+    prefix: KV | None = None, **options,
   ) -> tuple[jax.Array, KV]:
     """(attention of the queries that are read over all keys, the keys and values)."""
+    lead = 0 if prefix is None else len(prefix[0])
+    keys, values = _led(prefix, k, v)
+    seen_first = lambda x, value: jnp.pad(x, ((0, 0), (lead, 0)), constant_values=value)
     if read is None or isinstance(read, slice):
       rows = read or slice(0, k.shape[1])
-      segments = None if self.segments is None else (self.segments[:, rows], self.segments)
-      mask = None if self.right_padded else self.mask
+      segments = None if self.segments is None else (
+        self.segments[:, rows], seen_first(self.segments, 0))
+      mask = None if self.right_padded else seen_first(self.mask, True)
       out = attention(
-        q, k, v, mask, window=window, offset=rows.start, segments=segments, **options)
+        q, keys, values, mask, window=window, offset=lead + rows.start, segments=segments,
+        lead=lead, **options)
     else:
       seen = _before(self.mask, read, window)
       if self.segments is not None:
         seen &= self.segments == _columns(self.segments, read)
-      out = attention(q, k, v, seen, causal=False, impl='reference', **options)
+      out = attention(
+        q, keys, values, seen_first(seen, True), causal=False, impl='reference', **options)
     return out, (k, v)
 
 
@@ -121,18 +128,26 @@ class Branches(struct.PyTreeNode):
 
   def attend(
     self, q: jax.Array, k: jax.Array, v: jax.Array, read: Read, window: int | jax.Array | None,
-    **options,
+    prefix: KV | None = None, **options,
   ) -> tuple[jax.Array, KV]:
     """As `Rows.attend`."""
     keys, values, mask = self.rows(k), self.rows(v), self.rows(self.mask)
+    ask = lambda mask, *arguments: Rows(mask).attend(*arguments, window, prefix, **options)[0]
     if read is not None:
-      return Rows(mask).attend(q, keys, values, read, window, **options)[0], (k, v)
+      return ask(mask, q, keys, values, read), (k, v)
     first, rest = self._parts(q)
     alone = lambda x: x[:, : self.prompt]
-    out = attention(first, alone(k), alone(v), alone(self.mask), window=window, **options)
-    more = attention(
-      rest, keys, values, mask, window=window, offset=self.prompt, **options)
+    out = ask(alone(self.mask), first, alone(k), alone(v), None)
+    more = ask(mask, rest, keys, values, slice(self.prompt, mask.shape[1]))
     return jnp.concatenate([out, more.reshape(*q.shape[:1], -1, *q.shape[2:])], 1), (k, v)
+
+
+def _led(prefix: KV | None, k: jax.Array, v: jax.Array) -> KV:
+  """Keys and values [B, P + S, G, K]: those of the prefix before each row's own."""
+  if prefix is None:
+    return k, v
+  rows = lambda x, like: jnp.broadcast_to(x.astype(like.dtype), (len(like), *x.shape))
+  return tuple(jnp.concatenate([rows(x, y), y], 1) for x, y in zip(prefix, (k, v)))
 
 
 def _columns(x: jax.Array, column: jax.Array) -> jax.Array:

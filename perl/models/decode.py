@@ -5,12 +5,13 @@ projections that read the same input are laid side by side. Elsewhere the layers
 stacks, and nothing is copied.
 """
 
+from collections.abc import Callable, Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl import trees
-from perl.models import lm, stack
+from perl.models import depth, lm, stack, virtual
 from perl.models.block import Block, Layer, layers_of, stacked
 from perl.models.cache import Cached, Store
 from perl.models.context import Rows
@@ -24,6 +25,7 @@ class Parts(struct.PyTreeNode):
 
   whole: Tree  # the collections, for embedding, last norm and unembedding
   layers: list[Tree] | Tree  # L times the collections of one Block, or stacks of them
+  lead: int = struct.field(pytree_node=False, default=0)  # virtual tokens before every row
 
 
 class Cache(struct.PyTreeNode):
@@ -42,21 +44,20 @@ def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = 
     copy: take the layers out of their stacks; None: where `stack.copies` says so.
   """
   whole = lm.variables(base, adapter)
-  blocks = {
-    name: tree['layers']['block'] for name, tree in whole.items() if 'layers' in tree
-  }
+  blocks = model.apply(whole, method='blocks')
+  lead = virtual.length(blocks.get('adapter'))
   rest = {name: {k: v for k, v in t.items() if k != 'layers'} for name, t in whole.items()}
   if not (stack.copies(base) if copy is None else copy):
-    return Parts(rest, blocks)
+    return Parts(rest, blocks, lead)
   if model.config.tied and 'embed' not in adapter:
     # On CPU a product of few rows with a transposed matrix takes five times as long.
     rest['together'] = {'embed': {'unembed': base['embed']['embedding'].T}}
-  return Parts(rest, [_side_by_side(layer) for layer in trees.unstack(blocks)])
+  return Parts(rest, [_side_by_side(_layer(blocks, i)) for i in range(model.config.layers)], lead)
 
 
 def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
   """The collections of a Block, with products of the same input in one where none is adapted."""
-  params, adapter, made = layer['params'], layer.get('adapter', {}), {}
+  params, adapter, made = layer['params'], layer.get('adapter') or {}, {}
   for module, names in TOGETHER.items():
     own = params[module]
     if all(n in own for n in names) and not any(n in adapter.get(module, {}) for n in names):
@@ -83,14 +84,15 @@ def prefill(
     ValueError: more slots than the model has learnt positions.
   """
   config = model.config
-  if config.position == 'learnt' and tokens.shape[1] + slots > config.max_positions:
+  needed = parts.lead + tokens.shape[1] + slots
+  if config.position == 'learnt' and needed > config.max_positions:
     raise ValueError(
       f'expected at most {config.max_positions} tokens of prompt and response, for which '
-      f'this model has learnt positions, found {tokens.shape[1] + slots}; lower '
+      f'this model has learnt positions, found {needed}; lower '
       'rl.max_new_tokens or the prompts'
     )
   context = Rows(mask)
-  positions = context.positions()
+  positions = context.positions() + parts.lead
   x = model.apply(parts.whole, tokens, positions, method='embed_tokens')
   block, last = Block(config), slice(tokens.shape[1] - 1, tokens.shape[1])
   stores = lambda kv: tuple(Store.of(y, kind, is_keys=i == 0) for i, y in enumerate(kv))
@@ -106,11 +108,15 @@ def prefill(
       prompt.append(stores(kv))
     cache = Cache(prompt, [own() for _ in prompt], mask)
   else:
-    def body(x, i):
-      x, kv = block.apply(_layer(parts.layers, i), x, positions, context, _options(config, i))
-      return x, stores(kv)
+    prompts = []
+    for start, stop, at in _loops(parts, config.layers):
+      def body(x, i, at=at):
+        x, kv = block.apply(at(i), x, positions, context, _options(config, i))
+        return x, stores(kv)
 
-    x, prompt = jax.lax.scan(body, x, jnp.arange(config.layers))
+      x, some = jax.lax.scan(body, x, jnp.arange(start, stop))
+      prompts.append(some)
+    prompt = jax.tree.map(lambda *x: jnp.concatenate(x), *prompts)
     x, cache = x[:, last], Cache(prompt, own((config.layers,)), mask)
   return _logits(model, parts, x[:, 0]), cache
 
@@ -129,7 +135,7 @@ def step(
   """
   config, rows = model.config, token.shape[0]
   before = jnp.repeat(cache.prompt_mask.sum(-1, dtype=jnp.int32), rows // len(cache.prompt_mask))
-  positions = (before + mask.sum(-1, dtype=jnp.int32) - 1)[:, None]
+  positions = (parts.lead + before + mask.sum(-1, dtype=jnp.int32) - 1)[:, None]
   x = model.apply(parts.whole, token[:, None], positions, method='embed_tokens')
   block = Block(config)
   if isinstance(parts.layers, list):
@@ -139,13 +145,15 @@ def step(
       x, new = block.apply(weights, x, positions, context, layer)
       own.append(new)
   else:
-    def body(i, carry):
-      x, own = carry
-      context = Cached(cache.prompt, own, cache.prompt_mask, mask, slot, i)
-      return block.apply(_layer(parts.layers, i), x, positions, context, _options(config, i))
+    own = cache.own
+    for start, stop, at in _loops(parts, config.layers):
+      def body(i, carry, at=at):
+        x, own = carry
+        context = Cached(cache.prompt, own, cache.prompt_mask, mask, slot, i)
+        return block.apply(at(i), x, positions, context, _options(config, i))
 
-    # The cache is carried and not scanned over: written in place, a slot at a time.
-    x, own = jax.lax.fori_loop(0, config.layers, body, (x, cache.own))
+      # The cache is carried and not scanned over: written in place, a slot at a time.
+      x, own = jax.lax.fori_loop(start, stop, body, (x, own))
   return _logits(model, parts, x[:, 0]), cache.replace(own=own)
 
 
@@ -155,8 +163,27 @@ def grow(cache: Cache, slots: int) -> Cache:
   return cache.replace(own=larger)
 
 
-def _layer(stacks: Tree, i: jax.Array) -> Tree:
-  return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stacks)
+def _layer(stacks: Tree, i: int) -> Tree:
+  """The collections of layer i, which the compiler knows."""
+  layers = jax.tree.leaves(stacks['params'])[0].shape[0]
+  return {'params': jax.tree.map(lambda w: w[i], stacks['params'])} | {
+    name: own for name in stacks if name != 'params'
+    and (own := depth.take(stacks[name], i, layers))}
+
+
+def _loops(parts: Parts, layers: int) -> Iterator[tuple[int, int, Callable[[jax.Array], Tree]]]:
+  """(start, stop, layer -> its collections) of each run of layers with the same adapters."""
+  pick = lambda stacks, i: jax.tree.map(
+    lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stacks)
+  base, adapter = parts.layers['params'], parts.layers.get('adapter')
+  for start, stop in depth.spans(adapter, 0, layers, layers):
+    own = depth.take(adapter, slice(start, stop), layers)
+
+    def at(i, own=own, start=start):
+      found = {'params': pick(base, i)}
+      return {**found, 'adapter': pick(own, i - start)} if own else found
+
+    yield start, stop, at
 
 
 def _options(config, i: jax.Array) -> Layer | None:

@@ -2,7 +2,8 @@
 
 A parameter named `kernel` is a matrix [I, O]; an adapter beside it (collection 'adapter', same
 path) replaces the product by ``delta.project(x, w)``. Any other parameter is replaced by
-``delta.merge(w)``. Where nothing lies, the layer is the plain base: an empty adapter is the base.
+``delta.merge(w)``. At `site`, where a block has no parameter, an adapter is applied to what is there.
+Where nothing lies, the layer is the plain base: an empty adapter is the base.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,13 @@ def adapted(
   if module.has_variable('adapter', name):
     weight = module.get_variable('adapter', name).merge(weight)
   return weight
+
+
+def site(module: nn.Module, name: str, y: jax.Array) -> jax.Array:
+  """y f[..., D], through the adapter that lies at this site of `module`, if any."""
+  if not module.has_variable('adapter', name):
+    return y
+  return module.get_variable('adapter', name).act(y).astype(y.dtype)
 
 
 class Projection(nn.Module):
@@ -47,8 +55,14 @@ class Projection(nn.Module):
     else:
       y = x @ kernel
     if self.use_bias:
-      y = y + adapted(self, 'bias', nn.initializers.zeros, (self.features,), store).astype(dtype)
+      bias = adapted(self, 'bias', nn.initializers.zeros, (self.features,), store)
+      y = y + self._as_projected(bias).astype(dtype)
     return checkpoint_name(y, 'wide' if self.wide else 'product')
+
+  def _as_projected(self, bias: jax.Array) -> jax.Array:
+    """The bias as an adapter of all that the projection gives would have it."""
+    delta = self.get_variable('adapter', 'kernel') if self.has_variable('adapter', 'kernel') else None
+    return delta.merge_bias(bias) if hasattr(delta, 'merge_bias') else bias
 
 
 TOGETHER = {'attn': ('q', 'k', 'v'), 'mlp': ('gate', 'up')}

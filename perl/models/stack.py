@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from perl import trees
+from perl.models import depth
 from perl.models.block import Block, stacked
 from perl.models.config import Config
 from perl.models.context import Read
@@ -52,7 +53,8 @@ def run(
 
   Args:
     config: the model's.
-    blocks: {'params': ..., 'adapter': ...} of one Block, each leaf stacked [L, ...].
+    blocks: {'params': ..., 'adapter': ...} of one Block, each leaf stacked [L, ...]; adapters may
+      be of the last layers alone (perl/models/depth.py).
     x: f[B, T, D], the first layer's input.
     positions, context, read: see perl/models/context.py.
     early: whether the first layer's output is asked for.
@@ -72,7 +74,9 @@ def run(
   # Slices of low-rank adapters are next to nothing, slices of full copies of the base are not.
   light = trees.size_bytes(blocks.get('adapter', {})) < trees.size_bytes(blocks['params']) / 2
   apart = read is not None and light and count - 1 > start
-  x = layers.span(start, count - 1 if apart else count, x)
+  for first, stop in depth.spans(
+      layers.adapter, start, count - 1 if apart else count, count):
+    x = layers.span(first, stop, x)
   if apart:
     return layers.one(count - 1, x, read), second
   return context.take(x, read), second
@@ -93,7 +97,8 @@ class _Layers:
   def own(self, i: int | slice) -> tuple:
     """Base (where it is copied), adapter, options and key of a layer or of several."""
     base = self.base if self.copied else None
-    return jax.tree.map(lambda leaf: leaf[i], (base, self.adapter, self.layers, self.keys))
+    base, options, keys = jax.tree.map(lambda leaf: leaf[i], (base, self.layers, self.keys))
+    return base, depth.take(self.adapter, i, self.config.layers), options, keys
 
   def apply(
     self, i: int | jax.Array, x: jax.Array, own: tuple, read: Read = None, looped: bool = False

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from perl.models import stack
+from perl.models import stack, virtual
 from perl.models.block import Block
 from perl.models.config import Config
 from perl.models.context import Read, Rows
@@ -50,14 +50,26 @@ class Embedding(nn.Module):
     Raises:
       ValueError: the sequence is longer than the learnt positions are many.
     """
-    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    config = self.config
     if config.position == 'learnt' and tokens.shape[1] > config.max_positions:
       raise ValueError(
         f'expected at most {config.max_positions} tokens, for which this model has learnt '
         f'positions, found {tokens.shape[1]}; lower data.max_prompt_tokens, '
         'data.max_response_tokens and rl.max_new_tokens'
       )
-    x = jnp.take(self.table, tokens, axis=0).astype(dtype)
+    return self._placed(jnp.take(self.table, tokens, axis=0), positions)
+
+  def soft_prompt(self, start: int) -> jax.Array | None:
+    """f[P, D]: the soft prompt that lies at 'prompt', at positions from `start` on; None without."""
+    if not self.has_variable('adapter', 'prompt'):
+      return None
+    tokens = self.get_variable('adapter', 'prompt').tokens
+    return self._placed(tokens, start + jnp.arange(len(tokens)))
+
+  def _placed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Embeddings as the first layer reads them."""
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    x = x.astype(dtype)
     if config.embed_scale:
       x = x * jnp.asarray(config.width**0.5, dtype)
     if config.position == 'learnt':
@@ -107,14 +119,25 @@ class Transformer(nn.Module):
     first layer's input and output at all tokens, f[B, T, 2 D], else None).
     """
     positions = context.positions()
-    first = self.embed.embed(tokens, positions)
     if self.is_initializing():
+      first = self.embed.embed(tokens, positions)
       return self.final_norm(self.layers(first, positions, context)[0]), None
-    blocks = {name: tree['layers']['block'] for name, tree in self.variables.items()
-              if 'layers' in tree}
+    blocks = self.blocks()
+    positions = positions + virtual.length(blocks.get('adapter'))
+    first = self.embed.embed(tokens, positions)
     key = self.make_rng('dropout') if self.has_rng('dropout') else None
     x, second = stack.run(self.config, blocks, first, positions, context, read, early, key)
     return self.final_norm(x), jnp.concatenate([first, second], -1) if early else None
+
+  def blocks(self) -> dict[str, Any]:
+    """{'params': ..., 'adapter': ...} of one Block, stacked; a soft prompt is a prefix in it."""
+    found = {name: tree['layers']['block'] for name, tree in self.variables.items()
+             if 'layers' in tree}
+    prompt = self.embed.soft_prompt(virtual.length(found.get('adapter')))
+    if prompt is None:
+      return found
+    lead = virtual.of_prompt(self.config, found, prompt)
+    return {**found, 'adapter': virtual.lay(found.get('adapter'), lead, self.config.kv_heads)}
 
   def unembed(self, h: jax.Array) -> jax.Array:
     """Logits f32[..., V] of hidden states f[..., D]."""
