@@ -86,14 +86,24 @@ def choices(
   return found
 
 
-def _follows(config: ConfigDict, stage: str, method: str, field: str) -> bool:
+def _follows(
+  config: ConfigDict, stage: str, method: str, field: str, values: Sequence[Any] = ()
+) -> bool:
   """Whether what the method trains changes with the field: in paths, in shapes, in refusal."""
-  made = [_outcome(measure.copy(config, **{'peft__name': method, f'peft__{field}': value}), stage)
-          for value in PROBES[field]]
+  made = [_outcome(measure.copy(config, peft__name=method, **{f'peft__{field}': value}), stage)
+          for value in values or PROBES[field]]
   return made[0] != made[1]
 
 
+def sizes_of(config: ConfigDict, stage: str, method: str) -> dict[str, int]:
+  """The whole numbers of config.peft, but for the rank, that say how much the method trains."""
+  numbers = {name: value for name, value in config.peft.items() if type(value) is int}
+  return {name: value for name, value in numbers.items() if name not in PROBES
+          and _follows(config, stage, method, name, (value, value + 1))}
+
+
 def _outcome(config: ConfigDict, stage: str) -> Any:
+  """What is trained by path, as shapes, or why nothing is."""
   try:
     return trees.flat(_learner(config, stage)[1].adapters)
   except ConfigError as error:
@@ -119,21 +129,21 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
     forecast: compile the stage's programs for peak memory and operations, too.
 
   Returns:
-    {'method', 'targets', 'rank'} and {'refused': why}, or {'trainable' (elements), 'share' (of the
+    {'method', 'targets', 'rank', 'sizes' (`sizes_of`)} and {'refused': why}, or {'trainable' (elements), 'share' (of the
     base's), 'adapter_bytes', 'optimizer_bytes'} summed over what learns (in rl policy and critic),
     and with a forecast {'peak_bytes', 'held_bytes', 'flops'}, per device.
   """
-  found = dataclasses.asdict(choice)
   config = choice.config(config)
+  asked = dataclasses.asdict(choice) | {'sizes': sizes_of(config, stage, choice.method)}
   try:
     base, state = _learner(config, stage)
-    found |= sizes(base, state, roles=stage == 'rl')
+    found = sizes(base, state, roles=stage == 'rl')
     if forecast:
       figures = measure.stage(measure.build(config, stage), stage)
       found |= {name: figures[name] for name in ('peak_bytes', 'held_bytes', 'flops')}
   except ConfigError as error:
-    return {**dataclasses.asdict(choice), 'refused': str(error)}
-  return found
+    return {**asked, 'refused': str(error)}
+  return {**asked, **found}
 
 
 def sizes(base: Tree, state: Any, *, roles: bool) -> dict[str, int | float]:

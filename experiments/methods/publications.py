@@ -64,6 +64,7 @@ class Figure(NamedTuple):
   method: str = ''  # a file of perl/peft; '' where only the base is counted
   targets: tuple[str, ...] = ()
   rank: int = 0
+  sizes: dict[str, int] = {}  # what else the method is asked for
   heads: tuple[bool, ...] = (False,)  # an adapter each, with a scalar head or without
   of: Callable[[int, int], Number] = lambda trainable, base: trainable
   what: str = 'trainable parameters'
@@ -144,6 +145,14 @@ MT_BENCH = [
 ]
 
 _HU = 'LoRA'
+def _houlsby(bottleneck: int, printed: str) -> Figure:
+  """Two bottlenecks a layer, biases included, norms not."""
+  return Figure(
+    f'{_HU}, Table 4', 'GPT-3', printed, form='2 L (2 b d + d + b)', method='houlsby',
+    by=lambda c, r: 2 * c.layers * ((2 * bottleneck + 1) * c.width + bottleneck),
+    sizes={'bottleneck': bottleneck})
+
+
 _COPIED = ('Each is a thousandth of its model, as the table has it for prefix-tuning too; the '
            'file released for M, 1.5 MB, holds 393,216 float32.')
 _FULL_GPT = dict(form='(V + P + 2) d + L (12 d + 13) d', by=_gpt_base,
@@ -163,6 +172,11 @@ LORA = [
          why='Its published shapes give 174.6 B.'),
   _lora(f'{_HU}, Table 4', 'GPT-3', 1, '4.7 M'),
   _lora(f'{_HU}, Table 4', 'GPT-3', 8, '37.7 M'),
+  _houlsby(1, '7.1 M'),
+  _houlsby(8, '40.1 M'),
+  Figure(f'{_HU}, Table 4', 'GPT-3', '14.2 M', form='11 L d + d', method='bitfit',
+         by=lambda c, r: (11 * c.layers + 1) * c.width,
+         why='A layer has 11 d biases (4 in attention, 5 in the MLP, 2 in norms); 12 d would fit.'),
   _lora(f'{_HU}, Table 5', 'GPT-3', 4, '18 M',
         why='18.87 M, cut to the million.'),
   _lora(f'{_HU}, 4.2', 'GPT-3', 4, '35 MB', form='2 bytes x 4 L d r', what='bytes in fp16',

@@ -28,7 +28,7 @@ NOTES = [
   'printed, the others cut off. slips: neither.',
   'Ours: `adapters.count` over an abstract base of the published shapes, equal to the form in '
   'every row; for an encoder, over a decoder of the same projections: nothing else counts.',
-  'L layers, d = h width, m MLP width, r rank, V vocabulary, P positions.',
+  'L layers, d = h width, m MLP width, r rank, b bottleneck, V vocabulary, P positions.',
   'VeRA: arXiv 2310.11454. LoRA: 2106.09685. Sun et al.: 2309.09055. QLoRA: 2305.14314. S-LoRA: '
   '2311.03285.',
 ]
@@ -44,9 +44,11 @@ def trainable(figure: Figure) -> int:
   """Trainable parameters of the figure's adapters; 0 where it has no method."""
   if not figure.method:
     return 0
+  options = ({'rank': figure.rank} if figure.rank else {}) | figure.sizes
+  if figure.targets:
+    options['targets'] = figure.targets
   make = lambda base: [
-    adapters.init(jax.random.key(0), base, figure.method, targets=figure.targets, head=head,
-                  rank=figure.rank)
+    adapters.init(jax.random.key(0), base, figure.method, head=head, **options)
     for head in figure.heads
   ]
   return sum(map(adapters.count, jax.eval_shape(make, abstract(figure.model))))
@@ -89,7 +91,8 @@ def evaluate(figure: Figure) -> dict[str, Any]:
   symbols = figure.printed.replace(' ', '') == '5r/2h'
   return {
     'publication': figure.source, 'method': figure.method, 'model': figure.model,
-    'targets': list(figure.targets), 'rank': figure.rank, 'what': figure.what,
+    'targets': list(figure.targets), 'rank': figure.rank,
+    'sizes': figure.sizes, 'what': figure.what,
     'printed': figure.printed, 'form': figure.form,
     'ours': ours if isinstance(ours, int) else float(ours),
     'verdict': EQUAL if symbols else verdict(ours, figure.printed), 'why': figure.why,
@@ -120,7 +123,8 @@ def _groups(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
 def _line(group: list[Mapping[str, Any]]) -> list[str]:
   first = group[0]
   each = lambda values: ' / '.join(dict.fromkeys(values))
-  asked = [f'{first["method"]} {", ".join(first["targets"])}'] if first['method'] else []
+  asked = [f'{first["method"]} {", ".join(first["targets"])}'.strip()] if first['method'] else []
+  asked += [f'{name} {each(str(f["sizes"][name]) for f in group)}' for name in first['sizes']]
   if first['rank']:
     asked += [f'r {each(str(f["rank"]) for f in group)}']
   if first['what'] != Figure._field_defaults['what']:

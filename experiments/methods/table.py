@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from experiments import formats
 from experiments.forecast.devices import TERA
 
-HEAD = ('method', 'targets', 'rank', 'trainable', '% of the base', 'adapter', 'optimizer')
+HEAD = ('method', 'targets', 'rank or size', 'trainable', '% of the base', 'adapter', 'optimizer')
 FORECAST = ('peak memory', 'TFLOP a step')
 UNITS = ('B', 'KiB', 'MiB', 'GiB', 'TiB')
 
@@ -31,7 +31,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), *,
 
 
 def _cells(row: Mapping[str, Any], width: int) -> list[str]:
-  asked = [row['method'], ', '.join(row['targets'] or ()) or 'its own', str(row['rank'] or '–')]
+  size_of = [str(row['rank'])] if row['rank'] else []
+  size_of += [f'{name} {value}' for name, value in row['sizes'].items()]
+  asked = [row['method'], ', '.join(row['targets'] or ()) or 'its own', ', '.join(size_of) or '–']
   if 'refused' in row:
     return [*asked, 'refused', *[''] * (width - 4)]
   cells = [*asked, f'{row["trainable"]:,}', f'{row["share"]:.4%}'.rstrip('%'),
