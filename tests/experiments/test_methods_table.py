@@ -55,6 +55,12 @@ def test_a_method_that_ignores_targets_and_rank_has_one_row():
     (('q',), 1), (('q',), 2), (('q', 'v'), 1), (('q', 'v'), 2)]
 
 
+def test_a_method_shows_the_sizes_that_it_follows():
+  assert costs.sizes_of(run.config(), 'sft', 'lora').keys() <= {'top_layers'}
+  if 'bottleneck' in run.config().peft:
+    assert costs.sizes_of(run.config(), 'sft', 'houlsby')['bottleneck'] > 0
+
+
 def test_a_refusal_is_a_row_with_its_reason():
   rows = [one('sft', 'lora', rank=65, forecast=True), one('sft', 'lora', ('x',), forecast=False)]
   assert 'from 1 to 64' in rows[0]['refused'] and 'matches none' in rows[1]['refused']
@@ -101,6 +107,7 @@ def ours(found, publication, model, method, rank):
   (('Table 3', 'GPT-2 M', 'lora', 4), 393_216),
   (('Table 3', 'GPT-2 L', 'lora', 4), 737_280),
   (('Table 5', 'GPT-3', 'lora', 4), 18_874_368),
+  (('Table 4', 'GPT-3', 'houlsby', 0), 7_078_080),
   (('Sun', 'LLaMA 7B', 'lora', 8), 16_781_313),
 ], ids=str)
 def test_published_counts_to_the_digit(found, key, count):
