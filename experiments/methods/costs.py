@@ -129,9 +129,9 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
     forecast: compile the stage's programs for peak memory and operations, too.
 
   Returns:
-    {'method', 'targets', 'rank', 'sizes' (`sizes_of`)} and {'refused': why}, or {'trainable' (elements), 'share' (of the
-    base's), 'adapter_bytes', 'optimizer_bytes'} summed over what learns (in rl policy and critic),
-    and with a forecast {'peak_bytes', 'held_bytes', 'flops'}, per device.
+    {'method', 'targets', 'rank', 'sizes' (of `sizes_of`)} and {'refused': why}, or {'trainable'
+    (elements), 'share' (of the base's), 'adapter_bytes', 'optimizer_bytes'} summed over what learns
+    (in rl policy and critic), and with a forecast {'peak_bytes', 'held_bytes', 'flops'} per device.
   """
   config = choice.config(config)
   asked = dataclasses.asdict(choice) | {'sizes': sizes_of(config, stage, choice.method)}
