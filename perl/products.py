@@ -1,5 +1,7 @@
 """Matrix products whose derivative is worth writing by hand."""
 
+from typing import Any
+
 import jax
 
 
@@ -29,3 +31,8 @@ def _backward(saved, dy):
 
 
 low_rank.defvjp(_forward, _backward)
+
+
+def dense(w: Any) -> jax.Array:
+  """The matrix itself, of one that is stored otherwise."""
+  return w.dequantize() if hasattr(w, 'dequantize') else w

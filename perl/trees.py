@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,3 +125,28 @@ def unstack(tree: Tree) -> list[Tree]:
 def stack(trees: Sequence[Tree]) -> Tree:
   """N trees of equal structure and shapes -> one with a leading axis of n."""
   return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def spread(base: Tree, adapter: Tree) -> Tree:
+  """The adapter tree with what lies at its root laid out beside the base's parameters.
+
+  An object at the root that has ``spread(base) -> {path: adapter}`` stands for adapters of many
+  parameters; where one lies already, the new one comes over it.
+  """
+  roots = [node for node in adapter.values() if hasattr(node, 'spread')]
+  if not roots:
+    return adapter
+  found: dict[str, Any] = {}
+
+  def visit(node: Any, path: str) -> None:
+    if not isinstance(node, dict):
+      found[path] = node
+      return
+    for name, child in node.items():
+      visit(child, f'{path}/{name}' if path else name)
+
+  visit({name: node for name, node in adapter.items() if not hasattr(node, 'spread')}, '')
+  for root in roots:
+    for path, node in root.spread(base).items():
+      found[path] = found[path].over(node) if path in found else node
+  return nest(found)

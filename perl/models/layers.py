@@ -2,7 +2,7 @@
 
 A parameter named `kernel` is a matrix [I, O]; an adapter beside it (collection 'adapter', same
 path) replaces the product by ``delta.project(x, w)``. Any other parameter is replaced by
-``delta.merge(w)``. At `site`, where a block has no parameter, an adapter is applied to what is there.
+``delta.merge(w)``. At a `site`, where a block has no parameter, an adapter acts on what is there.
 Where nothing lies, the layer is the plain base: an empty adapter is the base.
 """
 
@@ -61,7 +61,9 @@ class Projection(nn.Module):
 
   def _as_projected(self, bias: jax.Array) -> jax.Array:
     """The bias as an adapter of all that the projection gives would have it."""
-    delta = self.get_variable('adapter', 'kernel') if self.has_variable('adapter', 'kernel') else None
+    if not self.has_variable('adapter', 'kernel'):
+      return bias
+    delta = self.get_variable('adapter', 'kernel')
     return delta.merge_bias(bias) if hasattr(delta, 'merge_bias') else bias
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from perl import masked
+from perl import masked, trees
 from perl.models import chunked
 from perl.models.context import Branches, Read, Rows
 from perl.models.transformer import Transformer
@@ -39,7 +39,8 @@ def abstract(model: Transformer) -> Tree:
 
 def variables(base: Tree, adapter: Tree) -> dict:
   """The collections of `model.apply`: a head is read by lm, not by the model."""
-  return {'params': base, 'adapter': {k: v for k, v in adapter.items() if k != 'head'}}
+  rest = {k: v for k, v in adapter.items() if k != 'head'}
+  return {'params': base, 'adapter': trees.spread(base, rest)}
 
 
 def hidden(

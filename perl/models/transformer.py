@@ -60,7 +60,7 @@ class Embedding(nn.Module):
     return self._placed(jnp.take(self.table, tokens, axis=0), positions)
 
   def soft_prompt(self, start: int) -> jax.Array | None:
-    """f[P, D]: the soft prompt that lies at 'prompt', at positions from `start` on; None without."""
+    """f[P, D]: the soft prompt at 'prompt', in positions from `start` on; None without."""
     if not self.has_variable('adapter', 'prompt'):
       return None
     tokens = self.get_variable('adapter', 'prompt').tokens

@@ -1,14 +1,6 @@
-"""Adapters as a tree beside the base: make, merge, unmerge, head, stack, count, split.
+"""Adapters as a tree beside the base: make, merge, unmerge, head, stack, count, split."""
 
-The protocol of a method, in `perl/peft/<name>.py`: a flax.struct class with ``project(x, w, key)``
-and ``merge(w)``, a class constant FIXED (fields that are data and never trained), and a function
-``init(key, weight, **options) -> adapter``. A method that acts on every parameter says
-``TAKES_TARGETS = False``. `find(name)` imports the file: there is no registry.
-"""
-
-import dataclasses
-import importlib
-import pkgutil
+import inspect
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -16,26 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from perl import peft, trees
+from perl import trees
+from perl.peft.protocol import Kind, classes, fixed_of, is_adapter, options_of
+from perl.peft.protocol import find as find
+from perl.peft.protocol import methods as methods
+from perl.products import dense
 from perl.types import HEAD_READS, Tree
-
-
-def methods() -> list[str]:
-  """The methods there are, by file."""
-  own = {'adapters', 'interop'}
-  return sorted(m.name for m in pkgutil.iter_modules(peft.__path__) if m.name not in own)
-
-
-def find(method: str) -> ModuleType:
-  """The module of a method.
-
-  Raises:
-    ValueError: no such file; the known ones are listed.
-  """
-  if method not in methods():
-    raise ValueError(f'expected peft.name among {methods()}, found {method!r}')
-  return importlib.import_module(f'perl.peft.{method}')
 
 
 def projections(base: Tree) -> list[str]:
@@ -51,6 +31,7 @@ def init(
   targets: Sequence[str] = ('attn/(q|k|v|o)',),
   head: bool = False,
   reads: Sequence[str] = (),
+  top_layers: int = 0,
   **options,
 ) -> Tree:
   """A fresh adapter: the base's function exactly (for methods that can), plus a head if asked.
@@ -59,24 +40,25 @@ def init(
     key: typed PRNG key.
     base: the frozen parameters (their shapes suffice for methods that do not copy them).
     method: a file of perl/peft.
-    targets: patterns over `projections(base)`; methods that act on everything ignore them.
+    targets: patterns over `projections(base)`; methods that have places of their own ignore them.
     head: add a reward or value head.
     reads: what else the head reads of a response, of HEAD_READS; see models.lm.score.
-    **options: the method's own (rank, alpha, ...).
+    top_layers: adapt the last so many layers alone; 0: the method's own choice, mostly all.
+    **options: the methods' own (rank, alpha, ...); those that this one does not take are ignored.
 
   Returns:
     a tree of the base's nesting that holds an adapter object at each adapted parameter.
 
   Raises:
-    ValueError: a pattern matches nothing, or nothing would be trained.
+    ValueError: a pattern matches nothing, nothing would be trained, an option that no method has.
   """
-  module = find(method)
-  leaves = trees.flat(base)
-  names = list(leaves)
-  if getattr(module, 'TAKES_TARGETS', True):
-    names = [f'{n}/kernel' for n in trees.match(projections(base), targets)]
-  keys = dict(zip(names, jax.random.split(jax.random.fold_in(key, 0), max(len(names), 1))))
-  adapter = trees.nest({n: module.init(keys[n], leaves[n], **options) for n in names})
+  module, leaves = find(method), trees.flat(base)
+  top = _top(module, leaves, top_layers)
+  places = _places(module, leaves, targets, options)
+  keys = dict(zip(places, jax.random.split(jax.random.fold_in(key, 0), max(len(places), 1))))
+  adapter = trees.nest({
+    name: _make(module, keys[name], source, leaves, top, targets, options)
+    for name, source in places.items()})
   if head:
     width = leaves['final_norm/scale'].shape[-1]
     adapter['head'] = init_head(jax.random.fold_in(key, 1), width, reads=reads)
@@ -86,6 +68,67 @@ def init(
       f' what can be matched: {", ".join(projections(base))}'
     )
   return adapter
+
+
+def _places(module: ModuleType, leaves: dict, targets: Sequence[str], options: Mapping) -> dict:
+  if not leaves:
+    return {}
+  if hasattr(module, 'places'):
+    return module.places(leaves, targets, **options_of(module.places, options))
+  kernels = [n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')]
+  return {f'{n}/kernel': f'{n}/kernel' for n in trees.match(kernels, targets)}
+
+
+def _top(module: ModuleType, leaves: Mapping[str, Any], asked: int) -> int:
+  """How many of the last layers are adapted; 0: all."""
+  layers = next((x.shape[0] for n, x in leaves.items() if n.startswith('layers/')), 0)
+  if asked > layers > 0:
+    raise ValueError(f'expected at most {layers} layers of this model, found {asked}; lower '
+                     'config.peft.top_layers')
+  chosen = asked or getattr(module, 'top', lambda layers: 0)(layers)
+  return 0 if chosen == layers else chosen
+
+
+def _make(
+  module: ModuleType, key: jax.Array, source: Any, leaves: Mapping[str, Any], top: int,
+  targets: Sequence[str], options: Mapping[str, Any],
+) -> Any:
+  """One adapter, of the parameter or parameters at `source`."""
+  given = {**options, 'top_layers': top, 'path': source, 'targets': targets}
+  taken = {n: v for n, v in given.items() if n in inspect.signature(module.init).parameters}
+  options_of(module.init, options)
+  if not isinstance(source, str):
+    return module.init(key, {name: leaves[name] for name in source}, **taken)
+  weight = leaves[source]
+  return module.init(key, _last(weight, top) if source.startswith('layers/') else weight, **taken)
+
+
+def _last(weight: Any, layers: int) -> Any:
+  """The last so many of a stack; 0: all."""
+  if not layers:
+    return weight
+  if isinstance(weight, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct((layers, *weight.shape[1:]), weight.dtype)
+  return jax.tree.map(lambda x: x[-layers:], weight)
+
+
+def optimizer(
+  method: str, tx: optax.GradientTransformation, *, steps: int, **options
+) -> optax.GradientTransformation:
+  """The optimizer of a method that trains otherwise than by `tx`; else `tx`.
+
+  Args:
+    method: a file of perl/peft.
+    tx: an optax chain.
+    steps: T, of the whole training.
+    **options: as in `init`.
+  """
+  wrap = getattr(find(method), 'optimizer', None)
+  if wrap is None:
+    return tx
+  taken = options_of(wrap, options)
+  return wrap(tx, **taken, **({'steps': steps} if 'steps' in inspect.signature(wrap).parameters
+                              else {}))
 
 
 def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:
@@ -112,25 +155,17 @@ def rebuild(tree: Tree, method: str, options: Mapping[str, Any]) -> Tree:
     method: the file of perl/peft that made it.
     options: holds the method's static fields (dropout); others are passed over.
   """
-  module = find(method)
-  (kind,) = (c for c in vars(module).values() if isinstance(c, type) and is_adapter(c))
-  fields = {f.name: f.metadata.get('pytree_node', True) for f in dataclasses.fields(kind)}
-  arrays = {name for name, is_array in fields.items() if is_array}
-  static = {n: options[n] for n, is_array in fields.items() if not is_array and n in options}
+  kinds = [Kind.of(c, options) for c in classes(find(method))]
 
   def visit(node: Any) -> Any:
     if not isinstance(node, dict):
       return node
-    if set(node) == arrays:
-      return kind(**node, **static)
+    for kind in kinds:
+      if set(node) == kind.arrays:
+        return kind.make(**node, **kind.static)
     return {name: visit(child) for name, child in node.items()}
 
   return visit(tree)
-
-
-def is_adapter(node: Any) -> bool:
-  """True for an object of the protocol, False for arrays and dicts."""
-  return hasattr(node, 'project') and hasattr(node, 'merge')
 
 
 def nodes(adapter: Tree) -> dict[str, Any]:
@@ -143,10 +178,9 @@ def nodes(adapter: Tree) -> dict[str, Any]:
 
 def split(adapter: Tree) -> tuple[Tree, Tree]:
   """(what is trained, what is fixed data such as LoRA's scale); trees.combine is the inverse."""
-  fixed = set()
-  for path, node in jax.tree_util.tree_leaves_with_path(adapter, is_leaf=is_adapter):
-    fixed.update(f'{trees.path_string(path)}/{f}' for f in getattr(node, 'FIXED', ()))
-  return trees.partition(adapter, lambda name: name not in fixed)
+  fixed = [f'{path}/{field}' for path, node in nodes(adapter).items() for field in fixed_of(node)]
+  names, folders = set(fixed), tuple(f'{name}/' for name in fixed)
+  return trees.partition(adapter, lambda name: name not in names and not name.startswith(folders))
 
 
 def merge(base: Tree, adapter: Tree) -> Tree:
@@ -166,19 +200,63 @@ def unmerge(merged: Tree, adapter: Tree) -> Tree:
   return _fold(merged, adapter, 'unmerge')
 
 
+def swap(merged: Tree, old: Tree, new: Tree) -> Tree:
+  """Merged weights with another adapter in place of the one that is in them, up to rounding.
+
+  (Without merging nothing has to be done: the adapter is an argument of every compiled program.)
+
+  Raises:
+    ValueError: the old one cannot be taken out, or the new one not be merged.
+  """
+  return merge(unmerge(merged, old), new)
+
+
+def mergeable(base: Tree, adapter: Tree) -> bool:
+  """Whether every adapter of the tree can be folded into the base."""
+  found = nodes(trees.spread(base, adapter)).values()
+  return all(hasattr(part, 'merge') for node in found for part in _parts(node))
+
+
 def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
-  deltas = nodes(adapter)
+  deltas = nodes(trees.spread(base, adapter))
   leaves = trees.flat(base)
-  unknown = sorted(set(deltas) - set(leaves))
-  if unknown:
+  for name, delta in deltas.items():
+    parts = _parts(delta)
+    for part in parts if how == 'merge' else reversed(parts):
+      _check_mergeable(name, part, leaves)
+      leaves[name] = _folded(name, getattr(part, how), leaves[name], part)
+      bias = f'{name.removesuffix("/kernel")}/bias'
+      if bias in leaves and hasattr(part, f'{how}_bias'):
+        leaves[bias] = _folded(bias, getattr(part, f'{how}_bias'), leaves[bias], part)
+  return trees.nest(leaves)
+
+
+def _parts(node: Any) -> Sequence[Any]:
+  """An adapter, or those that lie one over the other, from the lowest."""
+  return getattr(node, 'parts', (node,))
+
+
+def _check_mergeable(name: str, delta: Any, leaves: Mapping[str, Any]) -> None:
+  if not hasattr(delta, 'merge'):
     raise ValueError(
-      f'expected an adapter made for this base, found {unknown[0]!r}, which the base lacks; '
+      f'expected adapters that can be folded into the base, found {type(delta).__name__} at '
+      f'{name}, for which the base has no place; keep the adapter apart: model.apply takes both'
+    )
+  if name not in leaves:
+    raise ValueError(
+      f'expected an adapter made for this base, found {name!r}, which the base lacks; '
       'load the base that the adapter was trained on'
     )
-  for name, delta in deltas.items():
-    folded = getattr(delta, how)(leaves[name].astype(jnp.float32))
-    leaves[name] = folded.astype(leaves[name].dtype)
-  return trees.nest(leaves)
+
+
+def _folded(name: str, fold: Any, leaf: Any, delta: Any) -> jax.Array:
+  """fold(leaf) in float32, of the last layers alone where the adapter has no others."""
+  weight = dense(leaf.astype(jnp.float32))
+  first = 0
+  if name.startswith('layers/'):
+    first = len(weight) - len(jax.tree.leaves(delta)[0])
+  found = fold(weight[first:]) if first else fold(weight)
+  return (jnp.concatenate([weight[:first], found]) if first else found).astype(leaf.dtype)
 
 
 def stack(adapters: list[Tree]) -> Tree:

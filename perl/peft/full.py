@@ -1,15 +1,18 @@
 """Full tuning, the papers' baseline, through the same protocol: a trained copy of all weights."""
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-TAKES_TARGETS = False
-"""It acts on every parameter: matrices, embeddings, norms and biases."""
-
 
 class Full(struct.PyTreeNode):
   """W -> W', trained from W' = W."""
+
+  LINEAR: ClassVar[dict[str, float | None]] = {'w': None}  # its zero is the base's own
 
   w: jax.Array  # f32[...], of the parameter's shape
 
@@ -31,8 +34,24 @@ class Full(struct.PyTreeNode):
     )
 
 
-def init(key: jax.Array, weight: jax.Array, **options) -> Full:
-  """A float32 copy of the parameter. Options of other methods (rank, ...) do not apply to it."""
-  del key, options
+def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
+  """Every parameter: matrices, embeddings, norms and biases."""
+  del targets
+  return {name: name for name in leaves}
+
+
+def init(key: jax.Array, weight: jax.Array) -> Full:
+  """A float32 copy of the parameter."""
+  del key
+  if hasattr(weight, 'dequantize'):
+    raise ValueError(
+      'expected a method that leaves kernels frozen over a quantized base, found a trained copy; '
+      "set peft.name=lora or another, or model.quantize=''"
+    )
   # A copy, never the base's own buffer: the adapter's is donated to the step, the base's is not.
   return Full(jnp.array(weight, jnp.float32, copy=True))
+
+
+def parameters(shape: tuple[int, ...]) -> int:
+  """All of them."""
+  return math.prod(shape)

@@ -1,5 +1,6 @@
 """LoRA: W + s A B (Hu et al., arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732)."""
 
+import math
 from typing import ClassVar
 
 import jax
@@ -21,11 +22,7 @@ class LoRA(struct.PyTreeNode):
 
   def project(self, x: jax.Array, w: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """f[..., O] of x f[..., I] and w f[I, O]; `key` turns dropout of the adapter's input on."""
-    z = x
-    if key is not None and self.dropout > 0:
-      keep = jax.random.bernoulli(key, 1.0 - self.dropout, x.shape)
-      z = jnp.where(keep, x / (1.0 - self.dropout), 0).astype(x.dtype)
-    return x @ w + low_rank(z, self.a, self.b, self.scale)
+    return x @ w + low_rank(dropped(x, self.dropout, key), self.a, self.b, self.scale)
 
   def merge(self, w: jax.Array) -> jax.Array:
     """W + s A B."""
@@ -34,6 +31,19 @@ class LoRA(struct.PyTreeNode):
   def unmerge(self, w: jax.Array) -> jax.Array:
     """(W + s A B) - s A B."""
     return w - self.scale[..., None, None] * (self.a @ self.b)
+
+  def to_lora(self, w: jax.Array) -> 'LoRA':
+    """Itself, with all of it trained."""
+    del w
+    return LoRA(a=self.a, b=self.b, scale=self.scale, dropout=self.dropout)
+
+
+def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """x with a share `rate` of its entries 0 and the others larger; x itself without a key."""
+  if key is None or rate == 0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
 def concatenate(first: LoRA, second: LoRA) -> LoRA:
@@ -68,14 +78,8 @@ def init(
     rslora: divide by sqrt(r) and not by r.
     dropout: rate on the adapter's input; active only where a dropout key is given.
   """
+  check(weight.shape, rank, dropout)
   *lead, rows, columns = weight.shape
-  if not 1 <= rank <= min(rows, columns):
-    raise ValueError(
-      f'expected a rank from 1 to {min(rows, columns)} for a matrix of {rows} x {columns}, '
-      f'found {rank}; lower config.peft.rank'
-    )
-  if not 0.0 <= dropout < 1.0:
-    raise ValueError(f'expected a dropout rate in [0, 1), found {dropout}')
   bound = rows**-0.5
   return LoRA(
     a=jax.random.uniform(key, (*lead, rows, rank), jnp.float32, -bound, bound),
@@ -83,3 +87,21 @@ def init(
     scale=jnp.full(lead, alpha / (rank**0.5 if rslora else rank), jnp.float32),
     dropout=dropout,
   )
+
+
+def check(shape: tuple[int, ...], rank: int, dropout: float) -> None:
+  """Raises ValueError for a rank that a matrix of that shape cannot have, or no rate of dropout."""
+  *_, rows, columns = shape
+  if not 1 <= rank <= min(rows, columns):
+    raise ValueError(
+      f'expected a rank from 1 to {min(rows, columns)} for a matrix of {rows} x {columns}, '
+      f'found {rank}; lower config.peft.rank'
+    )
+  if not 0.0 <= dropout < 1.0:
+    raise ValueError(f'expected a dropout rate in [0, 1), found {dropout}')
+
+
+def parameters(shape: tuple[int, ...], *, rank: int = 8) -> int:
+  """r (I + O) a matrix."""
+  *lead, rows, columns = shape
+  return math.prod(lead) * rank * (rows + columns)

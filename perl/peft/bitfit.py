@@ -1,0 +1,67 @@
+"""BitFit: biases alone (Ben Zaken et al., arXiv 2106.10199).
+
+Where the base has biases they are trained. A targeted projection that has none (Llama's) gets one,
+zero at init: it cannot be merged, for the base has no place for it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from perl import trees
+
+
+class Bias(struct.PyTreeNode):
+  """b -> b + delta."""
+
+  LINEAR: ClassVar[dict[str, float | None]] = {'delta': 0.0}
+
+  delta: jax.Array  # f32[..., O], zero at init
+
+  def merge(self, b: jax.Array) -> jax.Array:
+    """b + delta."""
+    return b + self.delta
+
+  def unmerge(self, b: jax.Array) -> jax.Array:
+    """The inverse of `merge`."""
+    return b - self.delta
+
+
+class NewBias(struct.PyTreeNode):
+  """y = x W + b."""
+
+  LINEAR: ClassVar[dict[str, float | None]] = {'bias': 0.0}
+
+  bias: jax.Array  # f32[..., O], zero at init
+
+  def project(self, x: jax.Array, w: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """f[..., O] of x f[..., I] and w f[I, O]."""
+    del key
+    return x @ w + self.bias.astype(x.dtype)
+
+
+def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
+  """Every bias of the base, norms' among them; the kernels of targets that have none."""
+  found = {name: name for name in leaves if name.endswith('/bias')}
+  for path in trees.match([n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')],
+                          targets):
+    if f'{path}/bias' not in leaves:
+      found[f'{path}/kernel'] = f'{path}/kernel'
+  return found
+
+
+def init(key: jax.Array, weight: jax.Array, *, path: str) -> Bias | NewBias:
+  """Zeros: the base's function, exactly; `path` is the parameter's."""
+  del key
+  if path.endswith('/bias'):
+    return Bias(jnp.zeros(weight.shape, jnp.float32))
+  return NewBias(jnp.zeros((*weight.shape[:-2], weight.shape[-1]), jnp.float32))
+
+
+def parameters(shape: tuple[int, ...], *, path: str) -> int:
+  """O a bias."""
+  return math.prod(shape if path.endswith('/bias') else (*shape[:-2], shape[-1]))

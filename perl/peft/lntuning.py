@@ -1,0 +1,15 @@
+"""Layer-norm tuning: the norms' scales (and biases) alone (Zhao et al., arXiv 2312.11420)."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from perl.peft.full import Full, init, parameters
+
+__all__ = ['Full', 'init', 'parameters', 'places']
+
+
+def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
+  """The parameters of norms, those of queries and keys and the last one among them."""
+  del targets
+  return {name: name for name in leaves if name.split('/')[-2:-1][0].endswith('norm')}

@@ -1,0 +1,103 @@
+"""What a PEFT method is: a file of this folder with these names in it.
+
+    init(key, weight, **options)    the adapter of one parameter: a flax.struct.PyTreeNode
+    parameters(shape, **options)    how many numbers are trained beside a parameter of that shape
+    places(leaves, targets)         {path of an adapter: path of the parameter that `init` is given,
+                                    or the paths of several}; without it, the kernels of the targets
+    optimizer(tx, **options)        how the method trains, where it trains otherwise
+    top(layers)                     how many of the last layers, where config.peft.top_layers is 0
+    IDENTITY = False                for one that does not begin as the base's function
+
+An adapter beside a kernel has ``project(x, w, key)``, beside another parameter ``merge(w)``, at a
+site of a layer ``act(y)``, as a prefix ``keys_values(heads)``; at the root of the tree it has
+``spread(base)``, which gives {path: adapter}. With ``merge`` (and ``unmerge``) it can be folded
+into the base. FIXED names fields that are data and never trained. Below 'layers/' arrays are
+stacked by layer, [L, ...], or of the last layers alone. `find(name)` imports the file: there is no registry.
+"""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from flax import struct
+
+from perl import peft
+
+
+def methods() -> list[str]:
+  """The methods there are, by file."""
+  own = {'adapters', 'arithmetic', 'composition', 'interop', 'protocol'}
+  return sorted(m.name for m in pkgutil.iter_modules(peft.__path__) if m.name not in own)
+
+
+def find(method: str) -> ModuleType:
+  """The module of a method.
+
+  Raises:
+    ValueError: no such file; the known ones are listed.
+  """
+  if method not in methods():
+    raise ValueError(f'expected peft.name among {methods()}, found {method!r}')
+  return importlib.import_module(f'perl.peft.{method}')
+
+
+def options_of(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Those of the options that the function takes.
+
+  Raises:
+    ValueError: an option that no method has.
+  """
+  if unknown := sorted(set(options) - _known_options()):
+    raise ValueError(
+      f'expected options of a method among {sorted(_known_options())}, found {unknown[0]!r}')
+  return {n: options[n] for n in inspect.signature(function).parameters if n in options}
+
+
+@functools.cache
+def _known_options() -> frozenset[str]:
+  hooks = ('init', 'places', 'optimizer')
+  functions = [getattr(find(m), hook) for m in methods() for hook in hooks
+               if hasattr(find(m), hook)]
+  return frozenset(
+    name for function in functions for name, p in inspect.signature(function).parameters.items()
+    if p.kind is p.KEYWORD_ONLY and name not in ('path', 'steps', 'targets', 'top_layers'))
+
+
+class Kind(NamedTuple):
+  """A class of a method, as it is made again."""
+
+  make: type
+  arrays: set[str]
+  static: dict[str, Any]
+
+  @classmethod
+  def of(cls, kind: type, options: Mapping[str, Any]) -> 'Kind':
+    """With those of its fields that are no arrays, as the options say."""
+    fields = {f.name: f.metadata.get('pytree_node', True) for f in dataclasses.fields(kind)}
+    plain = lambda value: tuple(value) if isinstance(value, list) else value
+    static = {n: plain(options[n]) for n, is_array in fields.items()
+              if not is_array and n in options}
+    return cls(kind, {n for n, is_array in fields.items() if is_array}, static)
+
+
+def classes(module: ModuleType) -> list[type]:
+  """Of a method's adapters: its own, or where it has none those that it takes from another."""
+  found = [c for c in vars(module).values() if isinstance(c, type) and is_adapter(c)]
+  return [c for c in found if c.__module__ == module.__name__] or found
+
+
+def is_adapter(node: Any) -> bool:
+  """True for an object of the protocol, or its class; False for arrays and dicts."""
+  return isinstance(node, struct.PyTreeNode) or (
+    isinstance(node, type) and issubclass(node, struct.PyTreeNode))
+
+
+def fixed_of(node: Any) -> list[str]:
+  """The fields of an adapter that are never trained, or paths of fields of what it is made of."""
+  own = getattr(node, 'fixed', None)
+  return list(getattr(node, 'FIXED', ())) if own is None else own()
