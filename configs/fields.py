@@ -16,8 +16,8 @@ class Field(NamedTuple):
   """One field: its default, what it means, and what it may be.
 
   `choices`, `low` and `high` (inclusive) bound the value; `folder` names a folder of perl whose
-  files are the choices. `identity` is False for a field that does not change what a run computes:
-  a finished stage stays valid when it changes.
+  files are the choices; with `defines`, those that define or import that name. `identity` is False
+  for a field that does not change what a run computes: a finished stage stays valid with another.
   """
 
   default: Any
@@ -28,6 +28,7 @@ class Field(NamedTuple):
   low: float | None = None
   high: float | None = None
   folder: str = ''
+  defines: str = ''
   identity: bool = True
 
   def doc(self) -> str:

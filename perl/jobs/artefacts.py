@@ -1,18 +1,20 @@
 """What stages hand to one another on disk: the base, adapters over it, and the anchor."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import optax
 
 from perl import trees
 from perl.jobs.setting import Setting
 from perl.models import lm, pretrained
 from perl.models.transformer import Transformer
-from perl.peft import adapters, interop
+from perl.peft import adapters, composition, interop
 from perl.train import checkpoint, provenance, sharding
 from perl.train import step as steps
 from perl.types import Tree
@@ -25,6 +27,7 @@ class Base:
   model: Transformer
   params: Tree
   digest: str
+  below: Tree = dataclasses.field(default_factory=dict)  # a frozen adapter under every role's own
 
 
 def save_base(setting: Setting, model: Transformer, params: Tree) -> None:
@@ -72,13 +75,6 @@ def load_published(setting: Setting, model: Transformer) -> Base:
   return Base(model, params, pretrained.digest(folder))
 
 
-def peft_options(setting: Setting) -> dict:
-  """The arguments of adapters.init that config.peft holds, but for the method's name."""
-  options = setting.config.peft.to_dict()
-  options.pop('name')
-  return options
-
-
 def new_adapter(
   setting: Setting, base: Base, key: jax.Array, *, head: bool = False, reads: Sequence[str] = (),
   start: str = '',
@@ -100,9 +96,25 @@ def new_adapter(
   else:
     adapter = adapters.init(
       key, base.params, setting.config.peft.name, head=head, reads=reads,
-      **peft_options(setting),
+      **setting.peft_options(),
     )
-  return place_adapter(adapter, base.params, setting)
+  return place_adapter(_over(base, adapter), base.params, setting)
+
+
+def _over(base: Base, adapter: Tree) -> Tree:
+  """The adapter over what lies frozen over the base."""
+  return composition.over(base.params, base.below, adapter) if base.below else adapter
+
+
+def reference(setting: Setting, base: Base, policy: Tree) -> Tree:
+  """The explicit adapter that the policy's KL is taken to: a copy of the policy at its start.
+
+  Methods that cannot begin as the base's function have the anchor's own in place of it.
+  """
+  if setting.config.rl.adapter or getattr(
+      adapters.find(setting.config.peft.name), 'IDENTITY', True):
+    return jax.tree.map(jnp.copy, policy)
+  return place_adapter(_over(base, {}), base.params, setting)
 
 
 def place_adapter(adapter: Tree, params: Tree, setting: Setting) -> Tree:
@@ -121,7 +133,7 @@ def first_state(
 
 def adapter_meta(setting: Setting, base: Base, *, head: bool) -> dict:
   """What has to agree when an adapter is loaded again."""
-  options = peft_options(setting) | {'targets': list(setting.config.peft.targets)}
+  options = setting.peft_options() | {'targets': list(setting.config.peft.targets)}
   if start := setting.config[setting.stage].adapter:  # it has ranks and modules of its own
     options = {'started_from': os.path.abspath(start)}
   return {
@@ -144,7 +156,7 @@ def save_adapter(setting: Setting, base: Base, adapter: Tree, *, head: bool = Fa
   """Writes <workdir>/adapter: the adapter alone, with what it was trained on."""
   meta = adapter_meta(setting, base, head=head)
   meta |= {'commit': provenance.commit(), 'parameters': adapters.count(adapter)}
-  tree = flax.serialization.to_state_dict(adapter)
+  tree = flax.serialization.to_state_dict(composition.upper(adapter))
   checkpoint.save_tree(os.path.join(setting.workdir, 'adapter'), tree, meta)
 
 
@@ -164,7 +176,7 @@ def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]
   expected = {'base_digest': base.digest, 'tokenizer': setting.tokenizer.digest}
   checkpoint.check_meta(expected, meta)
   adapter = adapters.rebuild(tree, meta['method'], meta)
-  return place_adapter(adapter, base.params, setting), meta
+  return place_adapter(_over(base, adapter), base.params, setting), meta
 
 
 def _from_peft(folder: str, base: Base) -> Tree:
@@ -193,6 +205,7 @@ def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
 def load_anchor(setting: Setting) -> Base:
   """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
 
+  An SFT adapter that cannot be merged stays a tree of its own, frozen below those of the roles.
   With inputs.anchor = 'base' it is the base itself.
   """
   return anchor_over(setting, load_base(setting))[0]
@@ -203,6 +216,10 @@ def anchor_over(setting: Setting, base: Base) -> tuple[Base, Tree]:
   if setting.config.inputs.anchor == 'base':
     return base, {}
   adapter, _ = load_adapter(setting, setting.input('anchor'), base)
+  if not adapters.mergeable(base.params, adapter):
+    parts = [base.digest, trees.digest(flax.serialization.to_state_dict(adapter))]
+    digest = hashlib.sha256(''.join(parts).encode()).hexdigest()
+    return Base(base.model, base.params, digest, below=adapter), adapter
   params = adapters.merge(base.params, adapter)
   params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
   return Base(base.model, params, trees.digest(params)), adapter

@@ -25,7 +25,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   policy, _ = artefacts.load_adapter(setting, setting.input('policy'), anchor)
   reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
   # The policy before its first update: the anchor, or the adapter that rl started from.
-  reference = artefacts.new_adapter(setting, anchor, setting.key, start=config.rl.adapter)
+  start = artefacts.new_adapter(setting, anchor, setting.key, start=config.rl.adapter)
+  reference = artefacts.reference(setting, anchor, start)
   frozen = {'reference': reference, 'reward': reward}
   prompts = responses.examples(setting, 'test')
   turns = responses.examples(setting, 'test', 'demonstration')

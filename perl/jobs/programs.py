@@ -150,7 +150,9 @@ def _reward(plan: Plan) -> Stage:
 def _rl(plan: Plan) -> Stage:
   anchor = plan.anchor
   learning, tx = _learns(plan)
-  frozen = {'reference': learning['policy'], 'reward': plan.adapter(reward._new_adapter)}
+  reference = plan.adapter(
+    lambda plan, base: artefacts.reference(plan, base, rl._fresh(plan, base, 'policy')))
+  frozen = {'reference': reference, 'reward': plan.adapter(reward._new_adapter)}
   state, places = plan.first_state(learning, tx)
   batch, made = plan.batch('prompt'), []
 

@@ -33,8 +33,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   learners = algorithm.trains(config.rl.baseline)
   learning = {role: _fresh(setting, anchor, role) for role in learners}
   reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
-  # An explicit copy: the policy's own buffers are donated to the step.
-  frozen = {'reference': jax.tree.map(jnp.copy, learning['policy']), 'reward': reward}
+  reference = artefacts.reference(setting, anchor, learning['policy'])
+  frozen = {'reference': reference, 'reward': reward}
   tx = _optimizer(setting, learners)
   state, places = artefacts.first_state(setting, anchor.params, learning, tx)
   dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))

@@ -24,7 +24,7 @@ from perl.jobs import folds
 from perl.models import config as model_config
 from perl.models import pretrained
 from perl.models.transformer import Transformer
-from perl.peft import interop
+from perl.peft import adapters, interop
 from perl.train import metrics, optim, provenance, sharding
 from perl.types import Batch
 
@@ -224,7 +224,17 @@ class Setting:
     section = self.config[self.stage]
     options = {**section.optim.to_dict(), **overrides}
     options['schedule_name'] = options.pop('schedule')
-    return optim.make(steps=section.steps, **options)
+    tx = optim.make(steps=section.steps, **options)
+    if self.stage == 'pretrain':  # full tuning, whatever config.peft says
+      return tx
+    return adapters.optimizer(
+      self.config.peft.name, tx, steps=section.steps, **self.peft_options())
+
+  def peft_options(self) -> dict[str, Any]:
+    """What config.peft holds beside the method's name: the arguments of adapters.init."""
+    options = self.config.peft.to_dict()
+    options.pop('name')
+    return options
 
   def loop_options(self) -> dict:
     """The arguments of train.loop.fit that are the stage's own fields."""

@@ -39,11 +39,11 @@ def run(config: ConfigDict, workdir: str) -> dict:
   artefacts.save_adapter(setting, base, state.adapters)
   if hasattr(setting.dataset, 'gold_reward'):
     result |= _gold(setting, base, state.adapters)
+  if adapters.mergeable(base.params, state.adapters):
+    result['merge_logit_difference'] = merging.logit_difference(
+      base.model, base.params, state.adapters, batches[0]['tokens'], batches[0]['mask'])
   return setting.finish({
     **result,
-    'merge_logit_difference': merging.logit_difference(
-      base.model, base.params, state.adapters, batches[0]['tokens'], batches[0]['mask']
-    ),
     'parameters_trainable': adapters.count(state.adapters),
     'parameters_total': trees.count(base.params),
   })

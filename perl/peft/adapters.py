@@ -126,7 +126,7 @@ def optimizer(
   wrap = getattr(find(method), 'optimizer', None)
   if wrap is None:
     return tx
-  taken = options_of(wrap, options)
+  taken = options_of(wrap, {n: v for n, v in options.items() if n not in ('targets', 'top_layers')})
   return wrap(tx, **taken, **({'steps': steps} if 'steps' in inspect.signature(wrap).parameters
                               else {}))
 

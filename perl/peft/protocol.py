@@ -12,7 +12,8 @@ An adapter beside a kernel has ``project(x, w, key)``, beside another parameter 
 site of a layer ``act(y)``, as a prefix ``keys_values(heads)``; at the root of the tree it has
 ``spread(base)``, which gives {path: adapter}. With ``merge`` (and ``unmerge``) it can be folded
 into the base. FIXED names fields that are data and never trained. Below 'layers/' arrays are
-stacked by layer, [L, ...], or of the last layers alone. `find(name)` imports the file: there is no registry.
+stacked by layer, [L, ...], or of the last layers alone. `find(name)` imports the file: there is no
+registry.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Laws that every file of perl/peft obeys; a new method is found and tested by itself."""
 
 import functools
+import inspect
 import types
 
 import flax.serialization
@@ -11,13 +12,16 @@ import pytest
 import tiny
 
 from perl import trees
-from perl.models import lm
+from perl.models import decode, lm
 from perl.objectives import losses
-from perl.peft import adapters
+from perl.peft import adapters, composition, protocol
 from perl.train import checkpoint, optim, sharding, step
 
-OPTIONS = dict(rank=2, alpha=4.0)
+OPTIONS = dict(rank=2, alpha=4.0, bottleneck=3, virtual_tokens=3, dimension=5, experts=3)
 MASK = tiny.right_mask([10, 7, 1, 4])
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+COPIES = ('full', 'topk', 'lntuning')
+"""Methods whose adapters are copies of the base's own parameters."""
 
 
 def language_loss(model):
@@ -41,18 +45,38 @@ def method(request):
   )
 
 
-def test_a_fresh_adapter_is_the_base(method):
+def delta_of(method, w):
+  """The method's adapter of a matrix alone, as training might leave it; None where it has none."""
+  hooks = inspect.signature(method.module.init).parameters
+  if hasattr(method.module, 'places') and method.name not in ('full', 'topk', 'bitfit', 'ia3'):
+    return None
+  options = {n: v for n, v in OPTIONS.items() if n in hooks}
+  options |= {'path': 'layers/block/attn/k/kernel'} if 'path' in hooks else {}
+  made = method.module.init(jax.random.key(1), w, **options)
+  made = made.replace(detach=False) if hasattr(made, 'detach') else made
+  return tiny.trained({'kernel': made}, 0.3)['kernel']
+
+
+def test_a_fresh_adapter_is_the_base_or_says_that_it_is_not(method):
   ask = lambda adapter: method.logits(method.base, adapter, tiny.tokens(), MASK)
-  np.testing.assert_array_equal(ask(method.fresh), ask({}))
+  found, expected = ask(method.fresh), ask({})
+  if not getattr(method.module, 'IDENTITY', True):
+    assert np.abs(found - expected).max() > 0.01
+  else:  # DoRA divides by the length that it multiplies with
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 if method.name == 'dora' else 0)
 
 
 def test_project_is_merge(method):
   """x through the adapter == x through the merged matrix, and so for whole models."""
   rng = np.random.default_rng(0)
   x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 6), (6, 5)))
-  delta = method.module.init(jax.random.key(1), w, **OPTIONS)
-  delta = tiny.trained({'kernel': delta}, 0.3)['kernel']
-  np.testing.assert_allclose(delta.project(x, w), x @ delta.merge(w), atol=1e-5)
+  delta = delta_of(method, w)
+  if hasattr(delta, 'merge'):
+    np.testing.assert_allclose(delta.project(x, w), x @ delta.merge(w), atol=1e-5)
+  if not adapters.mergeable(method.base, method.adapter):
+    with pytest.raises(ValueError, match='expected adapters that can be folded into the base'):
+      adapters.merge(method.base, method.adapter)
+    return
   merged = adapters.merge(method.base, method.adapter)
   assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, method.base)
   apart = method.logits(method.base, method.adapter, tiny.tokens(), MASK)
@@ -61,32 +85,65 @@ def test_project_is_merge(method):
 
 
 def test_unmerge_is_the_inverse_or_refused(method):
+  if not adapters.mergeable(method.base, method.adapter):
+    with pytest.raises(ValueError, match='keep the adapter apart'):
+      adapters.unmerge(method.base, method.adapter)
+    return
   merged = adapters.merge(method.base, method.adapter)
+  other = tiny.trained(method.fresh, seed=1)
   try:
     back = adapters.unmerge(merged, method.adapter)
   except ValueError as error:
-    assert 'expected' in str(error)
+    assert 'expected' in str(error) and 'load the base again' in str(error)
+    with pytest.raises(ValueError, match='load the base again'):
+      adapters.swap(merged, method.adapter, other)
   else:
-    tiny.close(back, method.base, atol=1e-6)
+    tiny.close(back, method.base, atol=2e-6)
+    swapped = adapters.swap(merged, method.adapter, other)
+    tiny.close(swapped, adapters.merge(method.base, other), atol=2e-6)
 
 
-def test_gradients_are_finite_differences(method):
+def test_gradients_of_a_product_are_finite_differences(method):
   """Of project, in float64, with respect to the adapter and to x, along random directions."""
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
-    double = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
     x, w = (jnp.asarray(rng.normal(size=s)) for s in ((3, 6), (6, 5)))
-    delta = method.module.init(jax.random.key(1), w, **OPTIONS)
-    delta = double(tiny.trained({'kernel': delta}, 0.3))
-    learnt, fixed = adapters.split(delta)
+    delta = delta_of(method, w)
+    if delta is None:
+      pytest.skip('not beside a matrix: see the test of whole models')
+    double = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
+    learnt, fixed = adapters.split({'kernel': double(delta)})
     loss = lambda learnt, x: jnp.sin(
       trees.combine(learnt, fixed)['kernel'].project(x, w)).sum()
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (learnt, x))
+    direction[0]['kernel'] = without_steered(direction[0]['kernel'])
     moved = lambda size: jax.tree.map(lambda a, d: a + size * d, (learnt, x), direction)
     expected = (loss(*moved(1e-6)) - loss(*moved(-1e-6))) / 2e-6
     grads = jax.grad(loss, (0, 1))(learnt, x)
     found = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (grads, direction))))
-    np.testing.assert_allclose(found, expected, rtol=1e-7)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def without_steered(node):
+  """A direction that leaves alone what has no derivative in place of its gradient."""
+  zero = {name: jnp.zeros_like(getattr(node, name)) for name in getattr(node, 'STEERED', ())}
+  return node.replace(**zero)
+
+
+def test_gradients_of_the_loss_are_finite_differences(method):
+  """Of a whole model's, in float32, along the gradient itself."""
+  loosen = lambda tree: jax.tree.map(
+    lambda node: node.replace(detach=False) if hasattr(node, 'detach') else node, tree,
+    is_leaf=protocol.is_adapter)
+  learnt, fixed = adapters.split(loosen(method.adapter))
+  loss = jax.jit(lambda learnt: language_loss(method.model)(
+    trees.combine(learnt, fixed), method.base, method.batch, None)[0].value())
+  direction = jax.tree.map(
+    without_steered, jax.grad(loss)(learnt), is_leaf=protocol.is_adapter)
+  norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(direction)))
+  moved = lambda size: jax.tree.map(lambda a, d: a + size * d / norm, learnt, direction)
+  found = (loss(moved(3e-3)) - loss(moved(-3e-3))) / 6e-3
+  np.testing.assert_allclose(found, norm, rtol=1e-2)
 
 
 @pytest.fixture(scope='module')
@@ -135,13 +192,35 @@ def test_counts_are_those_of_the_shapes(method):
   assert adapters.size_bytes(shapes) == trees.size_bytes(learnt) + trees.size_bytes(fixed)
 
 
+def test_counts_are_those_of_the_formula(method):
+  leaves, module = trees.flat(method.base), method.module
+  given = {'targets': ('attn/(q|k|v|o)',), **OPTIONS}
+  takes = lambda f, more=(): {n: v for n, v in {**given, **dict(more)}.items()
+                              if n in inspect.signature(f).parameters}
+  places = module.places(leaves, given['targets']) if hasattr(module, 'places') else {
+    f'{n}/kernel': f'{n}/kernel'
+    for n in trees.match(adapters.projections(method.base), given['targets'])}
+  layers = method.model.config.layers
+  top = module.top(layers) if hasattr(module, 'top') else layers
+  total = 0
+  for source in places.values():
+    path = source if isinstance(source, str) else source[0]
+    shape = leaves[path].shape
+    shape = (top, *shape[1:]) if path.startswith('layers/') else shape
+    total += module.parameters(shape, **takes(module.parameters, {'path': path}))
+  assert adapters.count(method.adapter) == total
+
+
 def test_saved_and_loaded_is_the_same_to_the_bit(method, tmp_path):
   tree = flax.serialization.to_state_dict(method.adapter)
-  checkpoint.save_tree(tmp_path / 'adapter', tree, {'method': method.name})
+  about = {'method': method.name, 'targets': ['attn/(q|k|v|o)'], 'top_layers': 0, **OPTIONS}
+  checkpoint.save_tree(tmp_path / 'adapter', tree, about)
   loaded, meta = checkpoint.load_tree(tmp_path / 'adapter')
   assert meta['method'] == method.name
-  shell = method.init(jax.random.key(5))
-  tiny.equal(flax.serialization.from_state_dict(shell, loaded), method.adapter)
+  again = adapters.rebuild(loaded, meta['method'], meta)
+  tiny.equal(again, method.adapter)
+  ask = lambda adapter: method.logits(method.base, adapter, tiny.tokens(), MASK)
+  np.testing.assert_array_equal(ask(again), ask(method.adapter))
 
 
 def test_a_stack_of_three_is_three(method):
@@ -171,8 +250,85 @@ def test_adapters_are_float32_beside_a_bfloat16_base(method):
   plain = {'head': fresh['head']}
   tokens = tiny.tokens()
   both = jax.jit(lambda *a: [lm.score(model, base, x, tokens, MASK) for x in a])(plain, fresh)
-  # Full copies of the base run the last layer whole, which rounds otherwise in bfloat16.
-  np.testing.assert_allclose(*both, rtol=0, atol=0.02 if method.name == 'full' else 0.0)
-  assert both[0].dtype == jnp.float32
-  merged = adapters.merge(base, tiny.trained(fresh))
-  assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, base)
+  assert both[0].dtype == both[1].dtype == jnp.float32
+  if getattr(method.module, 'IDENTITY', True):
+    # Full copies of the base run the last layer whole, which rounds otherwise in bfloat16.
+    np.testing.assert_allclose(*both, rtol=0, atol=0.02 if method.name in COPIES else 0.0)
+  if adapters.mergeable(base, fresh):
+    merged = adapters.merge(base, tiny.trained(fresh))
+    assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, base)
+
+
+@pytest.mark.parametrize('copy', [True, False])
+def test_decoding_with_a_cache_is_teacher_forcing(method, copy):
+  """Token by token, two continuations of each prompt, from prompts that are padded on the left."""
+  rows, prompt, count = 4, 5, 2
+  tokens = jnp.repeat(tiny.tokens(2, 9), count, 0).at[:, prompt:].set(tiny.tokens(rows, 4, seed=1))
+  mask = jnp.ones((rows, 9), bool).at[2:, :2].set(False)
+  expected = jax.nn.log_softmax(method.logits(method.base, method.adapter, tokens, mask))
+  parts = decode.parts(method.model, method.base, method.adapter, copy=copy)
+  step = jax.jit(functools.partial(decode.step, method.model))
+  first, cache = decode.prefill(
+    method.model, parts, tokens[::count, :prompt], mask[::count, :prompt], 4, count=count)
+  found = [jnp.repeat(first, count, 0)]
+  for i in range(3):
+    seen = jnp.broadcast_to(jnp.arange(4) <= i, (rows, 4))
+    logits, cache = step(parts, cache, tokens[:, prompt + i], seen, jnp.int32(i))
+    found.append(logits)
+  found = jax.nn.log_softmax(jnp.stack(found, 1))
+  np.testing.assert_allclose(found, expected[:, prompt - 1 : -1], atol=2e-5)
+
+
+@pytest.mark.parametrize('family', ['unrolled', 'remat', 'gemma2', 'neox'])
+def test_in_other_families_loops_and_memory_plans(method, family):
+  """Unrolled, checkpointed, with windows and norms after sublayers: padding changes nothing."""
+  model, base = tiny.make(family)
+  adapter = tiny.trained(adapters.init(jax.random.key(0), base, method.name, **OPTIONS))
+  ask = jax.jit(functools.partial(lm.logprobs, model))
+  tokens, mask = tiny.tokens(4, 8), tiny.right_mask([8, 8, 5, 3], 8)
+  found = ask(base, adapter, tokens, mask)
+  if family in ('unrolled', 'remat'):
+    plain = tiny.make()[0]
+    np.testing.assert_allclose(found, lm.logprobs(plain, base, adapter, tokens, mask), atol=2e-5)
+  left = lambda x: jnp.stack([jnp.roll(row, 8 - n) for row, n in zip(x, (8, 8, 5, 3))])
+  again = ask(base, adapter, left(tokens), left(mask))
+  np.testing.assert_allclose(again, left(found), atol=2e-5)
+
+
+def test_of_the_last_layers_alone(method):
+  """What lies below them has no gradient, and merging leaves it as it is."""
+  if method.name == 'prompt':
+    pytest.skip('a soft prompt is no layer\'s')
+  adapter = method.init(jax.random.key(0), top_layers=1)
+  learnt, fixed = adapters.split(tiny.trained(adapter))
+  if method.name not in ('intrinsic', 'prefix', 'topk', 'full', 'lntuning', 'bitfit'):
+    assert 2 * adapters.count(adapter) == adapters.count(method.fresh)
+  loss = lambda learnt, base: language_loss(method.model)(
+    trees.combine(learnt, fixed), base, method.batch, None)[0].value()
+  whole = trees.combine(learnt, fixed)
+  layer = lambda i: jax.tree.map(lambda w: w[i], method.base['layers']['block'])
+  if adapters.mergeable(method.base, whole):
+    merged = adapters.merge(method.base, whole)
+    tiny.equal(jax.tree.map(lambda w: w[0], merged['layers']['block']), layer(0))
+    np.testing.assert_allclose(
+      method.logits(merged, {}, tiny.tokens(), MASK),
+      method.logits(method.base, whole, tiny.tokens(), MASK), atol=2e-5)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(loss)(learnt, method.base)))
+
+
+def test_over_another_adapter(method):
+  """What lies below stays to the bit, and the pair is what both make of the base."""
+  below = tiny.lora(method.base, head=False)
+  below = tiny.trained(below, 0.3)
+  both = composition.over(method.base, below, method.fresh)
+  ask = lambda base, adapter: method.logits(base, adapter, tiny.tokens(), MASK)
+  merged = adapters.merge(method.base, below)
+  if getattr(method.module, 'IDENTITY', True) and method.name not in COPIES + ('dora',):
+    np.testing.assert_allclose(ask(method.base, both), ask(merged, {}), atol=2e-5)
+  assert adapters.count(both) == adapters.count(method.fresh)
+  tiny.equal(adapters.split(composition.upper(both))[0], adapters.split(method.fresh)[0])
+  if method.name in COPIES + ('dora', 'pissa'):  # made of the weights themselves
+    return
+  above = tiny.trained(method.fresh, 0.3)
+  np.testing.assert_allclose(
+    ask(method.base, composition.over(method.base, below, above)), ask(merged, above), atol=5e-5)

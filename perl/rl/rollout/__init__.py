@@ -88,7 +88,8 @@ def rollout(
 def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
   """The weights as decoding reads them; `merged` as in `rollout`."""
   if merged is None:
-    merged = stack.copies(base) and model.config.dtype == model.config.param_dtype == 'float32'
+    exact = model.config.dtype == model.config.param_dtype == 'float32'
+    merged = stack.copies(base) and exact and adapters.mergeable(base, adapter)
   if merged:
     base, adapter = adapters.merge(base, adapter), {}
   return decode.parts(model, base, adapter)
