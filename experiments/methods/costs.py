@@ -5,6 +5,7 @@ its adapters, so that a new file of perl/peft needs no word here.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ class Choice:
   method: str
   targets: tuple[str, ...] | None
   rank: int | None
+  sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # see `sizes_of`
 
   def config(self, config: ConfigDict) -> ConfigDict:
     """The config with this choice."""
@@ -78,35 +80,36 @@ def choices(
     targets: sets of patterns, as peft.targets.
     ranks: as peft.rank.
   """
-  found = []
+  base, found = programs.learner(config, stage)[0], []
   for name in names:
-    follows = {field: _follows(config, stage, name, field) for field in PROBES}
-    found += itertools.starmap(Choice, itertools.product(
-      [name], targets if follows['targets'] else [None], ranks if follows['rank'] else [None]))
+    shapes = functools.partial(_shapes, config, base, name)
+    follows = {field: shapes(**{field: one}) != shapes(**{field: other})
+               for field, (one, other) in PROBES.items()}
+    sizes = sizes_of(config, shapes)
+    found += [Choice(name, *asked, sizes) for asked in itertools.product(
+      targets if follows['targets'] else [None], ranks if follows['rank'] else [None])]
   return found
 
 
-def _follows(
-  config: ConfigDict, stage: str, method: str, field: str, values: Sequence[Any] = ()
-) -> bool:
-  """Whether what the method trains changes with the field: in paths, in shapes, in refusal."""
-  made = [_outcome(measure.copy(config, peft__name=method, **{f'peft__{field}': value}), stage)
-          for value in values or PROBES[field]]
-  return made[0] != made[1]
+def sizes_of(config: ConfigDict, shapes: Callable[..., Any]) -> dict[str, int]:
+  """The whole numbers of config.peft, but for the rank, that say how much a method trains.
+
+  `shapes` is what it trains with some fields changed. Where 0 is the method's own choice, it says
+  nothing and is left out.
+  """
+  numbers = {n: v for n, v in config.peft.items() if type(v) is int and v > 0 and n not in PROBES}
+  usual = shapes() if numbers else None
+  return {name: value for name, value in numbers.items() if shapes(**{name: value + 1}) != usual}
 
 
-def sizes_of(config: ConfigDict, stage: str, method: str) -> dict[str, int]:
-  """The whole numbers of config.peft, but for the rank, that say how much the method trains."""
-  numbers = {name: value for name, value in config.peft.items() if type(value) is int}
-  return {name: value for name, value in numbers.items() if name not in PROBES
-          and _follows(config, stage, method, name, (value, value + 1))}
-
-
-def _outcome(config: ConfigDict, stage: str) -> Any:
-  """What is trained by path, as shapes, or why nothing is."""
+def _shapes(config: ConfigDict, base: Tree, method: str, **changed: Any) -> Any:
+  """What the method trains by path, as shapes, or why nothing is."""
+  options = {**config.peft.to_dict(), **changed}
+  del options['name']
+  make = lambda base: adapters.init(jax.random.key(0), base, method, **options)
   try:
-    return trees.flat(_learner(config, stage)[1].adapters)
-  except ConfigError as error:
+    return trees.flat(jax.eval_shape(make, base))
+  except ValueError as error:
     return str(error)
 
 
@@ -129,12 +132,11 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
     forecast: compile the stage's programs for peak memory and operations, too.
 
   Returns:
-    {'method', 'targets', 'rank', 'sizes' (of `sizes_of`)} and {'refused': why}, or {'trainable'
+    {'method', 'targets', 'rank', 'sizes'} of the choice, and {'refused': why}, or {'trainable'
     (elements), 'share' (of the base's), 'adapter_bytes', 'optimizer_bytes'} summed over what learns
     (in rl policy and critic), and with a forecast {'peak_bytes', 'held_bytes', 'flops'} per device.
   """
-  config = choice.config(config)
-  asked = dataclasses.asdict(choice) | {'sizes': sizes_of(config, stage, choice.method)}
+  config, asked = choice.config(config), dataclasses.asdict(choice)
   try:
     base, state = _learner(config, stage)
     found = sizes(base, state, roles=stage == 'rl')

@@ -56,9 +56,9 @@ def test_a_method_that_ignores_targets_and_rank_has_one_row():
 
 
 def test_a_method_shows_the_sizes_that_it_follows():
-  assert costs.sizes_of(run.config(), 'sft', 'lora').keys() <= {'top_layers'}
-  if 'bottleneck' in run.config().peft:
-    assert costs.sizes_of(run.config(), 'sft', 'houlsby')['bottleneck'] > 0
+  names = ['lora', 'houlsby', 'prefix', 'mole']
+  chosen = costs.choices(run.config(), 'sft', names, [('q',)], [1])
+  assert [[*c.sizes] for c in chosen] == [[], ['bottleneck'], ['virtual_tokens'], ['experts']]
 
 
 def test_a_refusal_is_a_row_with_its_reason():
@@ -151,7 +151,7 @@ def test_the_program_prints_a_table_and_writes_json(tmp_path, capsys):
   assert program.main([*CONFIG, '--methods=full,lora', '--targets=q;q,v', '--ranks=2,99',
                        '--no-forecast', '--stage=reward', f'--json={path}']) == 0
   text = capsys.readouterr().out
-  assert '| lora | q, v | 2 | ' in text and 'peak memory' not in text and 'is refused' in text
+  assert '| lora | q, v | 2' in text and 'peak memory' not in text and 'is refused' in text
   result = run.read(path)
   assert len(result['rows']) == 1 + 4 and result['hardware'] and result['commit']
   assert result['rows'] == json.loads(json.dumps(result['rows'])) and result['stage'] == 'reward'
