@@ -43,6 +43,7 @@ setup(
         'orbax-checkpoint>=0.11.30',
         'protobuf>=5.0',
         'pyarrow>=17',
+        'qwix>=0.1.8',
         'safetensors>=0.5',
         'scikit-learn>=1.5',
         'sentencepiece>=0.2',

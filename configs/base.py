@@ -6,7 +6,7 @@ needs.
 Another source is named in short: Lee = arXiv 2309.00267, Hu = arXiv 2106.09685 (LoRA),
 Kalajdzievski = arXiv 2312.03732 (rsLoRA), Hayou = arXiv 2402.12354 (LoRA+), Zhang = arXiv
 2303.10512 (AdaLoRA), Aghajanyan = arXiv 2012.13255, Houlsby = arXiv 1902.00751, Li = arXiv
-2101.00190 (prefix tuning).
+2101.00190 (prefix tuning), Dettmers = arXiv 2305.14314 (QLoRA).
 """
 
 from typing import Any
@@ -94,6 +94,14 @@ FIELDS: dict[str, Field] = {
                        'float32 always).', choices=('float32', 'bfloat16', 'float16')),
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
                              choices=('float32', 'bfloat16', 'float16')),
+  'model.quantize': Field('', 'Precision of the frozen layers\' matrices, quantized as they are '
+                          'read; \'\' keeps param_dtype, full tuning needs it. Adapters over them '
+                          'fit no other precision.', source='Dettmers',
+                          choices=('', 'nf4', 'fp4', 'int8', 'int4')),
+  'model.quantize_block': Field(64, 'Inputs of a column that share a scale (or the largest divisor '
+                                'of the width below it).', 'weights', 'Dettmers', low=2),
+  'model.double_quantize': Field(False, 'Quantize the scales too, to 8 bits in blocks of 256: 4.13 '
+                                 'in place of 4.5 bits a weight.', source='Dettmers'),
   'model.remat': Field('none', 'What the backward pass of a layer finds: all of it (none), or '
                        'less, for the rest is computed again: its matrix products and attention '
                        '(products: little time, about half the memory), these without the MLP\'s '
@@ -179,6 +187,10 @@ FIELDS: dict[str, Field] = {
   'mesh.tensor': Field(1, 'Devices over which each matrix of the base is split.', 'devices', low=-1,
                        identity=False),
 
+  'mesh.optimizer_memory': Field('device', 'Where the optimizer\'s state lies between updates: '
+                                 'pinned_host pages it to the host\'s memory.', source='Dettmers',
+                                 choices=('device', 'pinned_host'), identity=False),
+
   'inputs.tokenizer': Field('', 'Folder of a finished tokenizer stage; \'\' is the sibling folder.',
                             'path'),
   'inputs.base': Field('', 'Folder of a finished pretrain stage; \'\' is the sibling.', 'path'),
@@ -194,6 +206,8 @@ FIELDS: dict[str, Field] = {
   'pretrain.packed': _PACKED,
   **_adapting('sft', 'the adapter', steps=1000, batch_size=128, learning_rate=1e-4, source='ours'),
   'sft.packed': _PACKED,
+  'sft.test': Field(False, 'Measure the result on the test split too: the loss, and the likeliest '
+                    'responses against the agents\' own turns.'),
   'sft.whole_chats': Field(False, 'Each chat is one example, in which all turns of the assistant '
                            'are learnt (needs a chat template); else each turn is one, after what '
                            'came before it.'),

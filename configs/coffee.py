@@ -19,7 +19,7 @@ case, which says nothing.
 With checkpoint=<folder> a published model takes the place of ours: the stages from SFT on, in its
 chat template, at the paper's rates, and with a plain reward head, which transformers can load.
 
-Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=lora|full,
+Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>,
 kind=pointwise|pairwise, seed=0, mirror=<folder> (a folder laid out as
 github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).
 """
@@ -28,12 +28,12 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base
+from configs import arguments, base, rates
 
 ARGUMENTS = {
   'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
   'checkpoint': arguments.Argument('', 'published model, in place of one of that size'),
-  'peft': arguments.Argument('lora', 'what is trained', ('lora', 'full')),
+  'peft': rates.ARGUMENT,
   'kind': arguments.Argument(
     'pointwise', 'reward loss: of thumbs, or of pairs with one context', ('pointwise', 'pairwise')
   ),
@@ -63,7 +63,8 @@ def get_config(text: str = '') -> ConfigDict:
   config.name = f'coffee-{given.size}'
   config.seed = given.seed
   config.model.size = given.size
-  base.use_method(config, given.peft, **RATES[given.size, given.peft])
+  lora, full = (RATES[given.size, method] for method in ('lora', 'full'))
+  base.use_method(config, given.peft, **rates.of(given.peft, lora, full))
 
   config.data.update(
     name='taskmaster_coffee', mirror=given.mirror, max_prompt_tokens=384, max_response_tokens=96,
@@ -97,7 +98,7 @@ def _published(config: ConfigDict, given: SimpleNamespace) -> None:
   """Large enough to need neither other reads nor a probe."""
   config.name = 'coffee-published'
   config.model.checkpoint = given.checkpoint
-  base.use_method(config, given.peft, **PAPER_RATES[given.peft])
+  base.use_method(config, given.peft, **rates.of(given.peft, **PAPER_RATES))
   config.reward.update(reads=(), probe=False)
   config.data.update(max_prompt_tokens=768, max_response_tokens=192, buckets=(256, 512))
   config.rl.max_new_tokens = 128

@@ -6,15 +6,15 @@
 Aim, on 2 cores: at most 5 minutes; the gold reward of the policy ends at least half-way from
 the SFT anchor to the optimum. What was measured: experiments/results/demo.json.
 
-Arguments: peft=lora|full, seed=0.
+Arguments: peft=<a file of perl/peft>, seed=0.
 """
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base
+from configs import arguments, base, rates
 
 ARGUMENTS = {
-  'peft': arguments.Argument('lora', 'what is trained', ('lora', 'full')),
+  'peft': rates.ARGUMENT,
   'seed': arguments.Argument(0, 'seed of the run'),
 }
 RATES = {
@@ -29,7 +29,7 @@ def get_config(text: str = '') -> ConfigDict:
   config = base.get_config()
   config.name = 'demo'
   config.seed = given.seed
-  base.use_method(config, given.peft, **RATES[given.peft])
+  base.use_method(config, given.peft, **rates.of(given.peft, **RATES))
 
   config.model.size = 'micro'
   config.tokenizer.vocab_size = 420

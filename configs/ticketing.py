@@ -12,7 +12,7 @@ Aim, size=tiny on 2 cores: a reward model whose AUC is above that of a bag of wo
 grouped 5-fold cross-validation on files 00 to 03). The pipeline ends at the reward model.
 What was measured: experiments/results/ticketing.json (fixed split) and ticketing_folds.json.
 
-Arguments: size=tiny|mini|small, peft=lora|full, seed=0, mirror=<folder> (a folder laid out as
+Arguments: size=tiny|mini|small, peft=<a file of perl/peft>, seed=0, mirror=<folder> (laid out as
 github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).
 """
 

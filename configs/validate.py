@@ -28,7 +28,7 @@ def validate(config: ConfigDict) -> list[str]:
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
   for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets, _shared_prompts,
-                _starts, _checkpoint):
+                _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -67,15 +67,19 @@ def package() -> pathlib.Path:
 
 def _file(path: str, value: str, field: Field) -> Iterator[str]:
   """Names resolve by file: perl/<folder>/<value>.py, or a package of that name."""
-  folder = package() / field.folder
-  names = sorted(
-    p.stem for p in folder.glob('*')
-    if p.stem != '__init__' and (p.suffix == '.py' or (p / '__init__.py').exists())
-    and (not field.defines or _defines(p, field.defines))
-  )
+  names = list(names_in(field.folder, field.defines))
   if value not in names:
     yield (f'expected {path} to name a file of perl/{field.folder}, found {value!r}'
            f'{_pick(value, names)}')
+
+
+def names_in(folder: str, defines: str = '') -> tuple[str, ...]:
+  """The modules of perl/<folder>, or those that define or import a name."""
+  return tuple(sorted(
+    p.stem for p in (package() / folder).glob('*')
+    if p.stem != '__init__' and (p.suffix == '.py' or (p / '__init__.py').exists())
+    and (not defines or _defines(p, defines))
+  ))
 
 
 def _defines(file: pathlib.Path, name: str) -> bool:
@@ -138,7 +142,7 @@ def _targets(config: ConfigDict) -> Iterator[str]:
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:
-  sizes = config.mesh.to_dict()
+  sizes = {axis: config.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
   if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
     yield (f'expected axes of the mesh of at least 1, and at most one of them -1 (all that is '
            f'left), found {sizes}; use data=-1, fsdp=1, tensor=1 for plain data parallelism')
@@ -185,6 +189,15 @@ def _checkpoint(config: ConfigDict) -> Iterator[str]:
       pretrained.read_config(config.model.checkpoint)
     except (ValueError, OSError) as error:
       yield f'model.checkpoint: {error}'
+
+
+def _quantized(config: ConfigDict) -> Iterator[str]:
+  if config.model.quantize and config.peft.name == 'full':
+    yield (f'expected model.quantize=\'\' for peft.name=full, found {config.model.quantize!r}: '
+           'only frozen matrices are quantized; set peft.name=lora, or model.quantize=\'\'')
+  if config.model.quantize and config.rl.decode == 'merged':
+    yield (f'expected rl.decode=adapter or auto for model.quantize={config.model.quantize}, found '
+           "'merged': merged matrices are dense; set rl.decode=auto")
 
 
 def _slow_adapters(config: ConfigDict) -> Iterator[str]:

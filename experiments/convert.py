@@ -2,12 +2,14 @@
 
     python -m experiments.convert inspect --folder=models/llama
     python -m experiments.convert import --folder=models/llama --out=runs/llama
+    python -m experiments.convert import --folder=models/llama --out=runs/nf4 --quantize=nf4
     python -m experiments.convert export --stage=runs/coffee/rl --out=exported/policy
     python -m experiments.convert check --folder=models/llama --adapter=exported/policy
     python -m experiments.convert merge --folder=models/llama --adapter=exported/policy --out=merged
 
 inspect  shapes, counts, dtype and digest of a checkpoint; ranks and scales of an adapter
-import   a published checkpoint as our Orbax tree with its tokenizer: --config.inputs.base=<out>
+import   a published checkpoint as our Orbax tree with its tokenizer, quantized if asked:
+         --config.model.checkpoint=<out>
 export   a finished stage: PEFT's adapter over the base (--form=adapter; reward models with their
          head, policies together with SFT's), the adapter over the anchor (--form=alone), or a whole
          Hugging Face model (--form=merged)
@@ -41,19 +43,24 @@ def inspect(folder: str) -> dict:
   from perl import trees
   from perl.models import lm, pretrained
   from perl.models.transformer import Transformer
+  from perl.quantization import quantize_tree
+  from perl.quantized import bits_per_parameter
 
   stored = pretrained.stored_dtype(folder)
   config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
-  base = lm.abstract(Transformer(config))
+  scheme = pretrained.scheme(folder)
+  base = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
   tokenizer = pretrained.load_tokenizer(folder)
   return {
     'kind': 'checkpoint',
     'config': dataclasses.asdict(config),
-    'tensors': {n: {'shape': list(x.shape), 'dtype': str(x.dtype)}
+    'tensors': {n: {'shape': list(x.shape),
+                    'dtype': scheme.tag if trees.is_leaf(x) else str(x.dtype)}
                 for n, x in trees.flat(base).items()},
     'parameters': trees.count(base),
     'bytes': trees.size_bytes(base),
     'digest': pretrained.digest(folder),
+    **({'bits_per_parameter': bits_per_parameter(base)} if scheme else {}),
     'head': pretrained.load_head(folder) is not None,
     'tokenizer': None if tokenizer is None else {
       'vocab_size': tokenizer.vocab_size, 'adds_bos': tokenizer.adds_bos,
@@ -71,25 +78,34 @@ def _inspect_adapter(folder: str) -> dict:
   }
 
 
-def import_(folder: str, out: str, dtype: str = '') -> dict:
+def import_(
+  folder: str, out: str, dtype: str = '', quantize: str = '', block: int = 64, double: bool = False
+) -> dict:
   """Writes out/base (Orbax), the tokenizer, and a summary: a finished pretrain stage, or nothing.
 
   Args:
     folder: a published checkpoint, or Gemma's Orbax tree.
     out: new or empty.
     dtype: of the stored base; '' is the checkpoint's.
+    quantize: kind of its layers' matrices, as config.model.quantize; '' leaves them dense.
+    block, double: as config.model.quantize_block and double_quantize.
   """
   from perl import trees
   from perl.jobs import artefacts
   from perl.models import pretrained, writing
+  from perl.quantized import Scheme, bits_per_parameter
   from perl.train import metrics, provenance
 
+  scheme = Scheme(quantize, block, double) if quantize else None
   summary = {'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
 
   def write(new: pathlib.Path) -> None:
-    model, params, tokenizer = pretrained.load(folder, dtype=dtype or None)
-    base = artefacts.Base(model, params, pretrained.digest(folder))
-    summary.update(parameters_total=trees.count(params), digest=base.digest)
+    model, params, tokenizer = pretrained.load(folder, dtype=dtype or None, quantize=scheme)
+    base = artefacts.Base(model, params, artefacts.digest_of(folder, scheme))
+    summary.update(parameters_total=trees.count(params), digest=base.digest,
+                   bytes=trees.size_bytes(params))
+    if scheme:
+      summary.update(quantized=scheme.tag, bits_per_parameter=bits_per_parameter(params))
     if tokenizer is not None:
       tokenizer.save(new)
     artefacts.write_base(new, base, '' if tokenizer is None else tokenizer.digest)
@@ -126,7 +142,8 @@ def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
   """Writes the Hugging Face folder of a checkpoint with an adapter folded in, in float32.
 
   Returns:
-    merge_logit_difference, on 2 x 32 random tokens, and parameters.
+    merge_logit_difference, on 2 x 32 random tokens, how far the merged weights are from exact
+    ones (relative, the largest and the RMS), and parameters.
   """
   import jax.numpy as jnp
 
@@ -190,7 +207,7 @@ def describe(found: dict) -> str:
     lines.append(f'{path:<44} {str(t["shape"]):<24} {t["dtype"]}')
   for name, m in found.get('modules', {}).items():
     lines.append(f'{name:<48} rank {m["rank"]:<4} scale {m["scale"]:<8.4g} {m["parameters"]:,}')
-  for name in ('parameters', 'bytes', 'digest', 'head', 'tokenizer'):
+  for name in ('parameters', 'bytes', 'bits_per_parameter', 'digest', 'head', 'tokenizer'):
     if name in found:
       value = found[name]
       lines.append(f'{name:<12} {value:,}' if type(value) is int else f'{name:<12} {value}')
@@ -216,7 +233,8 @@ def _main(argv: Sequence[str] | None) -> None:
         _write(options, found)
       return
     if options.action == 'import':
-      found = import_(options.folder, options.out, options.dtype)
+      found = import_(options.folder, options.out, options.dtype, options.quantize, options.block,
+                      options.double)
     elif options.action == 'export':
       found = export(options.stage, options.out, options.form, options.uniform)
     else:
@@ -249,6 +267,10 @@ def _parser() -> argparse.ArgumentParser:
   one = add('import', 'A published checkpoint as our Orbax tree, with its tokenizer.')
   one.add_argument('--folder', required=True, help='checkpoint')
   one.add_argument('--dtype', default='', help='of the stored base')
+  one.add_argument('--quantize', default='', choices=('', 'nf4', 'fp4', 'int8', 'int4'),
+                   help='the layers\' matrices, as they are read')
+  one.add_argument('--block', type=int, default=64, help='inputs that share a scale')
+  one.add_argument('--double', action='store_true', help='quantize the scales too')
   one.add_argument('--out', required=True, help='new folder')
   one = add('export', 'A finished stage for transformers, PEFT and vLLM.')
   one.add_argument('--stage', required=True, help='its folder: <workdir>/sft, reward, rl, pretrain')

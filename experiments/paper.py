@@ -26,3 +26,10 @@ PARAMETERS = 'under 0.1 %'
 def spread(figures: dict[str, float]) -> str:
   """'76.6 to 93.1' over the tasks."""
   return f'{min(figures.values()):.1f} to {max(figures.values()):.1f}'
+
+RANK_GRID = {  # Hu et al., arXiv 2106.09685, Table 6: GPT-3, accuracy in % at r = 1, 2, 4, 8, 64
+  'WikiSQL': {'q': (68.8, 69.6, 70.5, 70.4, 70.0), 'q,v': (73.4, 73.3, 73.7, 73.8, 73.5),
+              'q,k,v,o': (74.1, 73.7, 74.0, 74.0, 73.9)},
+  'MultiNLI': {'q': (90.7, 90.9, 91.1, 90.7, 90.7), 'q,v': (91.3, 91.4, 91.3, 91.6, 91.4),
+               'q,k,v,o': (91.2, 91.7, 91.7, 91.5, 91.4)},
+}

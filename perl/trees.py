@@ -22,9 +22,15 @@ def path_string(path: Sequence) -> str:
   return '/'.join(names)
 
 
+def is_leaf(node: object) -> bool:
+  """True for what stands in an array's place: a kernel of perl/quantized.py, several arrays."""
+  return hasattr(node, 'dequantize')
+
+
 def flat(tree: Tree) -> dict[str, jax.Array]:
-  """The leaves by path, in the tree's order."""
-  return {path_string(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+  """The leaves by path, in the tree's order; a quantized kernel is one leaf."""
+  found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return {path_string(path): leaf for path, leaf in found}
 
 
 def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -58,30 +64,38 @@ def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def count(tree: Tree) -> int:
-  """Number of array elements; shapes are enough (jax.ShapeDtypeStruct leaves count too)."""
-  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+  """Number of array elements; shapes are enough (jax.ShapeDtypeStruct leaves count too).
+
+  Of a quantized kernel, the weights that it stands for.
+  """
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree, is_leaf=is_leaf))
 
 
 def size_bytes(tree: Tree) -> int:
-  """Bytes that the arrays take, by shape and dtype."""
+  """Bytes that the arrays take, by shape and dtype; of a quantized kernel codes and scales."""
   return sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def cast(tree: Tree, dtype: jnp.dtype) -> Tree:
   """Every leaf in that dtype, where it lies."""
-  return jax.tree.map(lambda x: x.astype(dtype), tree)
+  return jax.tree.map(lambda x: x.astype(dtype), tree, is_leaf=is_leaf)
 
 
 def digest(tree: Tree) -> str:
   """sha256 (hex) over path, shape, dtype and bytes of every leaf, in the order of the paths.
 
+  Of a quantized kernel, over its scheme and those of its arrays.
+
   Equal exactly when the trees are bitwise equal; used to tie an adapter to its base.
   """
   sha = hashlib.sha256()
   for name, leaf in sorted(flat(tree).items()):
-    array = np.ascontiguousarray(jax.device_get(leaf))
-    sha.update(f'{name}:{array.shape}:{array.dtype}:'.encode())
-    sha.update(array.tobytes())
+    if is_leaf(leaf):
+      sha.update(f'{name}:{leaf.scheme.tag}:'.encode())
+    for part in jax.tree.leaves(leaf):
+      array = np.ascontiguousarray(jax.device_get(part))
+      sha.update(f'{name}:{array.shape}:{array.dtype}:'.encode())
+      sha.update(array.tobytes())
   return sha.hexdigest()
 
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = ('types', 'masked', 'trees', 'products')
+GROUND = ('types', 'masked', 'trees', 'products', 'quantized', 'quantization')
 WINGS = ('data', 'peft', 'models', 'train', 'objectives')
 ABOVE = ('rl', 'evaluate', 'jobs')
 # They stand above the wings though their addresses are in one, for their names are public: each

@@ -67,9 +67,9 @@ def options(stage: programs.Stage, *, accelerator: bool = True) -> dict[str, str
 
 
 def full(config: ConfigDict) -> ConfigDict:
-  """The config with full tuning, from fresh copies of the base."""
+  """The config with full tuning, from fresh copies of the base, which is then dense."""
   starts = {f'{stage}__adapter': '' for stage in ('sft', 'reward', 'rl')}
-  return copy(config, peft__name='full', rl__layout='shared', **starts)
+  return copy(config, peft__name='full', model__quantize='', rl__layout='shared', **starts)
 
 
 def conventional(stage: programs.Stage) -> programs.Stage:
@@ -108,8 +108,10 @@ def roles(stage: programs.Stage, name: str) -> dict[str, Tree]:
 
 
 def device_bytes(tree: Tree) -> int:
-  """Bytes of one device's shards of shapes, summed over the leaves."""
+  """Bytes of one device's shards of shapes, summed over the leaves that lie in its memory."""
   def of(leaf):
+    if leaf.sharding and leaf.sharding.memory_kind == 'pinned_host':
+      return 0
     shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
     return math.prod(shape) * leaf.dtype.itemsize
 

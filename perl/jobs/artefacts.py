@@ -15,7 +15,8 @@ from perl.jobs.setting import Setting
 from perl.models import lm, pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, composition, interop
-from perl.train import checkpoint, provenance, sharding
+from perl.quantized import Scheme, scheme_of
+from perl.train import bases, checkpoint, paging, provenance, sharding
 from perl.train import step as steps
 from perl.types import Tree
 
@@ -44,35 +45,41 @@ def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
     'tokenizer': tokenizer,
     'commit': provenance.commit(),
   }
-  checkpoint.save_tree(os.path.join(folder, 'base'), base.params, meta)
+  bases.save(os.path.join(folder, 'base'), base.params, meta)
 
 
 def load_base(setting: Setting) -> Base:
   """The pretrain stage's result or the published checkpoint, sharded over the mesh.
+
+  Quantized as it is read, where config.model.quantize says so, or as it was saved.
 
   Raises:
     MismatchError: it has another vocabulary or shape than the config asks for.
   """
   model = setting.model(setting.tokenizer.vocab_size)
   if setting.from_checkpoint('base'):
-    return load_published(setting, model)
-  folder = os.path.join(setting.input('base'), 'base')
-  like = lm.abstract(model)
-  params, meta = checkpoint.load_tree(
-    folder, like=like, shardings=sharding.base_shardings(like, setting.mesh)
-  )
+    return load_published(setting, model, setting.scheme)
+  folder, scheme = os.path.join(setting.input('base'), 'base'), setting.scheme
+  params, meta = bases.load(folder, lm.abstract(model), scheme=scheme, mesh=setting.mesh)
   checkpoint.check_meta({'tokenizer': setting.tokenizer.digest}, meta)
-  return Base(model, params, meta['digest'])
+  digest = meta['digest'] if scheme is None or meta.get('quantized') else scheme.of(meta['digest'])
+  return Base(model, params, digest)
 
 
-def load_published(setting: Setting, model: Transformer) -> Base:
-  """config.model.checkpoint, as the model says that it is run."""
+def load_published(setting: Setting, model: Transformer, scheme: Scheme | None = None) -> Base:
+  """config.model.checkpoint, as the model says that it is run; quantized by the scheme."""
   folder, c = setting.config.model.checkpoint, model.config
   model, params, _ = pretrained.load(
     folder, dtype=c.dtype, param_dtype=c.param_dtype, mesh=setting.mesh, remat=c.remat,
-    scan_unroll=c.scan_unroll,
+    scan_unroll=c.scan_unroll, quantize=scheme,
   )
-  return Base(model, params, pretrained.digest(folder))
+  return Base(model, params, digest_of(folder, scheme))
+
+
+def digest_of(folder: str, scheme: Scheme | None) -> str:
+  """The digest of a checkpoint that is quantized by the scheme, or was when it was saved."""
+  digest = pretrained.digest(folder)
+  return digest if scheme is None or pretrained.scheme(folder) else scheme.of(digest)
 
 
 def new_adapter(
@@ -125,9 +132,15 @@ def place_adapter(adapter: Tree, params: Tree, setting: Setting) -> Tree:
 def first_state(
   setting: Setting, base: Tree, learning: Tree, tx: optax.GradientTransformation
 ) -> tuple[steps.TrainState, Tree]:
-  """(the state before the first step, on the mesh; its placements, which the step is to keep)."""
+  """(the state before the first step, on the mesh; its placements, which the step is to keep).
+
+  Raises:
+    ValueError: config.mesh.optimizer_memory is one that the platform has not.
+  """
   state = steps.init_state(learning, tx, setting.key, adapters.split)
   places = sharding.state_shardings(state, base, setting.mesh)
+  places = places.replace(opt_state=paging.page(
+    state.opt_state, places.opt_state, setting.mesh, setting.config.mesh.optimizer_memory))
   return sharding.place(state, places), places
 
 
@@ -205,8 +218,8 @@ def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
 def load_anchor(setting: Setting) -> Base:
   """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
 
-  An SFT adapter that cannot be merged stays a tree of its own, frozen below those of the roles.
-  With inputs.anchor = 'base' it is the base itself.
+  One that cannot be merged, or lies over a quantized base, stays a tree of its own, frozen below
+  those of the roles. With inputs.anchor = 'base' it is the base itself.
   """
   return anchor_over(setting, load_base(setting))[0]
 
@@ -216,7 +229,7 @@ def anchor_over(setting: Setting, base: Base) -> tuple[Base, Tree]:
   if setting.config.inputs.anchor == 'base':
     return base, {}
   adapter, _ = load_adapter(setting, setting.input('anchor'), base)
-  if not adapters.mergeable(base.params, adapter):
+  if scheme_of(base.params) is not None or not adapters.mergeable(base.params, adapter):
     parts = [base.digest, trees.digest(flax.serialization.to_state_dict(adapter))]
     digest = hashlib.sha256(''.join(parts).encode()).hexdigest()
     return Base(base.model, base.params, digest, below=adapter), adapter

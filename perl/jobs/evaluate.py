@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
       greedy[when] = responses.respond(
         setting, anchor, adapter, turns, setting.key, temperature=0.0, frozen=frozen
       )
-      compared = _compared(setting, turns, greedy[when])
+      compared = responses.compared(setting, turns, greedy[when])
       compared = {name: values for name, values in compared.items() if name not in judged}
       summary = _summary(setting, turns, greedy[when], compared, when)
       result |= {k: v for k, v in summary.items() if k.startswith(tuple(compared))}
@@ -61,21 +61,6 @@ def _judged(
   gold = responses.gold_rewards(setting, examples, found.texts)
   values = {'reward': found.scores, 'kl': found.kl}
   return values if gold is None else values | {'gold_reward': gold}
-
-
-def _compared(
-  setting: settings.Setting, turns: list[Example], found: responses.Responses
-) -> dict[str, np.ndarray]:
-  """By response: the dataset's metrics against the agent's own turn; NaN where one is absent.
-
-  The agent's turn is as the tokenizer can write it: one that lower-cases has no other way.
-  """
-  score = getattr(setting.dataset, 'response_metrics', lambda *_: {})
-  said = [setting.tokenizer.decode(ids, skip_special=False)
-          for ids in setting.tokenizer.encode_batch([e.response for e in turns])]
-  rows = [score(e.prompt, text, own) for e, text, own in zip(turns, found.texts, said)]
-  names = sorted({name for row in rows for name in row})
-  return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 def _summary(setting, examples, found, values: dict[str, np.ndarray], suffix: str) -> dict:

@@ -32,7 +32,7 @@ def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: boo
     uniform: see interop.save; for vLLM.
 
   Returns:
-    what was written: parameters, and for 'merged' merge_logit_difference.
+    what was written: parameters, and for 'merged' what `merge_difference` says.
 
   Raises:
     ValueError: a form that the stage or its method does not have.
@@ -105,12 +105,14 @@ def _merged(setting: Setting, folder: str, base: Base, adapter: Tree) -> dict:
 
 
 def merge_difference(model: Transformer, base: Tree, adapter: Tree) -> dict[str, float]:
-  """merge_logit_difference: the largest |merged - unmerged| logit of 2 x 32 random tokens."""
+  """merge_logit_difference: the largest |merged - unmerged| logit of 2 x 32 random tokens; and
+  `merging.merge_error`.
+  """
   rng = np.random.default_rng(0)
   length = min(32, model.config.max_positions)
   tokens = rng.integers(0, model.config.vocab_size, (2, length)).astype(np.int32)
   found = merging.logit_difference(model, base, adapter, tokens, np.ones(tokens.shape, bool))
-  return {'merge_logit_difference': found}
+  return {'merge_logit_difference': found, **merging.merge_error(base, adapter)}
 
 
 def _source(setting: Setting) -> str:

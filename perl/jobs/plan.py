@@ -11,7 +11,8 @@ from perl.data import tokenizer as tokenizers
 from perl.data.examples import Demonstration, Document, Example, Labelled, Preference, Prompt
 from perl.jobs import artefacts
 from perl.jobs.setting import Setting
-from perl.models import lm
+from perl.models import lm, pretrained
+from perl.quantization import quantize_tree
 from perl.train import memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree
@@ -44,9 +45,15 @@ class Plan(Setting):
 
   @functools.cached_property
   def anchor(self) -> artefacts.Base:
-    """The frozen parameters of every stage, by shape: anchor and base are alike in it."""
+    """The frozen parameters of every stage, by shape: anchor and base are alike in it.
+
+    Quantized as the jobs have them; pretraining has them dense.
+    """
     model = self.model(self.tokenizer.vocab_size)
-    params = lm.abstract(model)
+    checkpoint = self.config.model.checkpoint
+    saved = pretrained.scheme(checkpoint) if checkpoint else None
+    scheme = None if self.stage == 'pretrain' else saved or self.scheme
+    params = quantize_tree(lm.abstract(model), scheme, like=True)
     return artefacts.Base(model, placed(params, sharding.base_shardings(params, self.mesh)), '')
 
   def place(self, batch: Batch) -> Batch:

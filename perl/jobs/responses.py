@@ -85,6 +85,21 @@ def respond(
   return Responses(texts, list(tokens), np.array(finished), np.array(scores), np.array(kl))
 
 
+def compared(
+  setting: Setting, turns: list[Example], found: Responses
+) -> dict[str, np.ndarray]:
+  """By response: the dataset's metrics against the agent's own turn; NaN where one is absent.
+
+  The agent's turn is as the tokenizer can write it: one that lower-cases has no other way.
+  """
+  score = getattr(setting.dataset, 'response_metrics', lambda *_: {})
+  said = [setting.tokenizer.decode(ids, skip_special=False)
+          for ids in setting.tokenizer.encode_batch([e.response for e in turns])]
+  rows = [score(e.prompt, text, own) for e, text, own in zip(turns, found.texts, said)]
+  names = sorted({name for row in rows for name in row})
+  return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+
+
 def sampling(setting: Setting, **changes) -> dict:
   """The arguments of a rollout that config.rl and the tokenizer hold, with these changes."""
   rl, ids = setting.config.rl, setting.tokenizer

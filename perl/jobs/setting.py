@@ -25,6 +25,7 @@ from perl.models import config as model_config
 from perl.models import pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
+from perl.quantized import Scheme
 from perl.train import metrics, optim, provenance, sharding
 from perl.types import Batch
 
@@ -54,7 +55,13 @@ class Setting:
   @functools.cached_property
   def mesh(self) -> Mesh:
     """The mesh that config.mesh asks for."""
-    return sharding.mesh(**self.config.mesh.to_dict())
+    return sharding.mesh(**{axis: self.config.mesh[axis] for axis in sharding.AXES})
+
+  @property
+  def scheme(self) -> Scheme | None:
+    """How config.model quantizes the frozen base; None where it does not."""
+    c = self.config.model
+    return Scheme(c.quantize, c.quantize_block, c.double_quantize) if c.quantize else None
 
   @property
   def key(self) -> jax.Array:

@@ -1,6 +1,7 @@
 """Stage `sft`: supervised fine-tuning of an adapter on demonstrations. Its result is the anchor."""
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from perl import trees
@@ -42,11 +43,25 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if adapters.mergeable(base.params, state.adapters):
     result['merge_logit_difference'] = merging.logit_difference(
       base.model, base.params, state.adapters, batches[0]['tokens'], batches[0]['mask'])
+  if config.sft.test:
+    result |= _test(setting, base, state)
   return setting.finish({
     **result,
     'parameters_trainable': adapters.count(state.adapters),
     'parameters_total': trees.count(base.params),
   })
+
+
+def _test(setting: settings.Setting, base: artefacts.Base, state: steps.TrainState) -> dict:
+  """Of the test split: the loss, and the likeliest responses against the agents' own turns."""
+  rows = setting.demonstrations('test')
+  batches = [setting.place(b) for b in setting.evaluation_batches(rows, 'demonstration')]
+  loss = language.make_evaluation(base.model, base.params, batches)(state)
+  turns = responses.examples(setting, 'test', 'demonstration')
+  found = responses.respond(setting, base, state.adapters, turns, setting.key, temperature=0.0)
+  means = {name: float(np.nanmean(values))
+           for name, values in responses.compared(setting, turns, found).items()}
+  return {f'test_{name}': value for name, value in {**loss, **means}.items()}
 
 
 def _gold(setting: settings.Setting, base: artefacts.Base, adapter) -> dict:

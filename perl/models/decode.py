@@ -17,6 +17,7 @@ from perl.models.cache import Cached, Store
 from perl.models.context import Rows
 from perl.models.layers import TOGETHER
 from perl.models.transformer import Transformer
+from perl.quantized import is_quantized
 from perl.types import Tree
 
 
@@ -60,6 +61,8 @@ def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
   params, adapter, made = layer['params'], layer.get('adapter') or {}, {}
   for module, names in TOGETHER.items():
     own = params[module]
+    if is_quantized(own.get(names[0], {}).get('kernel')):
+      continue  # blocks of scales do not lie side by side
     if all(n in own for n in names) and not any(n in adapter.get(module, {}) for n in names):
       made[module] = {'_'.join(names): jax.tree.map(
         lambda *columns: jnp.concatenate(columns, -1), *(own[n] for n in names))}

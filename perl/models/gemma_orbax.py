@@ -28,6 +28,8 @@ from perl.models.gemma_layout import Leaf, Part
 from perl.models.naming import Tensor
 from perl.models.tensors import CorruptTensors
 from perl.models.transformer import Transformer
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme
 from perl.types import Tree
 
 _ROOT = re.compile(r'(params/)?(transformer/)?')
@@ -47,8 +49,10 @@ def is_one(folder: pathlib.Path) -> bool:
 
 def plan(
   folder: pathlib.Path, *, config: Config | None = None, dtype: Any = None, progress: bool = True
-) -> tuple[Config, Callable[[Tree | None], Tree]]:
-  """(the model's Config, a function of the base's shardings that reads it); no weights are read.
+) -> tuple[Config, Callable[..., Tree]]:
+  """(the model's Config, a function that reads the base); no weights are read.
+
+  The function takes the base's shardings, or None, and how to quantize it, if at all.
 
   Args:
     folder: see `is_one`.
@@ -73,10 +77,11 @@ def plan(
     like = lm.abstract(Transformer(config))
     parts = gemma_layout.parts(trees.flat(like), leaves, config)
 
-  def place(shardings: Tree | None) -> Tree:
+  def place(shardings: Tree | None, scheme: Scheme | None = None) -> Tree:
     stream = _stream(folder, leaves, parts, config.layers)
     total = sum(leaf.bytes for leaf in leaves.values())
-    return reading.pour(stream, like, config.heads, shardings, total, progress)
+    wanted = quantize_tree(like, scheme, like=True)
+    return reading.pour(stream, wanted, config.heads, shardings, total, progress)
 
   return config, place
 

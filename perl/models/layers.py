@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from perl.models.config import Config
+from perl.quantized import Quantized
 
 
 def adapted(
@@ -33,6 +34,24 @@ def site(module: nn.Module, name: str, y: jax.Array) -> jax.Array:
   return module.get_variable('adapter', name).act(y).astype(y.dtype)
 
 
+def kernel_of(
+  module: nn.Module, init: Callable, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array | Quantized:
+  """The parameter `kernel`; a quantized one as it lies, for flax would compare its arrays' shapes.
+
+  Raises:
+    ValueError: a quantized kernel of another shape.
+  """
+  found = module.variables.get('params', {}).get('kernel')
+  if not isinstance(found, Quantized):
+    return module.param('kernel', init, shape, dtype)
+  if found.shape != shape:
+    raise ValueError(
+      f'expected a quantized kernel of shape {list(shape)} at {"/".join(module.path)}, found '
+      f'{list(found.shape)}; quantize the base of this model')
+  return found
+
+
 class Projection(nn.Module):
   """y = x W (+ b), W [I, O], through the adapter that lies beside W."""
 
@@ -47,7 +66,7 @@ class Projection(nn.Module):
     dtype, store = jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
     shape = (x.shape[-1], self.features)
     init = nn.initializers.normal(0.02) if self.writes else nn.initializers.lecun_normal()
-    kernel = self.param('kernel', init, shape, store).astype(dtype)
+    kernel = kernel_of(self, init, shape, store).astype(dtype)
     x = x.astype(dtype)
     if self.has_variable('adapter', 'kernel'):
       key = self.make_rng('dropout') if self.has_rng('dropout') else None

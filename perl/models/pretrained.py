@@ -23,7 +23,9 @@ from perl.models import families, gemma_orbax, lm, reading, tensors, writing
 from perl.models.config import Config
 from perl.models.families.fields import Unsupported
 from perl.models.transformer import Transformer
-from perl.train import sharding, storage
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme
+from perl.train import bases, sharding, storage
 from perl.types import Tree
 
 _HEADLESS = ('Model', 'ForSequenceClassification')
@@ -33,7 +35,8 @@ _ENDS = ('ForCausalLM', 'LMHeadModel', 'ForConditionalGeneration', *_HEADLESS)
 
 def load(
   folder: str | os.PathLike, *, dtype: Any = None, mesh: Mesh | None = None,
-  param_dtype: Any = None, config: Config | None = None, progress: bool = True, **run: Any,
+  param_dtype: Any = None, config: Config | None = None, progress: bool = True,
+  quantize: Scheme | None = None, **run: Any,
 ) -> tuple[Transformer, Tree, tokenizers.Tokenizer | None]:
   """(model, base, tokenizer or None) of a checkpoint.
 
@@ -46,26 +49,31 @@ def load(
     param_dtype: of the stored base.
     config: the model's, for a Gemma Orbax checkpoint of a shape that was never published.
     progress: show a bar where it takes seconds, on a terminal.
+    quantize: the layers' projections as they come: dense there is one of them at a time (of our
+      own trees, one of all layers). A base that was saved quantized is read as it is.
     **run: remat, scan_unroll.
 
   Raises:
     FileNotFoundError: nothing that can be read; names pickles that are there in its place.
     CorruptTensors: something is missing, cut short or of another shape.
     Unsupported: an architecture, field or tensor that is not known, by name.
+    MismatchError: it was saved quantized otherwise.
   """
   folder = pathlib.Path(folder).expanduser()
   stored = jnp.dtype(param_dtype or dtype) if param_dtype or dtype else None
   compute = jnp.dtype(dtype).name if dtype else None
   if (own := _own_tree(folder)) is not None:
-    model, base = _load_own(own, stored, compute, mesh, run)
+    model, base = _load_own(own, stored, compute, mesh, run, quantize)
   elif gemma_orbax.is_one(folder):
     options = dict(config=config, dtype=stored, progress=progress)
     config, place = gemma_orbax.plan(folder, **options)
     config = _run_as(config, compute, run)
     model = Transformer(config)
-    base = place(_shardings(lm.abstract(model), mesh))
+    like = quantize_tree(lm.abstract(model), quantize, like=True)
+    base = place(_shardings(like, mesh), quantize)
   else:
-    model, base = _load_published(folder, stored, compute, mesh, progress, run)
+    model, base = _load_published(
+      folder, stored, compute, mesh, progress, run, quantize)
   return model, base, load_tokenizer(folder)
 
 
@@ -129,6 +137,12 @@ def stored_dtype(folder: str | os.PathLike) -> str:
     return read_config(folder).param_dtype
   kinds = {e.dtype for e in tensors.find(folder).values()}
   return tensors.widest(tensors.DTYPES[kind] for kind in kinds & set(tensors.DTYPES)).name
+
+
+def scheme(folder: str | os.PathLike) -> Scheme | None:
+  """How a checkpoint is quantized already: only own trees may be; None is not at all."""
+  own = _own_tree(pathlib.Path(folder).expanduser())
+  return None if own is None else bases.read_scheme(own)
 
 
 def digest(folder: str | os.PathLike) -> str:
@@ -234,7 +248,9 @@ def _published_config(folder: pathlib.Path, about: dict, run: dict[str, Any]) ->
   return families.parse(about, **run)
 
 
-def _load_published(folder, stored, compute, mesh, progress, run) -> tuple[Transformer, Tree]:
+def _load_published(
+  folder, stored, compute, mesh, progress, run, scheme
+) -> tuple[Transformer, Tree]:
   about = _config_json(folder)
   config = _published_config(folder, about, {})
   entries = tensors.find(folder)
@@ -244,9 +260,8 @@ def _load_published(folder, stored, compute, mesh, progress, run) -> tuple[Trans
   stored = stored or tensors.widest(
     tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
   config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})
-  like = lm.abstract(Transformer(config))
-  base = reading.fill(
-    entries, plan, like, config.heads, _shardings(like, mesh), progress)
+  like = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
+  base = reading.fill(entries, plan, like, config.heads, _shardings(like, mesh), progress)
   return Transformer(config), base
 
 
@@ -275,10 +290,9 @@ def _about(folder: pathlib.Path) -> dict:
   return storage.read_about(storage.absolute(folder))['meta']
 
 
-def _load_own(folder, stored, compute, mesh, run) -> tuple[Transformer, Tree]:
+def _load_own(folder, stored, compute, mesh, run, scheme) -> tuple[Transformer, Tree]:
   config = _run_as(configs.from_dict(_about(folder)['config']), compute, run)
-  like = lm.abstract(Transformer(config))
-  base, _ = storage.load_tree(folder, like=like, shardings=_shardings(like, mesh))
+  base, _ = bases.load(folder, lm.abstract(Transformer(config)), scheme=scheme, mesh=mesh)
   if stored is not None and stored.name != config.param_dtype:
     base = trees.cast(base, stored)
     config = configs.replace(config, param_dtype=stored.name)

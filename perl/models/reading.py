@@ -21,6 +21,8 @@ from perl.models import naming, tensors
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
 from perl.models.tensors import CorruptTensors, Entry
+from perl.quantization import encoder
+from perl.quantized import Quantized
 from perl.types import Tree
 
 SCORE = 'score.weight'
@@ -163,7 +165,8 @@ def pour(
 
   Args:
     stream: every parameter of `like` in one tensor, those by layer once a layer.
-    like: our base tree by shapes; its dtypes are the result's.
+    like: our base tree by shapes; its dtypes are the result's. Where it has a quantized kernel,
+      each layer is quantized when it has come.
     heads: of queries.
     shardings: where it shall lie; None for the first device.
     total: bytes of the arrays, for the bar.
@@ -171,8 +174,8 @@ def pour(
   """
   leaves = trees.flat(like)
   one = SingleDeviceSharding(jax.devices()[0])
-  places = trees.flat(shardings) if shardings is not None else dict.fromkeys(leaves, one)
-  out, finite = {}, []
+  places = trees.flat(jax.tree.map(lambda _: one, like) if shardings is None else shardings)
+  out, finite, lost = {}, [], []
   with tensors.bar(total, 'weights', progress) as bar:
     for (tensor, i, name), x in stream:
       placed = _place(x, _published(places[tensor.ours[0]], tensor))
@@ -180,12 +183,17 @@ def pour(
       finite.append((name, _finite(placed)))
       del placed
       for path, part in zip(tensor.ours, parts):
+        if isinstance(like := leaves[path], Quantized):
+          dense, part = part, encoder(like.scheme, like.dtype)(part)
+          lost.append(_lost(dense, part))
+          del dense
         out[path] = _store(out.get(path), part, i, leaves[path], places[path], tensor.by_layer)
       del parts
       # Or the queue of what is to be done would fill the memory.
       jax.block_until_ready([finite[-1], *(out[path] for path in tensor.ours)])
       bar.update(x.nbytes)
   _warn_of(dict.fromkeys(name for name, ok in finite if not ok))
+  _tell_of(lost)
   return trees.nest({path: out[path] for path in leaves})
 
 
@@ -194,6 +202,21 @@ def _warn_of(bad: Iterable[str]) -> None:
     logging.warning(
       'expected finite weights, found NaN or infinity in %d tensors, first %s; the checkpoint is '
       'damaged, its outputs will be NaN', len(bad), ', '.join(bad[:4]))
+
+
+@jax.jit
+def _lost(dense: jax.Array, found: Quantized) -> jax.Array:
+  """f32[2]: the sums of squares of what quantization takes away, and of the kernel."""
+  dense = dense.astype(jnp.float32)
+  apart = found.astype(jnp.float32).dequantize() - dense
+  return jnp.stack([jnp.sum(jnp.square(apart)), jnp.sum(jnp.square(dense))])
+
+
+def _tell_of(lost: list[jax.Array]) -> None:
+  if lost:
+    apart, whole = np.sum(np.asarray(lost, np.float64), 0)
+    logging.info('quantized matrices are %.4f of their RMS away from the checkpoint\'s',
+                 (apart / max(whole, 1e-30)) ** 0.5)
 
 
 def _ahead(entries: dict[str, Entry], names: list[str]) -> Iterator[np.ndarray]:
@@ -207,8 +230,9 @@ def _ahead(entries: dict[str, Entry], names: list[str]) -> Iterator[np.ndarray]:
       yield x
 
 
-def _published(place: Sharding, tensor: Tensor) -> Sharding:
+def _published(place: Tree, tensor: Tensor) -> Sharding:
   """Where the published tensor lies, so that turning it into ours moves nothing between devices."""
+  place = jax.tree.leaves(place)[0]  # of a quantized kernel, that of its codes
   if not isinstance(place, NamedSharding):
     return place
   spec = tuple(place.spec)[1 if tensor.by_layer else 0 :]
@@ -236,13 +260,13 @@ def _finite(x: jax.Array) -> jax.Array:
   return jnp.isfinite(jnp.max(jnp.abs(x)))
 
 
-def _store(buffer, part, i: int, like, place: Sharding, by_layer: bool) -> jax.Array:
+def _store(buffer, part, i: int, like, place: Tree, by_layer: bool) -> jax.Array | Quantized:
   if not by_layer:
     same = part.dtype == like.dtype and part.sharding == place
     return part if same else _cast(like.dtype, place)(part)
   if buffer is None:
-    buffer = _empty(like.shape, like.dtype, place)()
-  return _update(place)(buffer, part, i)
+    buffer = jax.tree.map(lambda x, p: _empty(x.shape, x.dtype, p)(), like, place)
+  return jax.tree.map(lambda b, x, p: _update(p)(b, x, i), buffer, part, place)
 
 
 @functools.lru_cache(maxsize=64)

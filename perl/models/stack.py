@@ -17,6 +17,7 @@ from perl.models import depth
 from perl.models.block import Block, stacked
 from perl.models.config import Config
 from perl.models.context import Read
+from perl.quantized import scheme_of
 from perl.types import Tree
 
 _KEPT = {'layer': (), 'attention': ('product', 'attended'), 'products': ('product', 'attended',
@@ -35,8 +36,12 @@ _READ_AGAIN = ('dynamic_slice', 'squeeze', 'convert_element_type')
 
 
 def copies(base: Tree) -> bool:
-  """Whether a program may copy the base: a small one, on CPU, where it is then faster."""
-  return jax.default_backend() == 'cpu' and trees.size_bytes(base) <= COPIED_BYTES
+  """Whether a program may copy the base: a small one, on CPU, where it is then faster.
+
+  Never a quantized one, which is there to be small.
+  """
+  small = jax.default_backend() == 'cpu' and trees.size_bytes(base) <= COPIED_BYTES
+  return small and scheme_of(base) is None
 
 
 def run(

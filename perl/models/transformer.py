@@ -44,17 +44,17 @@ class Embedding(nn.Module):
     if not config.tied:
       self.head = Projection(config.vocab_size, config, name='lm_head')
 
-  def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """i32[B, T] -> f[B, T, D].
+  def embed(self, tokens: jax.Array, positions: jax.Array, lead: int = 0) -> jax.Array:
+    """i32[B, T] -> f[B, T, D], after `lead` virtual tokens.
 
     Raises:
       ValueError: the sequence is longer than the learnt positions are many.
     """
     config = self.config
-    if config.position == 'learnt' and tokens.shape[1] > config.max_positions:
+    if config.position == 'learnt' and lead + tokens.shape[1] > config.max_positions:
       raise ValueError(
         f'expected at most {config.max_positions} tokens, for which this model has learnt '
-        f'positions, found {tokens.shape[1]}; lower data.max_prompt_tokens, '
+        f'positions, found {lead + tokens.shape[1]}; lower data.max_prompt_tokens, '
         'data.max_response_tokens and rl.max_new_tokens'
       )
     return self._placed(jnp.take(self.table, tokens, axis=0), positions)
@@ -123,8 +123,9 @@ class Transformer(nn.Module):
       first = self.embed.embed(tokens, positions)
       return self.final_norm(self.layers(first, positions, context)[0]), None
     blocks = self.blocks()
-    positions = positions + virtual.length(blocks.get('adapter'))
-    first = self.embed.embed(tokens, positions)
+    lead = virtual.length(blocks.get('adapter'))
+    positions = positions + lead
+    first = self.embed.embed(tokens, positions, lead)
     key = self.make_rng('dropout') if self.has_rng('dropout') else None
     x, second = stack.run(self.config, blocks, first, positions, context, read, early, key)
     return self.final_norm(x), jnp.concatenate([first, second], -1) if early else None

@@ -22,6 +22,7 @@ from perl.models.config import RUN_FIELDS, Config, differences
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
 from perl.models.reading import SCORE, renaming
+from perl.products import dense
 from perl.types import Tree
 
 
@@ -92,7 +93,8 @@ def sources(
 
 def _fetch(parts, tensor: Tensor, i: int, heads: int, dtype: np.dtype) -> np.ndarray:
   """The whole tensor on every host, wherever its shards lie."""
-  place = parts[0].sharding if isinstance(parts[0], jax.Array) else None
+  first = jax.tree.leaves(parts[0])[0]
+  place = first.sharding if isinstance(first, jax.Array) else None
   whole = NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else None
   x = _joined(tensor, heads, whole)(i, *parts)
   return np.asarray(x.addressable_data(0) if whole is not None else x).astype(dtype)
@@ -103,8 +105,9 @@ def _joined(tensor: Tensor, heads: int, place):
   def join(i, *parts):
     picked = parts
     if tensor.by_layer:
-      picked = tuple(jax.lax.dynamic_index_in_dim(p, i, 0, keepdims=False) for p in parts)
-    return tensor.join(picked, heads)
+      picked = jax.tree.map(
+        lambda p: jax.lax.dynamic_index_in_dim(p, i, 0, keepdims=False), parts)
+    return tensor.join(tuple(map(dense, picked)), heads)
 
   return jax.jit(join, out_shardings=place)
 

@@ -186,6 +186,7 @@ def split(adapter: Tree) -> tuple[Tree, Tree]:
 def merge(base: Tree, adapter: Tree) -> Tree:
   """The base with every adapter folded in, computed in float32, in the base's dtypes.
 
+  A quantized kernel under an adapter becomes a dense one: nothing is quantized again.
   A head stays with the adapter: it has no place in the base.
   """
   return _fold(base, adapter, 'merge')

@@ -61,6 +61,8 @@ def _sum(path: str, pairs: list[tuple[Any, float]], w: Any) -> Any:
   fields = {}
   for name, origin in linear.items():
     zero = dense(w.astype(jnp.float32)) if origin is None else origin
+    if origin is None and zero.shape != getattr(first, name).shape:  # of the last layers alone
+      zero = zero[-len(getattr(first, name)):]
     fields[name] = zero + sum(c * (getattr(node, name) - zero) for node, c in pairs)
   return first.replace(**fields)
 

@@ -34,14 +34,14 @@ class Bias(struct.PyTreeNode):
 class NewBias(struct.PyTreeNode):
   """y = x W + b."""
 
-  LINEAR: ClassVar[dict[str, float | None]] = {'bias': 0.0}
+  LINEAR: ClassVar[dict[str, float | None]] = {'added': 0.0}
 
-  bias: jax.Array  # f32[..., O], zero at init
+  added: jax.Array  # f32[..., O], zero at init
 
   def project(self, x: jax.Array, w: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """f[..., O] of x f[..., I] and w f[I, O]."""
     del key
-    return x @ w + self.bias.astype(x.dtype)
+    return x @ w + self.added.astype(x.dtype)
 
 
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:

@@ -45,8 +45,8 @@ def init(key: jax.Array, weight: jax.Array) -> Full:
   del key
   if hasattr(weight, 'dequantize'):
     raise ValueError(
-      'expected a method that leaves kernels frozen over a quantized base, found a trained copy; '
-      "set peft.name=lora or another, or model.quantize=''"
+      f'expected a base in full precision under full tuning, found {weight.scheme.tag} kernels; '
+      "set model.quantize='', or peft.name to a method that leaves them frozen, such as lora"
     )
   # A copy, never the base's own buffer: the adapter's is donated to the step, the base's is not.
   return Full(jnp.array(weight, jnp.float32, copy=True))

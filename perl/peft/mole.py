@@ -44,7 +44,7 @@ class Mixture(struct.PyTreeNode):
 
   def gates(self, x: jax.Array) -> jax.Array:
     """f32[..., E]: the weight of each expert for each token; 0 for all but k, in sum 1."""
-    logits = x.astype(jnp.float32) @ self.router
+    logits = x.astype(jnp.promote_types(x.dtype, jnp.float32)) @ self.router
     chosen = jax.lax.top_k(jax.lax.stop_gradient(logits + self.balance), self.top_experts)[1]
     picked = jax.nn.one_hot(chosen, logits.shape[-1], dtype=bool).any(-2)
     return jax.nn.softmax(logits, axis=-1, where=picked)

@@ -1,6 +1,7 @@
 """Trees as Orbax stores and returns them: flat names, and where each array shall lie."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,7 +106,10 @@ def storable(path: str, x: Any) -> Any:
   return x
 
 
-def read_tree(folder: epath.Path, like: Tree | None = None, shardings: Tree | None = None) -> Tree:
+def read_tree(
+  folder: epath.Path, like: Tree | None = None, shardings: Tree | None = None,
+  change: Callable[[str, Any], Any] | None = None,
+) -> Tree:
   """The tree, laid out as `like` and `shardings` say.
 
   Args:
@@ -114,6 +118,8 @@ def read_tree(folder: epath.Path, like: Tree | None = None, shardings: Tree | No
       a leaf that is committed to a sharding onto it, any other as an uncommitted jax array.
       None: what was stored, numpy as numpy and jax as uncommitted jax arrays.
     shardings: one jax.sharding.Sharding, or a tree prefix of them; goes before those of `like`.
+    change: (path, leaf) -> what stands in its place; the leaves are then read one by one, and each
+      is changed before the next is read.
 
   Raises:
     MismatchError: names the leaves that are missing, left over or of another shape or dtype.
@@ -127,11 +133,16 @@ def read_tree(folder: epath.Path, like: Tree | None = None, shardings: Tree | No
       places |= flatten(jax.tree.broadcast(shardings, unflatten(wanted)))
     how = {n: _restore_args(p) for n, p in places.items() if not is_empty(wanted[n])}
     how |= {n: x for n, x in stored.items() if is_empty(x)}
-    args = ocp.args.PyTreeRestore(restore_args=how)
-    found = reader.restore(folder, args=ocp.args.Composite(tree=args)).tree
-  return unflatten({
-    n: x if is_empty(x) else _finish(x, found[n], places[n]) for n, x in wanted.items()
-  })
+    restore = lambda **args: reader.restore(
+      folder, args=ocp.args.Composite(tree=ocp.args.PyTreeRestore(**args))).tree
+    finish = lambda name, found: _finish(wanted[name], found[name], places[name])
+    if change is None:
+      found = restore(restore_args=how)
+      made = lambda name: finish(name, found)
+    else:
+      made = lambda name: change(name.removeprefix('tree/'), finish(name, restore(
+        item={name: how[name]}, restore_args={name: how[name]}, partial_restore=True)))
+    return unflatten({n: x if is_empty(x) else made(n) for n, x in wanted.items()})
 
 
 def _as_stored(x: Any) -> Any:

@@ -64,10 +64,19 @@ def base_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def base_shardings(base: Tree, mesh: Mesh) -> Tree:
-  """A NamedSharding for every leaf of the base (arrays or their shapes)."""
-  return jax.tree_util.tree_map_with_path(
-    lambda p, x: NamedSharding(mesh, base_spec(trees.path_string(p), x.shape, mesh)), base
-  )
+  """A NamedSharding for every array of the base (arrays or their shapes).
+
+  A quantized kernel is cut between blocks: codes lie with their scales. What it has by layer, and
+  not by block, is replicated.
+  """
+
+  def place(path, leaf):
+    grid = leaf.scale.shape if trees.is_leaf(leaf) else leaf.shape
+    spec = base_spec(trees.path_string(path), grid, mesh)
+    return jax.tree.map(
+      lambda x: NamedSharding(mesh, spec if len(x.shape) == len(grid) else P()), leaf)
+
+  return jax.tree_util.tree_map_with_path(place, base, is_leaf=trees.is_leaf)
 
 
 def state_shardings(state: Tree, base: Tree, mesh: Mesh) -> Tree:

@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from perl import trees
+from perl.train import paging
 from perl.types import Batch, Mean, Tree
 
 LossFn = Callable[[Tree, Tree, Batch, jax.Array], tuple[Mean, dict[str, Mean]]]
@@ -65,7 +66,8 @@ def make_train_step(
     microbatches: parts that the batch (leading axis of every leaf) is cut into, one after another.
     together: rows in turn that stay in one microbatch (responses to one prompt).
     shardings: placements of the state, which the step keeps; None leaves them to the compiler,
-      which on more than one device may move the state and so compile the next step anew.
+      which on more than one device may move the state and so compile the next step anew. What
+      of the optimizer's state lies in the host's memory (perl/train/paging.py) goes back there.
 
   Returns:
     the step; metrics are f32[]: the loss_fn's, with `loss`, `grad_norm` and `finite`.
@@ -95,6 +97,8 @@ def make_train_step(
 
   def step(state: TrainState, base: Tree, batch: Batch):
     trained, fixed = split(state.adapters)
+    if shardings is not None:
+      state = state.replace(opt_state=paging.fetch(state.opt_state, shardings.opt_state))
     key = jax.random.fold_in(state.key, state.step)
     grads, (loss, metrics) = accumulated(trained, fixed, base, batch, key)
     divisor = jnp.where(loss.weight > 0, loss.weight, 1.0)

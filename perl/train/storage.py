@@ -188,9 +188,10 @@ def save_tree(folder: str | os.PathLike, tree: Tree, meta: dict) -> None:
 
 
 def load_tree(
-  folder: str | os.PathLike, like: Tree | None = None, shardings: Tree | None = None
+  folder: str | os.PathLike, like: Tree | None = None, shardings: Tree | None = None,
+  change: Callable[[str, Any], Any] | None = None,
 ) -> tuple[Tree, dict]:
-  """(tree, meta) of `save_tree`; `like` and `shardings` as in `layout.read_tree`.
+  """(tree, meta) of `save_tree`; `like`, `shardings` and `change` as in `layout.read_tree`.
 
   Raises:
     FileNotFoundError: no such folder.
@@ -203,7 +204,7 @@ def load_tree(
       f'expected a saved tree at {folder}, found nothing; remedy: run the stage that makes it'
     )
   verify(folder)
-  return read_tree(folder, like, shardings), read_about(folder)['meta']
+  return read_tree(folder, like, shardings, change), read_about(folder)['meta']
 
 
 def on_first_host(action: Callable[[], Any]) -> None:

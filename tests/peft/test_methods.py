@@ -15,6 +15,9 @@ from perl import trees
 from perl.models import decode, lm
 from perl.objectives import losses
 from perl.peft import adapters, composition, protocol
+from perl.products import dense
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme, is_quantized
 from perl.train import checkpoint, optim, sharding, step
 
 OPTIONS = dict(rank=2, alpha=4.0, bottleneck=3, virtual_tokens=3, dimension=5, experts=3)
@@ -22,6 +25,8 @@ MASK = tiny.right_mask([10, 7, 1, 4])
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 COPIES = ('full', 'topk', 'lntuning')
 """Methods whose adapters are copies of the base's own parameters."""
+LARGE = (*COPIES, 'intrinsic', 'mole')
+"""Methods whose adapters hold as many bytes as so small a base, laid out."""
 
 
 def language_loss(model):
@@ -33,16 +38,21 @@ def language_loss(model):
   return loss
 
 
-@pytest.fixture(scope='module', params=adapters.methods())
-def method(request):
+def described(name):
+  """A method with a base to lie over: fresh, and as training might leave it."""
   model, base = tiny.make('gpt2')  # with biases and learnt positions: every kind of parameter
-  init = functools.partial(adapters.init, base=base, method=request.param, **OPTIONS)
+  init = functools.partial(adapters.init, base=base, method=name, **OPTIONS)
   fresh = init(jax.random.key(0))
   return types.SimpleNamespace(
-    name=request.param, module=adapters.find(request.param), model=model, base=base, init=init,
+    name=name, module=adapters.find(name), model=model, base=base, init=init,
     fresh=fresh, adapter=tiny.trained(fresh), logits=jax.jit(functools.partial(lm.logits, model)),
     batch={'tokens': tiny.tokens(), 'mask': MASK},
   )
+
+
+@pytest.fixture(scope='module', params=adapters.methods())
+def method(request):
+  return described(request.param)
 
 
 def delta_of(method, w):
@@ -252,8 +262,8 @@ def test_adapters_are_float32_beside_a_bfloat16_base(method):
   both = jax.jit(lambda *a: [lm.score(model, base, x, tokens, MASK) for x in a])(plain, fresh)
   assert both[0].dtype == both[1].dtype == jnp.float32
   if getattr(method.module, 'IDENTITY', True):
-    # Full copies of the base run the last layer whole, which rounds otherwise in bfloat16.
-    np.testing.assert_allclose(*both, rtol=0, atol=0.02 if method.name in COPIES else 0.0)
+    # Beside adapters as large as it the last layer is run whole, which rounds otherwise.
+    np.testing.assert_allclose(*both, rtol=0, atol=0.02 if method.name in LARGE else 0.0)
   if adapters.mergeable(base, fresh):
     merged = adapters.merge(base, tiny.trained(fresh))
     assert jax.tree.map(lambda a: a.dtype, merged) == jax.tree.map(lambda a: a.dtype, base)
@@ -332,3 +342,25 @@ def test_over_another_adapter(method):
   above = tiny.trained(method.fresh, 0.3)
   np.testing.assert_allclose(
     ask(method.base, composition.over(method.base, below, above)), ask(merged, above), atol=5e-5)
+
+
+def test_over_a_quantized_base(method):
+  """The function over the kernels' values, kept codes, and a step; copies of kernels are refused."""
+  model = method.model
+  base = quantize_tree(method.base, Scheme('nf4', 8, double=True))
+  if method.name in ('full', 'topk'):
+    with pytest.raises(ValueError, match='expected a base in full precision'):
+      adapters.init(jax.random.key(0), base, method.name)
+    return
+  values = jax.tree.map(dense, base, is_leaf=is_quantized)
+  fresh = adapters.init(jax.random.key(0), base, method.name, **OPTIONS)
+  adapter = tiny.trained(fresh)
+  ask = lambda base, adapter: method.logits(base, adapter, tiny.tokens(), MASK)
+  np.testing.assert_allclose(ask(base, adapter), ask(values, adapter), atol=2e-5)
+  assert np.abs(ask(base, adapter) - ask(method.base, adapter)).max() > 1e-3
+  before, tx = trees.digest(base), optim.make('sgd', learning_rate=1e-2, steps=1)
+  state = step.init_state(jax.tree.map(jnp.copy, fresh), tx, jax.random.key(0), adapters.split)
+  state, metrics = step.make_train_step(language_loss(model), tx, split=adapters.split)(
+    state, base, method.batch)
+  assert metrics['finite'] == 1.0 and trees.digest(base) == before
+  assert trees.digest(state.adapters) != trees.digest(fresh)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from perl.models import decode, stack
 from perl.models.transformer import Transformer
 from perl.peft import adapters
+from perl.quantized import scheme_of
 from perl.rl.rollout import batch
 from perl.rl.rollout import slots as continuous
 from perl.rl.rollout.sampling import sample
@@ -58,12 +59,16 @@ def rollout(
       model by itself), if that is less than B; None: all (`batch.py`; a prompt passes once,
       whatever the number of its samples).
     merged: fold the adapter into a copy of the base for this rollout alone; nothing is ever trained
-      on the copy. None: where a copy is made anyway and rounding is float32's.
+      on the copy. None: where a copy is made anyway and rounding is float32's; never a quantized
+      one.
     cache: how keys and values are stored, of models.cache.KINDS.
 
   Returns:
     a Rollout of B rows of T = P + R. Its log-probs are those of the distribution that was sampled
     from (at temperature 0, of the distribution at temperature 1).
+
+  Raises:
+    ValueError: a quantized base shall be merged into.
   """
   rows = tokens.shape[0] * samples
   parts = _ready(model, base, adapter, merged)
@@ -90,6 +95,10 @@ def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -
   if merged is None:
     exact = model.config.dtype == model.config.param_dtype == 'float32'
     merged = stack.copies(base) and exact and adapters.mergeable(base, adapter)
+  if merged and (scheme := scheme_of(base)) is not None:
+    raise ValueError(
+      f'expected a dense base to merge adapters into, found {scheme.tag} kernels, which would '
+      'become dense; set rl.decode=adapter')
   if merged:
     base, adapter = adapters.merge(base, adapter), {}
   return decode.parts(model, base, adapter)

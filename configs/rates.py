@@ -1,0 +1,27 @@
+"""Learning rates by method: those of LoRA, times a factor that belongs to the method.
+
+The fewer numbers a method trains, and the closer to 1 or 0 they stay, the larger a rate it bears.
+Factors were chosen on the dev split of coffee at size=tiny (experiments/results/method_rates.json);
+a method that is not listed takes LoRA's rates.
+"""
+
+from collections.abc import Mapping
+
+from configs import arguments, validate
+
+FACTORS = {
+  'adalora': 4.0, 'bitfit': 4.0, 'dora': 1.0, 'houlsby': 1.0, 'ia3': 10.0, 'intrinsic': 10.0,
+  'lntuning': 4.0, 'lora': 1.0, 'lora_fa': 2.0, 'lora_plus': 0.25, 'mole': 1.0, 'pfeiffer': 1.0,
+  'pissa': 0.5, 'prefix': 10.0, 'prompt': 10.0, 'rslora': 0.5, 'vera': 10.0,
+}
+COPIES = {'full': 1.0, 'topk': 2.0}
+"""Of full tuning's rates: methods that train copies of the weights."""
+
+ARGUMENT = arguments.Argument('lora', 'what is trained', validate.names_in('peft', 'parameters'))
+"""The argument `peft` of a config file."""
+
+
+def of(method: str, lora: Mapping[str, float], full: Mapping[str, float]) -> dict[str, float]:
+  """{stage: rate} of a method, of LoRA's and full tuning's."""
+  factor, rates = (COPIES[method], full) if method in COPIES else (FACTORS.get(method, 1.0), lora)
+  return {stage: factor * rate for stage, rate in rates.items()}

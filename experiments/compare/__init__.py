@@ -1,0 +1,1 @@
+"""Methods, ranks and targets side by side: `python -m experiments.compare`."""

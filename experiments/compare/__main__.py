@@ -1,0 +1,95 @@
+r"""PEFT methods, or ranks and matrices, or learning rates, side by side over seeds.
+
+    python -m experiments.compare methods --config=configs/coffee.py:size=tiny \
+        --workdir=runs/compare --seeds=0,1,2 --json=experiments/results/methods_coffee.json
+    python -m experiments.compare grid --config=configs/coffee.py:size=tiny \
+        --workdir=runs/grid --seeds=0,1,2 --json=experiments/results/grid_coffee.json
+    python -m experiments.compare rates --config=configs/coffee.py:size=tiny \
+        --workdir=runs/rates --factors=0.3,1,3 --json=experiments/results/method_rates.json
+
+methods  SFT (loss and greedy exact match, test) and a reward model (AUC, test), a row a method
+grid     LoRA of ranks 1, 2, 4, 8, 64 over q; q, v; q, k, v, o, beside Hu et al.'s Table 6: SFT
+rates    SFT of every method at several times its learning rates, by the dev loss: configs/rates.py
+
+<workdir>/base/{tokenizer,pretrain}    of all rows
+<workdir>/seed<k>/anchor/sft           under the reward models of seed k, by full tuning (methods)
+<workdir>/seed<k>/<row>/{sft,reward}   SFT lies over the base, the reward model over the anchor
+
+Finished stages are skipped; --table prints what is there and runs nothing.
+"""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from experiments import cli, formats, launch, platform, sweep, tables
+from experiments.compare import report, rows
+
+TABLES = {'methods': report.methods, 'grid': report.grid, 'rates': report.rates}
+
+
+def run(made: sweep.Sweep, what: str, wanted: Sequence[rows.Row], seeds: Sequence[int]) -> None:
+  """Runs all that is not finished; every config is checked before the first stage starts.
+
+  Raises:
+    ConfigError: a config is not valid, or a folder holds a stage of another config.
+    SystemExit: a signal stopped a stage.
+  """
+  base = launch.check(made.base())
+  configs = {
+    (seed, row.name): launch.check(rows.config(made, row, seed, test=what != 'rates'))
+    for seed in seeds for row in wanted}
+  launch.run_stages(base, sweep.BASE_STAGES, made.workdir / 'base')
+  for seed in seeds:
+    anchor = made.workdir / f'seed{seed}' / 'anchor'
+    if what == 'methods':
+      launch.run_stages(
+        launch.check(rows.config(made, rows.Row('anchor', sweep.ANCHOR_METHOD), seed, test=False)),
+        ('sft',), anchor)
+    for row in wanted:
+      config, folder = configs[seed, row.name], made.workdir / f'seed{seed}' / row.name
+      launch.run_stages(config, ('sft',), folder)
+      if what == 'methods':
+        config.inputs.anchor = str(anchor / 'sft')
+        launch.run_stages(config, ('reward',), folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code, as launch.main does."""
+  return launch.guarded(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+  made = cli.parser('compare', __doc__.split('\n', 1)[0])
+  made.add_argument('what', choices=tuple(TABLES), help='what the rows are')
+  made.add_argument('--methods', default='all', help='some, with commas (methods, rates)')
+  made.add_argument('--seeds', default='0,1,2', help='seeds of each row')
+  made.add_argument('--factors', default='0.3,1,3', help='times the learning rates (rates)')
+  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
+  made.add_argument('--json', default='', help='write the collected rows to this file')
+  options, overrides = cli.parse(made, argv)
+  if options.help_fields:
+    print(cli.help_fields(cli.read(options.config, overrides)))
+    return
+  factors = [float(text) for text in options.factors.split(',')]
+  wanted = {
+    'methods': functools.partial(rows.methods, options.methods), 'grid': rows.grid,
+    'rates': functools.partial(rows.rates, options.methods, factors),
+  }[options.what]()
+  setting = sweep.Sweep(options.config, overrides, options.workdir, reward_from='')
+  if not options.table:
+    run(setting, options.what, wanted, sweep.seeds_of(options.seeds))
+  found = list(rows.collect(options.workdir, wanted))
+  head, body, notes = TABLES[options.what](found)
+  print(formats.markdown(head, body, notes))
+  if options.json:
+    tables.save(options.json, {
+      'command': f'python -m experiments.compare {" ".join(argv)}',
+      'workdir': pathlib.PurePath(options.workdir).as_posix(), **report.slim(found)})
+
+
+if __name__ == '__main__':
+  platform.tune()
+  cli.show_logs()
+  sys.exit(main())

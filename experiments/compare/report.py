@@ -1,0 +1,154 @@
+"""Tables of a comparison, with what they say; every sentence is computed from the rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments import paper
+from experiments.compare import rows as kinds
+from experiments.statistics import Estimate, estimate
+
+Found = dict[str, Any]
+Table = tuple[list[str], list[list[str]], list[str]]
+NONE = '–'
+KEPT = ('loss', 'test_', 'auc', 'probe_auc', 'baseline_auc', 'parameters_', 'step_seconds',
+        'wall_seconds', 'seed', 'peft')
+ABOUT = ('commit', 'versions', 'hardware')
+
+
+def methods(found: Sequence[Found]) -> Table:
+  """A row a method, from the least test loss; then what lies outside LoRA's interval."""
+  columns = {
+    'SFT loss, test': ('sft', 'test_loss', '{:.4f}'),
+    'perplexity': ('sft', 'test_perplexity', '{:.3f}'),
+    'exact match': ('sft', 'test_exact_match', '{:.3f}'),
+    'RM AUC, test': ('reward', 'auc', '{:.3f}'),
+  }
+  names = sorted({row['peft'] for row in found}, key=lambda n: _mean(found, n, 'sft', 'test_loss'))
+  body = []
+  for name in names:
+    mine = [row for row in found if row['peft'] == name]
+    trained = _figures(mine, 'sft', 'parameters_trainable')
+    body.append([name, f'{int(trained[0]):,}' if trained else NONE, f'{mine[0]["factor"]:g}', *(
+      _cell(estimate(_figures(mine, stage, field)), show)
+      for stage, field, show in columns.values())])
+  head = ['method', 'trained by SFT', 'rate, x', *columns]
+  notes = [_beside_lora(found, names, *column) for column in (
+    ('sft', 'test_loss', 'SFT loss', False), ('sft', 'test_exact_match', 'exact match', True),
+    ('reward', 'auc', 'RM AUC', True))]
+  return head, body, [*filter(None, notes), *_about(found)]
+
+
+def _beside_lora(found, names, stage: str, field: str, title: str, larger: bool) -> str:
+  """Which methods differ from LoRA by more than chance, by differences of the same seed."""
+  lora = {row['seed']: row[stage][field] for row in found
+          if row['peft'] == 'lora' and field in row.get(stage, {})}
+  better, worse = [], []
+  for name in names:
+    pairs = [row[stage][field] - lora[row['seed']] for row in found
+             if row['peft'] == name and row['seed'] in lora and field in row.get(stage, {})]
+    change = estimate(pairs)
+    if name == 'lora' or change is None or change.n < 2:
+      continue
+    if change.low > 0:
+      (better if larger else worse).append(name)
+    elif change.high < 0:
+      (worse if larger else better).append(name)
+  if not lora:
+    return ''
+  say = lambda some: ', '.join(some) or 'none'
+  return (f'{title}, differences to lora of the same seed (95 % t-interval without 0): better '
+          f'{say(better)}; worse {say(worse)}.')
+
+
+def grid(found: Sequence[Found]) -> Table:
+  """Ranks by sets of matrices, ours and the published ones, and whether they say the same."""
+  head = ['matrices', '', *(f'r = {rank}' for rank in kinds.GRID_RANKS)]
+  body = []
+  measure = (('exact match, %', 'test_exact_match', '{:.1f}', 100),
+             ('loss', 'test_loss', '{:.4f}', 1))
+  for targets in kinds.GRID_TARGETS:
+    for title, field, show, times in measure:
+      cells = [_cell(_at(found, targets, rank, field, times), show) for rank in kinds.GRID_RANKS]
+      body.append([targets, f'ours, {title}', *cells])
+    for task, figures in paper.RANK_GRID.items():
+      body.append([targets, f'Hu et al., {task}', *(f'{x:.1f}' for x in figures[targets])])
+  return head, body, [*_agreement(found), *_about(found)]
+
+
+def _at(found, targets: str, rank: int, field: str, times: float) -> Estimate | None:
+  name = f'{targets.replace(",", "")}_r{rank}'
+  mine = [row for row in found if row['name'] == name]
+  return estimate([times * x for x in _figures(mine, 'sft', field)])
+
+
+def _agreement(found: Sequence[Found]) -> list[str]:
+  """Two claims of Hu et al. (section 7), on our loss."""
+  mean = lambda targets, rank: getattr(_at(found, targets, rank, 'test_loss', 1), 'mean', None)
+  table = {t: [mean(t, r) for r in kinds.GRID_RANKS] for t in kinds.GRID_TARGETS}
+  if any(x is None for line in table.values() for x in line):
+    return ['Not all of the grid is finished: nothing is claimed.']
+  ordered = sum(table['q'][i] > table['q,v'][i] for i in range(len(kinds.GRID_RANKS)))
+  all_four = sum(table['q,v'][i] > table['q,k,v,o'][i] for i in range(len(kinds.GRID_RANKS)))
+  drop = {t: 100 * (line[0] - min(line)) / line[0] for t, line in table.items()}
+  count = len(kinds.GRID_RANKS)
+  return [
+    f'More matrices are better at one rank (theirs: q worse than q, v everywhere): q, v has less '
+    f'loss than q at {ordered} of {count} ranks: {"agrees" if ordered == count else "does not"}.',
+    f'Theirs: q, k, v, o is about level with q, v. Ours: it has less loss at {all_four} of {count} '
+    'ranks.',
+    'A rank of 1 is nearly enough (theirs: within 0.7 points over q, v): from rank 1 to the best '
+    'rank our loss falls by ' + ', '.join(f'{d:.1f} % ({t})' for t, d in drop.items()) + '.',
+  ]
+
+
+def rates(found: Sequence[Found]) -> Table:
+  """The dev loss of every method by its learning rate, the least marked."""
+  factors = sorted({round(row['factor'] / kinds.factor_of(kinds.Row('', row['peft'])), 6)
+                    for row in found})
+  body = []
+  for name in dict.fromkeys(row['peft'] for row in found):
+    own = kinds.factor_of(kinds.Row('', name))
+    losses = [estimate(_figures([r for r in found if r['name'] == f'{name}_x{f:g}'], 'sft', 'loss'))
+              for f in factors]
+    least = min((x.mean for x in losses if x), default=None)
+    body.append([name, f'{own:g}', *(
+      _cell(x, '**{:.4f}**' if x and x.mean == least else '{:.4f}') for x in losses)])
+  head = ['method', 'rate, x of LoRA or full', *(f'times {f:g}' for f in factors)]
+  return head, body, ['SFT loss on dev; the least of a method is bold.', *_about(found)]
+
+
+def slim(found: Sequence[Found]) -> dict[str, Any]:
+  """What is committed of the rows: chief figures, and once what all of them share."""
+  summaries = [row[stage] for row in found for stage in ('sft', 'reward') if stage in row]
+  shared = {}
+  for name in ABOUT:
+    values = [s.get(name) for s in summaries]
+    different = [v for i, v in enumerate(values) if v not in values[:i]]
+    shared[name] = different[0] if len(different) == 1 else different
+  keep = lambda s: {k: v for k, v in s.items() if k.startswith(KEPT)}
+  return {**shared, 'rows': [
+    {k: keep(v) if isinstance(v, dict) else v for k, v in row.items()} for row in found]}
+
+
+def _figures(found: Sequence[Found], stage: str, field: str) -> list[float]:
+  return [row[stage][field] for row in found if field in row.get(stage, {})]
+
+
+def _mean(found: Sequence[Found], name: str, stage: str, field: str) -> float:
+  got = estimate(_figures([row for row in found if row['peft'] == name], stage, field))
+  return got.mean if got else float('inf')
+
+
+def _cell(value: Estimate | None, show: str | Callable[[float], str]) -> str:
+  if value is None:
+    return NONE
+  if value.n < 2:
+    return show.format(value.mean)
+  half = show.replace('**', '').format((value.high - value.low) / 2)
+  return f'{show.format(value.mean)} ± {half}'
+
+
+def _about(found: Sequence[Found]) -> list[str]:
+  seeds = sorted({row['seed'] for row in found})
+  return [f'Mean over seeds {", ".join(map(str, seeds))} ± half the 95 % t-interval.'] if (
+    len(seeds) > 1) else [f'One seed: {seeds}.' if seeds else 'Nothing is finished.']

@@ -1,0 +1,86 @@
+"""What is compared: rows of configs that differ in the method and its options, over seeds."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs.base import TRAINED
+from configs.fields import ConfigError
+from configs.rates import COPIES, FACTORS
+from configs.validate import names_in
+from experiments import runs, sweep
+
+GRID_TARGETS = {'q': ('attn/q',), 'q,v': ('attn/(q|v)',), 'q,k,v,o': ('attn/(q|k|v|o)',)}
+"""Hu et al.'s sets of matrices, Table 6."""
+GRID_RANKS = (1, 2, 4, 8, 64)
+
+
+class Row(NamedTuple):
+  """One line of a table: a method, with fields that differ from the config file's."""
+
+  name: str  # of its folder
+  peft: str
+  fields: dict[str, Any] = {}
+  factor: float = 1.0  # of the file's learning rates
+
+
+def methods(text: str) -> list[Row]:
+  """A row a method: of a list with commas, or of 'all'."""
+  known = names_in('peft', 'parameters')
+  names = known if text == 'all' else sweep.methods_of(text)
+  if unknown := [name for name in names if name not in known]:
+    raise ConfigError(f'expected methods among {", ".join(known)}, found {unknown[0]!r}')
+  return [Row(name, name) for name in names]
+
+
+def grid(ranks: Sequence[int] = GRID_RANKS) -> list[Row]:
+  """LoRA by rank and matrices, at one scale alpha / r, as Hu et al. have it."""
+  return [
+    Row(f'{targets.replace(",", "")}_r{rank}', 'lora',
+        {'peft.targets': patterns, 'peft.rank': rank, 'peft.alpha': 2.0 * rank})
+    for targets, patterns in GRID_TARGETS.items() for rank in ranks]
+
+
+def rates(text: str, factors: Sequence[float]) -> list[Row]:
+  """Every method at several times its learning rates."""
+  return [Row(f'{row.name}_x{factor:g}', row.peft, {}, factor)
+          for row in methods(text) for factor in factors]
+
+
+def factor_of(row: Row) -> float:
+  """Its learning rates over LoRA's, or over full tuning's for methods that train copies."""
+  return row.factor * {**FACTORS, **COPIES}.get(row.peft, 1.0)
+
+
+def config(made: sweep.Sweep, row: Row, seed: int, *, test: bool) -> ConfigDict:
+  """The row's config over the tokenizer and base of all, and the anchor of its seed.
+
+  Args:
+    made: the comparison's files and folders.
+    row: what it is.
+    seed: of its stages.
+    test: measure sft on the test split.
+  """
+  found = made.config(peft=row.peft, seed=seed)
+  for name, value in row.fields.items():
+    found.update_from_flattened_dict({name: value})
+  for stage in TRAINED[1:]:
+    found[stage].optim.learning_rate *= row.factor
+  found.sft.test = test
+  folder = made.workdir
+  found.inputs.update(
+    tokenizer=str(folder / 'base' / 'tokenizer'), base=str(folder / 'base' / 'pretrain'))
+  return found
+
+
+def collect(workdir: str | pathlib.Path, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+  """{'name', 'peft', 'factor', 'seed', stage: its summary} of all rows and seeds that are done."""
+  for row in rows:
+    for folder in sorted(pathlib.Path(workdir).glob(f'seed*/{row.name}')):
+      found = {stage: summary for stage in ('sft', 'reward')
+               if (summary := runs.summary(folder / stage))}
+      if found:
+        seed = int(folder.parent.name.removeprefix('seed'))
+        yield {'name': row.name, 'peft': row.peft, 'factor': factor_of(row), 'seed': seed, **found}

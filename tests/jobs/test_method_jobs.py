@@ -1,0 +1,72 @@
+"""Every method in every job: all by the programs that a job would run, one of a kind by running."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toyrun as run
+from test_resume import from_run
+
+from configs import base as fields
+from experiments import launch
+from perl.jobs import programs
+from perl.peft import adapters
+from perl.train import checkpoint
+
+SMALL = dict(peft__rank=2, peft__bottleneck=4, peft__virtual_tokens=3, peft__dimension=8)
+PIPELINES = ('prompt', 'mole', 'intrinsic', 'houlsby')
+"""One of a kind: not in the layers, no merging, at the root, at a site with biases of its own."""
+
+
+@pytest.mark.parametrize('method', adapters.methods())
+def test_every_job_has_its_programs_with_every_method(method):
+  config = run.config(peft__name=method, **SMALL)
+  for name in ('sft', 'reward', 'rl'):
+    stage = programs.stage(config, name)
+    learning = stage.state.adapters
+    for adapter in learning.values() if name == 'rl' else (learning,):
+      assert adapters.count(adapter) > 0
+    for program in stage.programs.values():
+      program.trace()
+  assert set(learning) == {'policy', 'critic'}
+
+
+@pytest.mark.parametrize('method', PIPELINES)
+def test_a_pipeline_over_an_anchor_that_it_cannot_be_merged_into(method, toyrun, tmp_path):
+  """What SFT learnt stays below what reward model and policy learn, to the bit."""
+  config = run.config(
+    inputs__tokenizer=str(toyrun / 'tokenizer'), inputs__base=str(toyrun / 'pretrain'),
+    peft__name=method, sft__steps=2, reward__steps=2, rl__steps=2, **SMALL)
+  stages = ('sft', 'reward', 'rl', 'evaluate')
+  with run.small_world():
+    launch.run_stages(config, stages, tmp_path)
+  found = {stage: run.read(tmp_path / stage / 'summary.json') for stage in stages}
+  merged = method == 'intrinsic'
+  assert ('merge_logit_difference' in found['sft']) == merged
+  assert np.isfinite(found['rl']['reward'])
+  identity = getattr(adapters.find(method), 'IDENTITY', True)
+  assert (abs(found['rl']['kl_start']) < 1e-5) == identity
+  trees = {stage: checkpoint.load_tree(tmp_path / stage / 'adapter') for stage in stages[:3]}
+  shapes = [jax.tree.map(np.shape, {k: v for k, v in tree.items() if k != 'head'})
+            for tree, _ in trees.values()]
+  assert shapes[0] == shapes[1] == shapes[2]  # of each stage its own alone
+  digests = {stage: meta['base_digest'] for stage, (_, meta) in trees.items()}
+  assert digests['reward'] == digests['rl'] != digests['sft']
+
+
+def test_sft_measures_its_result_on_the_test_split(toyrun, tmp_path):
+  config = from_run(toyrun, sft__steps=2, sft__test=True)
+  with run.small_world():
+    launch.run_stages(config, ('sft',), tmp_path)
+  found = json.loads((tmp_path / 'sft' / 'summary.json').read_text())
+  assert 0 < found['test_loss'] < 20 and 0 <= found['test_exact_match'] <= 1
+
+
+def test_fields_of_methods_are_options_of_methods():
+  from perl.peft import protocol
+
+  own = {name.removeprefix('peft.') for name in fields.FIELDS if name.startswith('peft.')}
+  others = {'name', 'targets', 'top_layers'}
+  assert own - others <= protocol._known_options()
+  assert protocol._known_options() - own <= {'decay'}

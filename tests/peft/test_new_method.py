@@ -1,0 +1,74 @@
+"""The README's example of a new method: one file, found by name, and it obeys the laws."""
+
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import test_methods as laws
+import tiny
+import toyrun as run
+
+from configs import validate
+from perl import peft
+from perl.jobs import programs
+from perl.peft import adapters, protocol
+
+README = pathlib.Path(__file__).parents[2] / 'README.md'
+LAWS = [law for name, law in vars(laws).items() if name.startswith('test_')
+        and set(law.__code__.co_varnames[: law.__code__.co_argcount]) == {'method'}]
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
+
+@pytest.fixture(scope='module')
+def example(tmp_path_factory):
+  """Its text, as a file that the package finds."""
+  section = README.read_text().split('\n## A new method\n')[1].split('\n## ')[0]
+  text = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
+  folder = tmp_path_factory.mktemp('peft')
+  (folder / 'lora_xs.py').write_text(text)
+  peft.__path__.append(str(folder))
+  protocol._known_options.cache_clear()
+  yield text
+  peft.__path__.remove(str(folder))
+  protocol._known_options.cache_clear()
+
+
+def test_it_is_short(example):
+  assert len(example.splitlines()) <= 42
+
+
+def test_it_is_found_by_its_name(example):
+  assert 'lora_xs' in adapters.methods()
+
+
+@pytest.mark.parametrize('law', LAWS, ids=lambda law: law.__name__)
+def test_it_obeys_the_laws(example, law):
+  law(laws.described('lora_xs'))
+
+
+def test_jobs_take_it(example):
+  config = run.config(peft__name='lora_xs')
+  for name in ('sft', 'reward', 'rl'):
+    stage = programs.stage(config, name)
+    assert adapters.count(stage.state.adapters) > 0
+    stage.programs['update'].trace()
+
+
+def test_a_config_takes_a_file_that_lies_in_the_package(example, tmp_path, monkeypatch):
+  package = tmp_path / 'perl'
+  shutil.copytree(validate.package() / 'peft', package / 'peft')
+  (package / 'peft' / 'lora_xs.py').write_text(example)
+  monkeypatch.setattr(validate, 'package', lambda: package)
+  assert 'lora_xs' in validate.names_in('peft', 'parameters')
+  assert not {'adapters', 'protocol', 'interop', 'composition'} & set(
+    validate.names_in('peft', 'parameters'))
+
+
+def test_it_trains_little(example):
+  base = tiny.make()[1]
+  made = adapters.init(jax.random.key(0), base, 'lora_xs', rank=3)
+  assert adapters.count(made) == 2 * 4 * 9
+  assert np.all(adapters.split(made)[0]['layers']['block']['attn']['q']['kernel'].r == 0)
