@@ -1,4 +1,4 @@
-"""What publications print of counts and bytes, as data: shapes, settings, closed forms, figures.
+"""What publications print of counts and bytes, as data: shapes, settings, figures.
 
 VeRA: arXiv 2310.11454. LoRA: arXiv 2106.09685. Sun et al.: arXiv 2309.09055. QLoRA: arXiv
 2305.14314. S-LoRA: arXiv 2311.03285.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from experiments.methods import forms
 from perl.models.config import Config
 
 _LIKE_GPT_2 = dict(
@@ -75,34 +76,9 @@ QV, LINEAR = ('q', 'v'), ('attn/.*', 'mlp/.*')
 """Two attention matrices; every matrix of the layers, without the unembedding."""
 
 
-def _lora_two(c: Config, r: int) -> int:
-  return 4 * c.layers * c.width * r
-
-
-def _lora_linear(c: Config, r: int) -> int:
-  return c.layers * r * (11 * c.width + 3 * c.mlp_width)
-
-
-def _vera_two(c: Config, r: int) -> int:
-  return 2 * c.layers * (c.width + r)
-
-
-def _vera_linear(c: Config, r: int) -> int:
-  return c.layers * (7 * r + 5 * c.width + 2 * c.mlp_width)
-
-
-def _gpt_base(c: Config, r: int) -> int:
-  return (c.vocab_size + c.max_positions + 2) * c.width + c.layers * (12 * c.width + 13) * c.width
-
-
-def _llama_base(c: Config, r: int) -> int:
-  layer = 4 * c.width**2 + 3 * c.width * c.mlp_width + 2 * c.width
-  return (2 * c.vocab_size + 1) * c.width + c.layers * layer
-
-
 def _lora(source: str, model: str, rank: int, printed: str, **more: Any) -> Figure:
   """LoRA on queries and values."""
-  options = dict(form='4 L d r', by=_lora_two, method='lora', targets=QV, rank=rank)
+  options = dict(form='4 L d r', by=forms.lora_two, method='lora', targets=QV, rank=rank)
   return Figure(source, model, printed, **{**options, **more})
 
 
@@ -112,7 +88,7 @@ _TABLE, _RANKS = 'VeRA, Table 1', (1, 16, 256)
 def _vera_rows(model: str, lora: tuple[str, ...], vera: tuple[str, ...],
                why: tuple[str, ...] = ('', '', '')) -> list[Figure]:
   """A model's lines in VeRA's Table 1, which speaks of two matrices a layer."""
-  own = dict(form='2 L (d + r)', by=_vera_two, method='vera', targets=QV)
+  own = dict(form='2 L (d + r)', by=forms.vera_two, method='vera', targets=QV)
   return [
     *(_lora(_TABLE, model, r, text) for r, text in zip(_RANKS, lora)),
     *(Figure(_TABLE, model, text, rank=r, why=reason, **own)
@@ -133,8 +109,9 @@ VERA = [
 ]
 
 _BENCH = 'VeRA, MT-Bench'
-_ALL_LORA = dict(form='L r (11 d + 3 m)', by=_lora_linear, method='lora', targets=LINEAR, rank=64)
-_ALL_VERA = dict(form='L (7 r + 5 d + 2 m)', by=_vera_linear, method='vera', targets=LINEAR,
+_ALL_LORA = dict(form='L r (11 d + 3 m)', by=forms.lora_linear, method='lora', targets=LINEAR,
+                 rank=64)
+_ALL_VERA = dict(form='L (7 r + 5 d + 2 m)', by=forms.vera_linear, method='vera', targets=LINEAR,
                  rank=1024)
 _WITHOUT = 'Without the unembedding.'
 MT_BENCH = [
@@ -145,6 +122,8 @@ MT_BENCH = [
 ]
 
 _HU = 'LoRA'
+
+
 def _houlsby(bottleneck: int, printed: str) -> Figure:
   """Two bottlenecks a layer, biases included, norms not."""
   return Figure(
@@ -155,7 +134,7 @@ def _houlsby(bottleneck: int, printed: str) -> Figure:
 
 _COPIED = ('Each is a thousandth of its model, as the table has it for prefix-tuning too; the '
            'file released for M, 1.5 MB, holds 393,216 float32.')
-_FULL_GPT = dict(form='(V + P + 2) d + L (12 d + 13) d', by=_gpt_base,
+_FULL_GPT = dict(form='(V + P + 2) d + L (12 d + 13) d', by=forms.gpt_base,
                  of=lambda trainable, base: base, what='parameters')
 LORA = [
   _lora(f'{_HU}, Table 2', 'RoBERTa base', 8, '0.3 M'),
@@ -180,70 +159,42 @@ LORA = [
   _lora(f'{_HU}, Table 5', 'GPT-3', 4, '18 M',
         why='18.87 M, cut to the million.'),
   _lora(f'{_HU}, 4.2', 'GPT-3', 4, '35 MB', form='2 bytes x 4 L d r', what='bytes in fp16',
-        by=lambda c, r: 2 * _lora_two(c, r), of=lambda trainable, base: 2 * trainable,
+        by=lambda c, r: 2 * forms.lora_two(c, r), of=lambda trainable, base: 2 * trainable,
         why='37.7 MB, or 36 MiB exactly.'),
   _lora(f'{_HU}, 4.2', 'GPT-3', 4, '350 GB', form='2 bytes x the base', what='bytes in fp16',
-        by=lambda c, r: 2 * _gpt_base(c, r), of=lambda trainable, base: 2 * base,
+        by=lambda c, r: 2 * forms.gpt_base(c, r), of=lambda trainable, base: 2 * base,
         why='Of 175 B sharp.'),
   _lora(f'{_HU}, 4.2', 'GPT-3', 4, '10000 x', form='base / 4 L d r', what='times smaller',
-        by=lambda c, r: Fraction(_gpt_base(c, r), _lora_two(c, r)),
+        by=lambda c, r: Fraction(forms.gpt_base(c, r), forms.lora_two(c, r)),
         of=lambda trainable, base: Fraction(base, trainable),
         why='"Roughly".'),
 ]
 
 _SUN = 'Sun et al.'
 _SUN_SETTING = dict(method='lora', targets=('q', 'k', 'v', 'o'), rank=8, heads=(False, True))
-
-
-def _two_roles(c: Config, r: int) -> int:
-  return 16 * c.layers * c.width * r + c.width + 1
-
-
 SUN = [
-  Figure(_SUN, 'LLaMA 7B', '16781313', form='2 x 8 L d r + d + 1', by=_two_roles, **_SUN_SETTING,
-         why='Policy, value model, value head.'),
+  Figure(_SUN, 'LLaMA 7B', '16781313', form='2 x 8 L d r + d + 1', by=forms.two_roles,
+         **_SUN_SETTING, why='Policy, value model, value head.'),
   Figure(_SUN, 'LLaMA 7B', '0.249 %', form='(16 L d r + d + 1) / base', what='share of the base',
-         by=lambda c, r: Fraction(_two_roles(c, r), _llama_base(c, r)),
+         by=lambda c, r: Fraction(forms.two_roles(c, r), forms.llama_base(c, r)),
          of=lambda trainable, base: Fraction(trainable, base), **_SUN_SETTING),
 ]
 
 _QLORA = 'QLoRA'
-
-
-def _bits(c: Config, r: int) -> Fraction:
-  """4 bits, and a float32 scale for each block of 64."""
-  return 4 + Fraction(32, 64)
-
-
-def _bits_twice(c: Config, r: int) -> Fraction:
-  """4 bits, an 8-bit scale for each block of 64, and a float32 one for 256 of these."""
-  return 4 + Fraction(8, 64) + Fraction(32, 64 * 256)
-
-
 OTHERS = [
   Figure(_QLORA, 'LLaMA 65B', '780 GB', form='12 bytes x the base', what='bytes, 16-bit tuning',
-         by=lambda c, r: 12 * _llama_base(c, r), of=lambda trainable, base: 12 * base,
+         by=lambda c, r: 12 * forms.llama_base(c, r), of=lambda trainable, base: 12 * base,
          why='"More than": 65 B sharp; the model has 65.29 B.'),
-  Figure(_QLORA, 'LLaMA 65B', '4.5 bits', form='4 + 32 / 64', by=_bits,
-         what='NF4, bits a parameter', of=lambda trainable, base: _bits(None, 0)),
-  Figure(_QLORA, 'LLaMA 65B', '4.127 bits', form='4 + 8 / 64 + 32 / (64 x 256)', by=_bits_twice,
-         what='with double quantization', of=lambda trainable, base: _bits_twice(None, 0)),
-]
-
-def _transfers(r: int, h: int, devices: int = 4) -> Fraction:
-  """Numbers a token that tensor parallelism moves for LoRA, over those that it moves for the base.
-
-  An all-gather of n numbers moves (N - 1) n / N, an all-reduce twice that. The base has one
-  all-reduce of h numbers; LoRA three all-gathers (q, k, v) and an all-reduce (o) of r.
-  """
-  gather = Fraction(devices - 1, devices)
-  return (3 * gather * r + 2 * gather * r) / (2 * gather * h)
-
-
-OTHERS += [
+  Figure(_QLORA, 'LLaMA 65B', '4.5 bits', form='4 + 32 / 64', by=forms.bits,
+         what='NF4, bits a parameter',
+         of=lambda trainable, base: forms.quantized_bits(8192, double=False)),
+  Figure(_QLORA, 'LLaMA 65B', '4.127 bits', form='4 + 8 / 64 + 32 / (64 x 256) + 32 / d d',
+         by=forms.bits_twice, what='with double quantization', why='Ours adds a mean a matrix.',
+         of=lambda trainable, base: forms.quantized_bits(8192, double=True)),
   Figure('S-LoRA', 'LLaMA 7B', '5r/2h', form='(3 + 2) r / 2 h', rank=8,
          by=lambda c, r: Fraction(5 * r, 2 * c.width), what='numbers moved, over the base\'s',
-         of=lambda trainable, base: _transfers(8, 4096), why='The same on any number of devices.'),
+         of=lambda trainable, base: forms.transfers(8, 4096),
+         why='The same on any number of devices.'),
 ]
 
 FIGURES: list[Figure] = [*VERA, *MT_BENCH, *LORA, *SUN, *OTHERS]

@@ -27,7 +27,8 @@ NOTES = [
   'equal: to the last digit. rounded: equal after rounding as printed. cut: equal in the digits '
   'printed, the others cut off. slips: neither.',
   'Ours: `adapters.count` over an abstract base of the published shapes, equal to the form in '
-  'every row; for an encoder, over a decoder of the same projections: nothing else counts.',
+  'every row; for an encoder, over a decoder of the same projections: nothing else counts. NF4: '
+  'bytes of a matrix [d, d] as `perl.quantization` lays it out.',
   'L layers, d = h width, m MLP width, r rank, b bottleneck, V vocabulary, P positions.',
   'VeRA: arXiv 2310.11454. LoRA: 2106.09685. Sun et al.: 2309.09055. QLoRA: 2305.14314. S-LoRA: '
   '2311.03285.',

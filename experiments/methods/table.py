@@ -46,7 +46,8 @@ def _cells(row: Mapping[str, Any], width: int) -> list[str]:
 def title(config: ConfigDict, stage: str, parameters: int) -> str:
   """What the table is of."""
   c = config.model
-  return (f'{stage} of {c.checkpoint or c.size}, {parameters:,} parameters in {c.param_dtype}, '
+  return (f'{stage} of {c.checkpoint or c.size}, {parameters:,} parameters in '
+          f'{c.quantize or c.param_dtype}, '
           f'batch {config[stage].batch_size}, remat {c.remat}')
 
 
