@@ -7,6 +7,7 @@ cannot drift from it.
 
 import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -65,14 +66,54 @@ def stage(config: ConfigDict, name: str) -> Stage:
     ValueError: no such stage; what the jobs themselves refuse of mesh, size, batch or adapter.
   """
   makers = {'pretrain': _pretrain, 'sft': _sft, 'reward': _reward, 'rl': _rl}
-  if name not in makers:
-    raise ValueError(f'expected a stage among {", ".join(STAGES)}, found {name!r}')
+  _check(name)
   return makers[name](Plan(config, '', name))
+
+
+def learner(config: ConfigDict, name: str) -> tuple[Tree, steps.TrainState]:
+  """(frozen base, what stage `name` learns before its first step), by shapes; without programs.
+
+  Raises:
+    ValueError: as `stage`.
+  """
+  _check(name)
+  plan = Plan(config, '', name)
+  return plan.anchor.params, plan.first_state(*_learns(plan))[0]
 
 
 def programs(config: ConfigDict, names: Sequence[str] = STAGES) -> dict[str, dict[str, Program]]:
   """{stage: {program: Program}} of a valid config."""
   return {name: stage(config, name).programs for name in names}
+
+
+def _check(name: str) -> None:
+  if name not in STAGES:
+    raise ValueError(f'expected a stage among {", ".join(STAGES)}, found {name!r}')
+
+
+def _learns(plan: Plan) -> tuple[Tree, Any]:
+  """(the adapter that the stage trains, in rl those that it trains by role; their optimizer)."""
+  if plan.stage != 'rl':
+    make = {'pretrain': _full_copy, 'sft': _sft_adapter, 'reward': reward._new_adapter}[plan.stage]
+    return plan.adapter(make), plan.optimizer()
+  learners = _algorithm(plan).trains(plan.config.rl.baseline)
+  learning = {
+    role: plan.adapter(lambda plan, base, role=role: rl._fresh(plan, base, role))
+    for role in learners
+  }
+  return learning, rl._optimizer(plan, learners)
+
+
+def _full_copy(plan: Plan, base: artefacts.Base) -> Tree:
+  return adapters.init(plan.key, base.params, 'full')
+
+
+def _sft_adapter(plan: Plan, base: artefacts.Base) -> Tree:
+  return artefacts.new_adapter(plan, base, plan.key, start=plan.config.sft.adapter)
+
+
+def _algorithm(plan: Plan) -> ModuleType:
+  return importlib.import_module(f'perl.rl.{plan.config.rl.algorithm}')
 
 
 def _updating(plan: Plan, state, step, batch: Batch) -> Stage:
@@ -81,8 +122,8 @@ def _updating(plan: Plan, state, step, batch: Batch) -> Stage:
   return Stage(plan.anchor.model, plan.anchor.params, state, {}, batch, {'update': update})
 
 
-def _language(plan: Plan, adapter: Tree, *, dropout: bool, kind: str) -> Stage:
-  tx = plan.optimizer()
+def _language(plan: Plan, *, dropout: bool, kind: str) -> Stage:
+  adapter, tx = _learns(plan)
   state, places = plan.first_state(adapter, tx)
   step = steps.make_train_step(
     language.make_loss(plan.anchor.model, dropout=dropout), tx, split=adapters.split,
@@ -92,42 +133,32 @@ def _language(plan: Plan, adapter: Tree, *, dropout: bool, kind: str) -> Stage:
 
 
 def _pretrain(plan: Plan) -> Stage:
-  adapter = plan.adapter(lambda plan, base: adapters.init(plan.key, base.params, 'full'))
-  return _language(plan, adapter, dropout=False, kind='document')
+  return _language(plan, dropout=False, kind='document')
 
 
 def _sft(plan: Plan) -> Stage:
-  start = plan.config.sft.adapter
-  adapter = plan.adapter(
-    lambda plan, base: artefacts.new_adapter(plan, base, plan.key, start=start))
-  return _language(plan, adapter, dropout=plan.config.peft.dropout > 0, kind='demonstration')
+  return _language(plan, dropout=plan.config.peft.dropout > 0, kind='demonstration')
 
 
 def _reward(plan: Plan) -> Stage:
-  tx = plan.optimizer()
-  state, places = plan.first_state(plan.adapter(reward._new_adapter), tx)
+  adapter, tx = _learns(plan)
+  state, places = plan.first_state(adapter, tx)
   step = reward._make_step(plan, plan.anchor, tx, places)
   return _updating(plan, state, step, plan.batch(scoring.example_kind(plan)))
 
 
 def _rl(plan: Plan) -> Stage:
-  section, anchor = plan.config.rl, plan.anchor
-  algorithm = importlib.import_module(f'perl.rl.{section.algorithm}')
-  learners = algorithm.trains(section.baseline)
-  learning = {
-    role: plan.adapter(lambda plan, base, role=role: rl._fresh(plan, base, role))
-    for role in learners
-  }
+  anchor = plan.anchor
+  learning, tx = _learns(plan)
   reference = plan.adapter(
     lambda plan, base: artefacts.reference(plan, base, rl._fresh(plan, base, 'policy')))
   frozen = {'reference': reference, 'reward': plan.adapter(reward._new_adapter)}
-  tx = rl._optimizer(plan, learners)
   state, places = plan.first_state(learning, tx)
   batch, made = plan.batch('prompt'), []
 
   def lay_out(params):
-    step = rl.Step(plan, artefacts.Base(anchor.model, params, ''), frozen, algorithm, tx, places,
-                   offset=0.0)
+    step = rl.Step(plan, artefacts.Base(anchor.model, params, ''), frozen, _algorithm(plan), tx,
+                   places, offset=0.0)
     made.append(step)
     return step.base
 
