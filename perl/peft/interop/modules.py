@@ -17,6 +17,7 @@ from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
 from perl.types import Tree
 
+
 def projections(base: Tree) -> list[Tensor]:
   """The published matrices that an adapter can lie beside."""
   return [t for t in naming.tensors(trees.flat(base)) if t.ours[0].endswith('/kernel')]
