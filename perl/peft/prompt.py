@@ -27,6 +27,9 @@ def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str,
 def init(key: jax.Array, weight: jax.Array, *, virtual_tokens: int = 16) -> Prompt:
   """Embeddings of P tokens drawn from the vocabulary (section 2.2: 'sampled vocab').
 
+  As they are stored: where the base scales its embeddings (Gemma) they begin smaller than tokens
+  by sqrt(D), as in PEFT.
+
   Args:
     key: typed PRNG key.
     weight: f[V, D], the embeddings.
