@@ -14,7 +14,8 @@ from perl import trees
 from perl.jobs.setting import Setting
 from perl.models import lm, pretrained
 from perl.models.transformer import Transformer
-from perl.peft import adapters, composition, interop
+from perl.peft import adapters, composition, interop, protocol
+from perl.peft.protocol import Kind
 from perl.quantized import Scheme, scheme_of
 from perl.train import bases, checkpoint, paging, provenance, sharding
 from perl.train import step as steps
@@ -97,6 +98,7 @@ def new_adapter(
   """
   if start:
     adapter, width = _from_peft(start, base), base.model.config.width
+    _check_method(adapter, setting.config.peft.name, start)
     own = adapter.pop('head', None)
     if head:
       adapter['head'] = own or adapters.init_head(jax.random.fold_in(key, 1), width, reads=reads)
@@ -106,6 +108,16 @@ def new_adapter(
       **setting.peft_options(),
     )
   return place_adapter(_over(base, adapter), base.params, setting)
+
+
+def _check_method(adapter: Tree, method: str, folder: str) -> None:
+  """What is trained further is saved, and read again, as an adapter of the config's method."""
+  known = [Kind.of(made, {}).arrays for made in protocol.classes(protocol.find(method))]
+  for node in adapters.nodes(adapter).values():
+    if Kind.of(type(node), {}).arrays not in known:
+      raise ValueError(
+        f'expected an adapter of config.peft.name={method} in {folder}, found '
+        f'{type(node).__name__}; set peft.name to its method')
 
 
 def _over(base: Base, adapter: Tree) -> Tree:

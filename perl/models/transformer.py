@@ -57,23 +57,25 @@ class Embedding(nn.Module):
         f'positions, found {lead + tokens.shape[1]}; lower data.max_prompt_tokens, '
         'data.max_response_tokens and rl.max_new_tokens'
       )
-    return self._placed(jnp.take(self.table, tokens, axis=0), positions)
+    x = jnp.take(self.table, tokens, axis=0).astype(config.dtype)
+    if config.embed_scale:
+      x = x * jnp.asarray(config.width**0.5, x.dtype)
+    return self._placed(x, positions)
 
   def soft_prompt(self, start: int) -> jax.Array | None:
-    """f[P, D]: the soft prompt at 'prompt', in positions from `start` on; None without."""
+    """f[P, D]: the soft prompt at 'prompt', in positions from `start` on; None without.
+
+    It takes the place of embeddings that are scaled already (embed_scale), as in PEFT.
+    """
     if not self.has_variable('adapter', 'prompt'):
       return None
     tokens = self.get_variable('adapter', 'prompt').tokens
-    return self._placed(tokens, start + jnp.arange(len(tokens)))
+    return self._placed(tokens.astype(self.config.dtype), start + jnp.arange(len(tokens)))
 
   def _placed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
     """Embeddings as the first layer reads them."""
-    config, dtype = self.config, jnp.dtype(self.config.dtype)
-    x = x.astype(dtype)
-    if config.embed_scale:
-      x = x * jnp.asarray(config.width**0.5, dtype)
-    if config.position == 'learnt':
-      x = x + jnp.take(self.position_table, positions, axis=0).astype(dtype)
+    if self.config.position == 'learnt':
+      x = x + jnp.take(self.position_table, positions, axis=0).astype(x.dtype)
     return x
 
   def unembed(self, h: jax.Array) -> jax.Array:

@@ -9,6 +9,8 @@ from flax import struct
 IDENTITY = False
 """Every token sees the prompt, from the first step on."""
 
+SITE = 'embed/prompt'
+
 
 class Prompt(struct.PyTreeNode):
   """What the model reads first; perl/models/virtual.py makes a prefix of it."""
@@ -19,11 +21,14 @@ class Prompt(struct.PyTreeNode):
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
   """Beside the embeddings."""
   del leaves, targets
-  return {'embed/prompt': 'embed/embedding'}
+  return {SITE: 'embed/embedding'}
 
 
 def init(key: jax.Array, weight: jax.Array, *, virtual_tokens: int = 16) -> Prompt:
   """Embeddings of P tokens drawn from the vocabulary (section 2.2: 'sampled vocab').
+
+  As they are stored: where the base scales its embeddings (Gemma) they begin smaller than tokens
+  by sqrt(D), as in PEFT.
 
   Args:
     key: typed PRNG key.

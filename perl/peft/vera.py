@@ -32,7 +32,7 @@ class VeRA(struct.PyTreeNode):
 
   def project(self, x: jax.Array, w: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """f[..., O] of x f[..., I] and w f[I, O]; `key` turns dropout of A's input on."""
-    a, b = self._pair(x.shape[-1])
+    a, b = self.pair(x.shape[-1])
     z = lora.dropped(x, self.dropout, key)
     return x @ w + low_rank(z, a, self.d[..., None] * b * self.b, jnp.ones((), self.d.dtype))
 
@@ -46,13 +46,14 @@ class VeRA(struct.PyTreeNode):
 
   def to_lora(self, w: jax.Array) -> LoRA:
     """The same function as plain LoRA over w (its shape suffices), with A and B written out."""
-    a, b = self._pair(w.shape[-2])
+    a, b = self.pair(w.shape[-2])
     lead = self.d.shape[:-1]
     return LoRA(
       a=jnp.broadcast_to(a, (*lead, *a.shape[-2:])), b=self.d[..., None] * b * self.b[..., None, :],
       scale=jnp.ones(lead, jnp.float32), dropout=self.dropout)
 
-  def _pair(self, rows: int) -> tuple[jax.Array, jax.Array]:
+  def pair(self, rows: int) -> tuple[jax.Array, jax.Array]:
+    """(A f32[..., I, r], B f32[..., r, O]) beside a matrix of so many rows."""
     if self.shared_a is not None:
       return self.shared_a, self.shared_b
     return pair(self.projection_seed, rows, self.d.shape[-1], self.b.shape[-1])

@@ -1,10 +1,13 @@
-"""LoRA of published modules, a layer at a time, and ours: stacked over layers, nothing fused."""
+"""LoRA and DoRA: PEFT's LORA. What is a LoRA by another name is written as one.
 
-import re
+rsLoRA, LoRA+ and LoRA-FA are; AdaLoRA and PiSSA (of rank 2 r, as PEFT itself converts it) by
+their `to_lora`.
+"""
+
+import pathlib
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,147 +15,114 @@ from perl import trees
 from perl.models import naming, tensors
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
-from perl.peft import adapters
+from perl.peft.adalora import AdaLoRA
+from perl.peft.dora import DoRA
+from perl.peft.interop import config as config_file
+from perl.peft.interop import modules
 from perl.peft.interop.config import LoraConfig
 from perl.peft.lora import LoRA
+from perl.peft.pissa import PiSSA
 from perl.types import Tree
 
 
 class Piece(NamedTuple):
-  """LoRA of one published module in one layer."""
+  """LoRA or DoRA of one published module in one layer."""
 
   a: np.ndarray  # f32[I, r]
   b: np.ndarray  # f32[r, O]
   scale: float
+  m: np.ndarray | None = None  # f32[O], DoRA's
+
+  @property
+  def size(self) -> int:
+    """How many numbers are trained."""
+    return self.a.size + self.b.size + (0 if self.m is None else self.m.size)
 
 
-def drop_copies(found: dict[str, np.ndarray], base: Tree) -> None:
-  """Takes out what PEFT saves of the base itself, beside adapters of the (un)embedding.
+def fits(path: str, node: Any) -> bool:
+  """Whether the adapter at this path has a place in the format."""
+  del path
+  return isinstance(node, (LoRA, DoRA, PiSSA, AdaLoRA))
+
+
+# --- Reading
+
+
+def load(
+  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path, base: Tree, heads: int
+) -> Tree:
+  """The tree of stacked LoRA (or DoRA) over a base (shapes suffice); `heads` as in interop.load.
 
   Raises:
-    Unsupported: it is not the base's (the vocabulary was extended, or trained).
+    Unsupported, CorruptTensors: as interop.load.
   """
+  config = config_file.lora(about, file)
   leaves = trees.flat(base)
-  for tensor in naming.tensors(leaves):
-    known = tensor.theirs.replace('embed_out.', 'lm_head.')
-    for name in [n for n in found if n.replace('.base_layer.', '.').endswith(f'model.{known}')]:
-      copy, own = found.pop(name), leaves[tensor.ours[0]]
-      if isinstance(own, jax.ShapeDtypeStruct):
-        continue
-      own = np.asarray(tensor.join((own,), 1), np.float32)
-      if own.shape != copy.shape or not np.allclose(own, copy, rtol=1e-2, atol=1e-6):
-        raise Unsupported(
-          f'expected {name} to be the base\'s own, found another: an adapter with an extended or '
-          'trained vocabulary is not supported; merge it where it was made, and load that model'
-        )
+  return modules.lay(
+    from_tensors(found, config), modules.projections(base), base, heads,
+    part=lambda piece, tensor: _split(piece, tensor, heads),
+    stack=lambda path, parts: _stack(path, parts, leaves[path].shape, config))
+
+
+def inspect(
+  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+  """{module: {rank, scale, parameters}}."""
+  those = {name: x for name, x in found.items() if '.lora_' in name}
+  return {name: {'rank': p.a.shape[1], 'scale': p.scale, 'parameters': p.size}
+          for name, p in from_tensors(those, config_file.lora(about, file)).items()}
 
 
 def from_tensors(found: dict[str, np.ndarray], config: LoraConfig) -> dict[str, Piece]:
   """{module: its LoRA} of the tensors, with the rank and alpha that the config gives it.
 
   Raises:
-    Unsupported: a tensor that is no side of a LoRA.
+    Unsupported: a tensor that is no side of a LoRA, or a DoRA without its lengths.
     CorruptTensors: a side is missing, or of another rank.
   """
-  pattern = re.compile(r'(?:base_model\.model\.)?(.*)\.lora_(A|B)\.(?:default\.)?weight')
-  sides: dict[str, dict[str, np.ndarray]] = {}
-  for name, x in found.items():
-    match = pattern.fullmatch(name)
-    if match is None:
-      raise Unsupported(
-        f'expected tensors called lora_A, lora_B or score, found {name}; that part of PEFT is not '
-        'supported here'
-      )
-    sides.setdefault(match[1], {})[match[2]] = x
+  pattern, expected = r'lora_(A|B)\.(?:default\.)?weight', 'lora_A, lora_B'
+  if config.dora:
+    pattern = r'lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?'
+    expected = 'lora_A, lora_B, lora_magnitude_vector'
   pieces = {}
-  for module, pair in sides.items():
-    rank = config.rank(module)
-    if set(pair) != {'A', 'B'} or pair['A'].shape[0] != rank or pair['B'].shape[1] != rank:
+  for module, sides in modules.by_module(found, pattern, expected).items():
+    rank, m = config.rank(module), sides.pop('magnitude_vector', None)
+    if set(sides) != {'A', 'B'} or sides['A'].shape[0] != rank or sides['B'].shape[1] != rank:
       raise tensors.CorruptTensors(
         f'expected A [{rank}, I] and B [O, {rank}] of {module}, found '
-        f'{ {side: list(x.shape) for side, x in sorted(pair.items())} }; the tensors do not fit '
+        f'{ {side: list(x.shape) for side, x in sorted(sides.items())} }; the tensors do not fit '
         f'adapter_config.json'
       )
-    pieces[module] = Piece(pair['A'].T, pair['B'].T, config.scale(module))
+    if config.dora:
+      _check_magnitude(module, m, sides['B'].shape[0])
+    pieces[module] = Piece(sides['A'].T, sides['B'].T, config.scale(module), m)
   return pieces
 
 
-def assemble(pieces: dict[str, Piece], base: Tree, heads: int, config: LoraConfig) -> Tree:
-  """The tree of stacked LoRA over a base (shapes suffice); `heads` as in interop.load.
-
-  Raises:
-    CorruptTensors: a module or a shape that the base does not have.
-  """
-  leaves, left = trees.flat(base), dict(pieces)
-  out = {}
-  for tensor in _projections(base):
-    layers = [_take(left, name) for name in _modules(tensor, leaves)]
-    if not any(layers):
-      continue
-    _check_heads(tensor, heads)
-    split = [_split(piece, tensor, heads) for piece in layers]
-    for k, path in enumerate(tensor.ours):
-      parts = [parts[k] if parts else None for parts in split]
-      out[path] = _stack(path, parts, leaves[path].shape, tensor.by_layer, config)
-  if left or not out:
-    names = sorted(_module(t) for t in _projections(base))
+def _check_magnitude(module: str, m: np.ndarray | None, columns: int) -> None:
+  if m is None:
+    raise Unsupported(
+      f'expected lora_magnitude_vector of {module}, for use_dora is true, found none; that is not '
+      'supported: merge such an adapter where it was made, and load the merged model'
+    )
+  if m.shape != (columns,):
     raise tensors.CorruptTensors(
-      f'expected an adapter of modules that this base has ({", ".join(names)}), found '
-      f'{next(iter(left), "none at all")}; it is of another architecture or depth: load its base'
-    )
-  return trees.nest(out)
-
-
-def _projections(base: Tree) -> list[Tensor]:
-  """The published matrices that an adapter can lie beside."""
-  return [t for t in naming.tensors(trees.flat(base)) if t.ours[0].endswith('/kernel')]
-
-
-def _module(tensor: Tensor) -> str:
-  """'model.layers.{}.self_attn.q_proj'; the unembedding has one name in all of PEFT."""
-  name = tensor.theirs.removesuffix('.weight')
-  return 'lm_head' if name == 'embed_out' else name
-
-
-def _modules(tensor: Tensor, leaves: dict) -> list[str]:
-  """Its name, or that of each layer."""
-  return tensor._replace(theirs=_module(tensor)).names(leaves)
-
-
-def _take(pieces: dict[str, Piece], name: str) -> Piece | None:
-  """The module's piece, under its name with or without the root; it is taken out."""
-  old = 'embed_out' if name == 'lm_head' else name
-  for known in (name, old, name.partition('.')[2]):
-    if known in pieces:
-      return pieces.pop(known)
-  return None
-
-
-def _check_heads(tensor: Tensor, heads: int) -> None:
-  if tensor.form == 'heads' and not heads:
-    raise ValueError(
-      f'expected the number of heads, for {tensor.theirs} holds queries, keys and values by head; '
-      'found none, pass heads=model.config.heads'
+      f'expected lora_magnitude_vector [{columns}] of {module}, found {list(m.shape)}; the tensors '
+      'do not fit one another'
     )
 
 
-def _split(piece: Piece | None, tensor: Tensor, heads: int) -> list[Piece] | None:
+def _split(piece: Piece, tensor: Tensor, heads: int) -> list[Piece]:
   """One piece for each of our parameters; those of a fused projection share A."""
-  if piece is None:
-    return None
-  if len(tensor.ours) == 1:
-    return [piece]
-  if piece.b.shape[1] % (3 * max(heads, 1)):
-    raise tensors.CorruptTensors(
-      f'expected B of {tensor.theirs} with rows for {heads} heads, found {piece.b.shape[1]}; the '
-      'adapter is of another base'
-    )
-  published = piece.b if tensor.form == 'columns' else piece.b.T  # a matrix as the base has it
-  return [Piece(piece.a, np.asarray(b), piece.scale) for b in tensor.split(published, heads)]
+  b = modules.split(piece.b, tensor, heads)
+  m = [None] * len(b) if piece.m is None else modules.split(piece.m, tensor, heads)
+  return [piece._replace(b=x, m=y) for x, y in zip(b, m)]
 
 
-def _stack(path: str, parts: list[Piece | None], shape, by_layer: bool, config) -> LoRA:
-  """[L, ...] of the layers' pieces, zeros where there is none."""
+def _stack(path: str, parts: list[Piece | None], shape, config: LoraConfig) -> LoRA | DoRA:
+  """[L, ...] of the layers' pieces; of a LoRA zeros where there is none, which never learn."""
+  if config.dora:
+    parts = modules.last(path, parts)
   *_, rows, columns = shape
   rank = max(p.a.shape[1] for p in parts if p is not None)
   a = np.zeros((len(parts), rows, rank), np.float32)
@@ -168,68 +138,68 @@ def _stack(path: str, parts: list[Piece | None], shape, by_layer: bool, config) 
       )
     r = piece.a.shape[1]
     a[i, :, :r], b[i, :r], scale[i] = piece.a, piece.b, piece.scale
+  by_layer = path.startswith('layers/')
   pick = (lambda x: jnp.array(x)) if by_layer else (lambda x: jnp.array(x[0]))
-  return LoRA(a=pick(a), b=pick(b), scale=pick(scale), dropout=config.dropout)
+  fields = dict(a=pick(a), b=pick(b), scale=pick(scale), dropout=config.dropout)
+  if config.dora:
+    return DoRA(m=pick(np.stack([p.m for p in parts])), **fields)
+  return LoRA(**fields)
 
 
 # --- Writing
 
 
-def _adapted(adapter: Tree) -> dict[str, LoRA]:
-  found = adapters.nodes(adapter)
-  for path, node in found.items():
-    if not isinstance(node, LoRA):
-      raise Unsupported(
-        f'expected LoRA adapters, found {type(node).__name__} at {path}, which PEFT\'s format has '
-        'no place for; merge it into the base and save that: pretrained.save'
-      )
-  return found
-
-
-def dropout(adapter: Tree) -> float:
-  """Of the adapter's input."""
-  return next((node.dropout for node in _adapted(adapter).values()), 0.0)
-
-
-def every_module(base: Tree) -> dict[str, list[str]]:
-  """{module without its layer: its full names}, for all projections of the base."""
-  leaves = trees.flat(base)
-  return {_module(t): _modules(t, leaves) for t in _projections(base)}
-
-
-def disassemble(adapter: Tree, base: Tree, heads: int) -> dict[str, Piece]:
-  """{published module: its LoRA}, layer by layer; what does nothing is left out.
+def save(
+  nodes: dict[str, Any], base: Tree, heads: int, *, uniform: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """(fields of adapter_config.json, tensors) of adapters by path; see interop.save.
 
   Raises:
-    Unsupported: another method, or an adapter of something that the base lacks.
+    Unsupported: see interop.save.
   """
-  nodes, leaves, out = _adapted(adapter), trees.flat(base), {}
-  for tensor in _projections(base):
-    own = {path: nodes.pop(path) for path in tensor.ours if path in nodes}
-    if not own:
-      continue
-    _check_heads(tensor, heads)
-    own = {path: jax.tree.map(np.asarray, node) for path, node in own.items()}
-    for i, name in enumerate(_modules(tensor, leaves)):
-      pick = (lambda x, i=i: x[i]) if tensor.by_layer else (lambda x: x)
-      parts = {path: _trim(Piece(pick(n.a), pick(n.b), float(pick(n.scale))))
-               for path, n in own.items()}
-      piece = _fuse(parts, tensor, leaves, heads) if len(tensor.ours) > 1 else parts[tensor.ours[0]]
-      if piece.a.shape[1]:
-        out[name] = piece
-  if nodes:
+  found = disassemble(nodes, base, heads)
+  if uniform:
+    found = _uniform(found)
+  lengths = {f'{name}.lora_magnitude_vector': p.m for name, p in found.items() if p.m is not None}
+  about = config_file.describe(
+    {name: (piece.a.shape[1], piece.scale) for name, piece in found.items()},
+    every=modules.every(modules.projections(base), base),
+    dropout=next((node.dropout for node in nodes.values()), 0.0), dora=bool(lengths),
+    fan_in_fan_out=naming.convention(trees.flat(base)).matrix == 'same')
+  return about, lengths | {f'{name}.lora_{side}.weight': x for name, piece in found.items()
+                           for side, x in (('A', piece.a.T), ('B', piece.b.T))}
+
+
+def disassemble(nodes: dict[str, Any], base: Tree, heads: int) -> dict[str, Piece]:
+  """{published module: its LoRA or DoRA}, layer by layer; what does nothing is left out.
+
+  Raises:
+    Unsupported: LoRA and DoRA in one tree, or an adapter of something that the base lacks.
+  """
+  leaves = trees.flat(base)
+  nodes = {path: node if isinstance(node, (LoRA, DoRA)) else node.to_lora(leaves.get(path))
+           for path, node in nodes.items()}
+  if len({isinstance(node, DoRA) for node in nodes.values()}) > 1:
     raise Unsupported(
-      f'expected adapters of this base\'s projections, found one at {next(iter(nodes))}; '
-      'load the base that it was trained on'
+      'expected LoRA alone or DoRA alone, which is one flag of PEFT\'s format, found both in one '
+      'tree; merge it into the base and save that: pretrained.save'
     )
-  return out
+
+  def cut(path: str, node: LoRA | DoRA) -> Piece | None:
+    del path
+    piece = _trim(Piece(node.a, node.b, float(node.scale), getattr(node, 'm', None)))
+    return piece if piece.a.shape[1] else None
+
+  return modules.lift(
+    nodes, modules.projections(base), base, heads, cut=cut,
+    fuse=lambda parts, tensor: _fuse(parts, tensor, leaves, heads))
 
 
 def _trim(piece: Piece) -> Piece:
   """Without the last components that are zero in A and in B: they never learn."""
   used = np.flatnonzero(np.any(piece.a != 0, 0) | np.any(piece.b != 0, 1))
-  rank = used[-1] + 1 if used.size else 0
-  return Piece(piece.a[:, :rank], piece.b[:rank], piece.scale)
+  rank = used[-1] + 1 if used.size else int(piece.m is not None)
+  return piece._replace(a=piece.a[:, :rank], b=piece.b[:rank])
 
 
 def _fuse(parts: dict[str, Piece], tensor: Tensor, leaves, heads: int) -> Piece:
@@ -249,11 +219,22 @@ def _fuse(parts: dict[str, Piece], tensor: Tensor, leaves, heads: int) -> Piece:
       start = rows.stop
     blocks.append(block)
   a = there[0].a if alike else np.concatenate([p.a for p in there], 1)
-  joined = np.asarray(tensor.join(tuple(blocks), heads))
-  return Piece(a, joined if tensor.form == 'columns' else joined.T, scale)
+  return Piece(a, modules.join(blocks, tensor, heads), scale, _fused_lengths(pieces, tensor, heads))
 
 
-def uniform(pieces: dict[str, Piece]) -> dict[str, Piece]:
+def _fused_lengths(pieces: list[Piece | None], tensor: Tensor, heads: int) -> np.ndarray | None:
+  lengths = [None if p is None else p.m for p in pieces]
+  if all(m is None for m in lengths):
+    return None
+  if any(m is None for m in lengths):
+    raise Unsupported(
+      f'expected DoRA of queries, keys and values alike, which are one module of the base, '
+      f'{tensor.theirs}, found some of them; merge it into the base and save that: pretrained.save'
+    )
+  return modules.join(lengths, tensor, heads)
+
+
+def _uniform(pieces: dict[str, Piece]) -> dict[str, Piece]:
   """The same functions with the largest rank and the commonest scale."""
   if not pieces:
     return pieces
@@ -262,4 +243,5 @@ def uniform(pieces: dict[str, Piece]) -> dict[str, Piece]:
   widen = lambda x, axis: np.pad(
     x, [(0, rank - n if i == axis else 0) for i, n in enumerate(x.shape)])
   scaled = lambda p: p.b if p.scale == scale else p.b * np.float32(p.scale / scale)
-  return {name: Piece(widen(p.a, 1), widen(scaled(p), 0), scale) for name, p in pieces.items()}
+  return {name: Piece(widen(p.a, 1), widen(scaled(p), 0), scale, p.m)
+          for name, p in pieces.items()}
