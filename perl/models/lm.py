@@ -39,8 +39,8 @@ def abstract(model: Transformer) -> Tree:
 
 def variables(base: Tree, adapter: Tree) -> dict:
   """The collections of `model.apply`: a head is read by lm, not by the model."""
-  rest = {k: v for k, v in adapter.items() if k != 'head'}
-  return {'params': base, 'adapter': trees.spread(base, rest)}
+  body = trees.spread(base, {k: v for k, v in adapter.items() if k != 'head'})
+  return {'params': base, 'adapter': body}
 
 
 def hidden(
@@ -67,8 +67,8 @@ def _states(model, base, adapter, tokens, mask, dropout_key, *, read=None, early
   context = mask if isinstance(mask, Rows) else Rows(mask)
   if shared > 1 and start > 1:
     tokens, context = Branches.of(tokens, context.mask, start - 1, shared)
-  h, first = model.apply(
-    variables(base, adapter), tokens, context, read, early, rngs=rngs, method='states')
+  weights = variables(base, adapter)
+  h, first = model.apply(weights, tokens, context, read, early, rngs=rngs, method='states')
   if read is None and isinstance(context, Branches):
     h, first = context.rows(h), context.rows(first) if early else None
   return h, first
@@ -226,10 +226,9 @@ def score(
     ValueError: the adapter has no head, or its head needs a response_mask and there is none.
   """
   head = _head(adapter)
-  reads = head_reads(head)
   features = head_features(
-    model, base, adapter, tokens, mask, reads=reads, response_mask=response_mask, start=start,
-    shared=shared, dropout_key=dropout_key,
+    model, base, adapter, tokens, mask, reads=head_reads(head), response_mask=response_mask,
+    start=start, shared=shared, dropout_key=dropout_key,
   )
   return score_of(head, features)
 

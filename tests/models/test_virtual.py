@@ -32,7 +32,7 @@ def test_a_soft_prompt_of_a_tokens_embeddings_is_those_tokens(family):
   tokens, mask = tiny.tokens(3, 8), tiny.right_mask([8, 5, 6], 8)
   words = jnp.asarray([4, 9, 2])
   adapter = {'embed': {'prompt': adapters.init(KEY, base, 'prompt')['embed']['prompt'].replace(
-    tokens=base['embed']['embedding'][words])}}
+    tokens=base['embed']['embedding'][words] * (4.0 if model.config.embed_scale else 1.0))}}
   found = lm.logits(model, base, adapter, tokens, mask)
   whole = jnp.concatenate([jnp.broadcast_to(words, (3, 3)), tokens], 1)
   seen = jnp.pad(mask, ((0, 0), (3, 0)), constant_values=True)
