@@ -1,8 +1,8 @@
 """Learning rates by method: those of LoRA, times a factor that belongs to the method.
 
-The fewer numbers a method trains, and the closer to 1 or 0 they stay, the larger a rate it bears.
-Factors were chosen on the dev split of coffee at size=tiny (experiments/results/method_rates.json);
-a method that is not listed takes LoRA's rates.
+The fewer numbers a method trains, and the closer to 1 or 0 they stay, the larger a rate it bears:
+the order of these factors is that of the papers' own rates. `python -m experiments.compare rates`
+tries others; a method that is not listed takes LoRA's.
 """
 
 from collections.abc import Mapping

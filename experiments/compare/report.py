@@ -10,8 +10,8 @@ from experiments.statistics import Estimate, estimate
 Found = dict[str, Any]
 Table = tuple[list[str], list[list[str]], list[str]]
 NONE = '–'
-KEPT = ('loss', 'test_', 'auc', 'probe_auc', 'baseline_auc', 'parameters_', 'step_seconds',
-        'wall_seconds', 'seed', 'peft')
+KEPT = ('loss', 'test_', 'auc', 'pair_accuracy', 'probe_auc', 'baseline_auc', 'parameters_',
+        'step_seconds', 'wall_seconds', 'seed', 'peft')
 ABOUT = ('commit', 'versions', 'hardware')
 
 

@@ -50,7 +50,7 @@ def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = 
   rest = {name: {k: v for k, v in t.items() if k != 'layers'} for name, t in whole.items()}
   if not (stack.copies(base) if copy is None else copy):
     return Parts(rest, blocks, lead)
-  if model.config.tied and 'embed' not in adapter:
+  if model.config.tied and not set(adapter.get('embed', ())) - {'prompt'}:
     # On CPU a product of few rows with a transposed matrix takes five times as long.
     rest['together'] = {'embed': {'unembed': base['embed']['embedding'].T}}
   return Parts(rest, [_side_by_side(_layer(blocks, i)) for i in range(model.config.layers)], lead)

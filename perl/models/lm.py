@@ -149,7 +149,7 @@ def logprobs_of(
 
   out = chunked.rowwise(
     of_chunk, parts, h, tokens[:, start:], model.config.vocab_size,
-    frozen=not any(name in adapter for name in ('embed', 'lm_head')))
+    frozen=not set(adapter.get('embed', ())) - {'prompt'})
   real = _mask(mask)
   counted = real[:, start:] & real[:, start - 1 : -1]
   if isinstance(mask, Rows) and mask.segments is not None:

@@ -80,7 +80,8 @@ def base_shardings(base: Tree, mesh: Mesh) -> Tree:
 
 
 def state_shardings(state: Tree, base: Tree, mesh: Mesh) -> Tree:
-  """Placements of a train state: leaves as large as their base parameter are placed like it.
+  """Placements of a train state: leaves as large as their base parameter are placed like it, and
+  copies of the last layers alone as those layers are.
 
   Low-rank adapters and their optimizer state are replicated; full tuning's copies, gradients and
   moments are sharded with the base, or they would not fit where the base does.
@@ -90,8 +91,9 @@ def state_shardings(state: Tree, base: Tree, mesh: Mesh) -> Tree:
   def place(path, leaf):
     name = trees.path_string(path)
     for known, shape in shapes.items():
-      if f'/{known}/' in f'/{name}/' and leaf.shape == shape:
-        return NamedSharding(mesh, base_spec(known, shape, mesh))
+      layers = known.startswith('layers/') and leaf.shape[1:] == shape[1:]
+      if f'/{known}/' in f'/{name}/' and (leaf.shape == shape or layers):
+        return NamedSharding(mesh, base_spec(known, leaf.shape, mesh))
     return NamedSharding(mesh, P())
 
   return jax.tree_util.tree_map_with_path(place, state)

@@ -73,6 +73,16 @@ def test_low_rank_adapters_are_replicated_and_full_ones_sharded_with_their_momen
     assert set(found.values()) == {spread}, method
 
 
+def test_copies_of_the_last_layers_are_sharded_as_these_are():
+  mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
+  base = tiny.make('llama', layers=4)[1]
+  adapter = adapters.init(jax.random.key(0), base, 'topk', top_layers=2)
+  places = sharding.state_shardings(adapter, base, mesh)
+  query = places['layers']['block']['attn']['q']['kernel'].w
+  assert query.spec == sharding.base_spec('layers/block/attn/q/kernel', (2, 16, 16), mesh)
+  assert query.spec != jax.sharding.PartitionSpec()
+
+
 def test_batches_are_spread_and_keep_their_order():
   mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
   batch = {'tokens': np.arange(16).reshape(8, 2), 'weight': np.ones(8, np.float32)}

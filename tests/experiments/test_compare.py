@@ -1,0 +1,102 @@
+"""Comparisons of methods, ranks and rates: their rows, their tables, and a small one run."""
+
+import json
+
+import pytest
+import toyrun
+
+from configs.fields import ConfigError
+from experiments import paper, sweep
+from experiments.compare import __main__ as compare
+from experiments.compare import report, rows
+from perl.peft import adapters
+
+SMALL = [
+  '--config.model.size=nano', '--config.model.scan_unroll=1', '--config.tokenizer.vocab_size=300',
+  '--config.data.max_prompt_tokens=24', '--config.data.max_response_tokens=8',
+  '--config.peft.rank=2', '--config.peft.targets=("attn/q",)', '--config.rl.max_new_tokens=8',
+  '--config.evaluate.max_examples=8', '--config.evaluate.bootstrap=5',
+  *(f'--config.{stage}.{name}={value}' for stage in ('pretrain', 'sft', 'reward')
+    for name, value in (('steps', 2), ('batch_size', 8), ('evaluate_every_steps', 2),
+                        ('checkpoint_every_steps', 2), ('optim.warmup_steps', 1))),
+]
+
+
+def test_all_methods_are_rows():
+  assert [row.peft for row in rows.methods('all')] == adapters.methods()
+  assert [row.name for row in rows.methods('lora,ia3')] == ['lora', 'ia3']
+  with pytest.raises(ConfigError, match='expected methods among .*found .lorra.'):
+    rows.methods('lora,lorra')
+
+
+def test_the_grid_is_hu_et_als_at_one_scale():
+  grid = rows.grid()
+  assert len(grid) == 15 and {row.peft for row in grid} == {'lora'}
+  assert all(row.fields['peft.alpha'] == 2 * row.fields['peft.rank'] for row in grid)
+  for figures in paper.RANK_GRID.values():
+    assert set(figures) == set(rows.GRID_TARGETS)
+    assert all(len(line) == len(rows.GRID_RANKS) for line in figures.values())
+
+
+def test_a_row_has_its_fields_its_rate_and_the_common_base(tmp_path):
+  made = sweep.Sweep('configs/demo.py', [], str(tmp_path), reward_from='')
+  plain = rows.config(made, rows.Row('lora', 'lora'), 3, test=True)
+  row = rows.Row('lora_x3', 'lora', {'peft.rank': 4}, 3.0)
+  found = rows.config(made, row, 3, test=False)
+  assert found.peft.rank == 4 and found.seed == 3
+  assert found.sft.optim.learning_rate == pytest.approx(3 * plain.sft.optim.learning_rate)
+  assert plain.sft.test and not found.sft.test
+  assert found.inputs.base == str(tmp_path / 'base' / 'pretrain')
+
+
+def finished(name, peft, seed, loss, **more):
+  sft = {'test_loss': loss, 'loss': loss, 'test_perplexity': 2.0, 'test_exact_match': 1 - loss,
+         'parameters_trainable': 1000, 'commit': 'abc', **more}
+  return {'name': name, 'peft': peft, 'factor': 1.0, 'seed': seed, 'sft': sft}
+
+
+def test_methods_are_told_from_lora_by_differences_of_a_seed():
+  found = [finished(name, name, seed, loss + 0.1 * seed + 0.001 * noise)
+           for name, loss in (('lora', 0.5), ('ia3', 0.6), ('dora', 0.5))
+           for seed, noise in enumerate((0, 1, -1))]
+  head, body, notes = report.methods(found)
+  assert head[0] == 'method' and [line[0] for line in body][-1] == 'ia3'
+  assert any('SFT loss' in note and 'better none; worse ia3' in note for note in notes)
+  assert any('exact match' in note and 'worse ia3' in note for note in notes)
+
+
+@pytest.mark.parametrize('ordered', [True, False])
+def test_the_grid_says_whether_it_agrees(ordered):
+  better = {'q': 0.0, 'q,v': 0.1, 'q,k,v,o': 0.12} if ordered else dict.fromkeys(
+    rows.GRID_TARGETS, 0.0)
+  found = [finished(f'{t.replace(",", "")}_r{r}', 'lora', seed, 0.6 - better[t] - 0.001 * i)
+           for t in rows.GRID_TARGETS for i, r in enumerate(rows.GRID_RANKS) for seed in (0, 1)]
+  _, body, notes = report.grid(found)
+  assert len(body) == 3 * 4
+  assert ('at 5 of 5 ranks: agrees' in notes[0]) == ordered
+  assert ('at 0 of 5 ranks: does not' in notes[0]) == (not ordered)
+  assert report.grid(found[:-2])[2][0].startswith('Not all of the grid is finished')
+
+
+def test_the_best_rate_is_bold():
+  found = [finished(f'lora_x{f:g}', 'lora', 0, loss) | {'factor': f}
+           for f, loss in ((0.3, 0.6), (1.0, 0.5), (3.0, 0.7))]
+  _, body, _ = report.rates(found)
+  assert body == [['lora', '1', '0.6000', '**0.5000**', '0.7000']]
+
+
+def test_a_small_comparison_is_run_once_and_written(tmp_path, capsys):
+  command = ['methods', '--config=configs/demo.py', f'--workdir={tmp_path / "run"}',
+             '--methods=lora,prompt', '--seeds=0', f'--json={tmp_path / "found.json"}', *SMALL]
+  with toyrun.small_world():
+    assert compare.main(command) == 0
+    first = capsys.readouterr().out
+    assert compare.main(command) == 0
+    again = capsys.readouterr().out
+  assert '| lora |' in first and '| prompt |' in first
+  assert again.count('skipped: finished before') == 2 + 1 + 4
+  found = json.loads((tmp_path / 'found.json').read_text())
+  assert [row['name'] for row in found['rows']] == ['lora', 'prompt']
+  for row in found['rows']:
+    assert 0 < row['sft']['test_loss'] < 20 and 0 <= row['reward']['pair_accuracy'] <= 1
+  assert found['versions'] and found['hardware']
