@@ -1,6 +1,5 @@
 """Adapters as a tree beside the base: make, merge, unmerge, head, stack, count, split."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 
 from perl import trees
-from perl.peft.protocol import Kind, classes, fixed_of, is_adapter, options_of
+from perl.peft.protocol import Kind, check_options, classes, fixed_of, is_adapter, kernels, taken
 from perl.peft.protocol import find as find
 from perl.peft.protocol import methods as methods
 from perl.products import dense
@@ -52,12 +51,14 @@ def init(
   Raises:
     ValueError: a pattern matches nothing, nothing would be trained, an option that no method has.
   """
+  check_options(options)
   module, leaves = find(method), trees.flat(base)
   top = _top(module, leaves, top_layers)
+  given = {**options, 'targets': targets, 'top_layers': top}
   places = _places(module, leaves, targets, options)
   keys = dict(zip(places, jax.random.split(jax.random.fold_in(key, 0), max(len(places), 1))))
   adapter = trees.nest({
-    name: _make(module, keys[name], source, leaves, top, targets, options)
+    name: _make(module, keys[name], source, leaves, given)
     for name, source in places.items()})
   if head:
     width = leaves['final_norm/scale'].shape[-1]
@@ -74,9 +75,8 @@ def _places(module: ModuleType, leaves: dict, targets: Sequence[str], options: M
   if not leaves:
     return {}
   if hasattr(module, 'places'):
-    return module.places(leaves, targets, **options_of(module.places, options))
-  kernels = [n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')]
-  return {f'{n}/kernel': f'{n}/kernel' for n in trees.match(kernels, targets)}
+    return module.places(leaves, targets, **taken(module.places, options))
+  return {name: name for name in kernels(leaves, targets)}
 
 
 def _top(module: ModuleType, leaves: Mapping[str, Any], asked: int) -> int:
@@ -90,17 +90,17 @@ def _top(module: ModuleType, leaves: Mapping[str, Any], asked: int) -> int:
 
 
 def _make(
-  module: ModuleType, key: jax.Array, source: Any, leaves: Mapping[str, Any], top: int,
-  targets: Sequence[str], options: Mapping[str, Any],
+  module: ModuleType, key: jax.Array, source: Any, leaves: Mapping[str, Any],
+  given: Mapping[str, Any],
 ) -> Any:
   """One adapter, of the parameter or parameters at `source`."""
-  given = {**options, 'top_layers': top, 'path': source, 'targets': targets}
-  taken = {n: v for n, v in given.items() if n in inspect.signature(module.init).parameters}
-  options_of(module.init, options)
+  options = taken(module.init, {**given, 'path': source})
   if not isinstance(source, str):
-    return module.init(key, {name: leaves[name] for name in source}, **taken)
+    return module.init(key, {name: leaves[name] for name in source}, **options)
   weight = leaves[source]
-  return module.init(key, _last(weight, top) if source.startswith('layers/') else weight, **taken)
+  if source.startswith('layers/'):
+    weight = _last(weight, given['top_layers'])
+  return module.init(key, weight, **options)
 
 
 def _last(weight: Any, layers: int) -> Any:
@@ -124,11 +124,7 @@ def optimizer(
     **options: as in `init`.
   """
   wrap = getattr(find(method), 'optimizer', None)
-  if wrap is None:
-    return tx
-  taken = options_of(wrap, {n: v for n, v in options.items() if n not in ('targets', 'top_layers')})
-  return wrap(tx, **taken, **({'steps': steps} if 'steps' in inspect.signature(wrap).parameters
-                              else {}))
+  return tx if wrap is None else wrap(tx, **taken(wrap, {**options, 'steps': steps}))
 
 
 def init_head(key: jax.Array, width: int, *, reads: Sequence[str] = ()) -> Tree:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl import trees
+from perl.peft.protocol import kernels
 
 
 class Bias(struct.PyTreeNode):
@@ -47,11 +47,9 @@ class NewBias(struct.PyTreeNode):
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
   """Every bias of the base, norms' among them; the kernels of targets that have none."""
   found = {name: name for name in leaves if name.endswith('/bias')}
-  for path in trees.match([n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')],
-                          targets):
-    if f'{path}/bias' not in leaves:
-      found[f'{path}/kernel'] = f'{path}/kernel'
-  return found
+  bare = [name for name in kernels(leaves, targets)
+          if f'{name.removesuffix("/kernel")}/bias' not in leaves]
+  return found | {name: name for name in bare}
 
 
 def init(key: jax.Array, weight: jax.Array, *, path: str) -> Bias | NewBias:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl import trees
+from perl.peft.protocol import kernels
 
 
 class Outputs(struct.PyTreeNode):
@@ -71,9 +71,7 @@ def _not_zero(factors: jax.Array) -> jax.Array:
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
   """Keys, values and the MLP's last projection, as in the paper, whatever the targets."""
   del targets
-  names = [name for name in leaves if name.endswith('/kernel')]
-  found = trees.match([n.removesuffix('/kernel') for n in names], ('attn/(k|v)', 'mlp/down'))
-  return {f'{name}/kernel': f'{name}/kernel' for name in found}
+  return {name: name for name in kernels(leaves, ('attn/(k|v)', 'mlp/down'))}
 
 
 def init(key: jax.Array, weight: jax.Array, *, path: str) -> Outputs | Inputs:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from perl import trees
+from perl.peft.protocol import kernels
 from perl.types import Tree
 
 
@@ -55,7 +56,7 @@ class Intrinsic(struct.PyTreeNode):
     leaves = trees.flat(base)
     key = jax.random.key(self.projection_seed)
     found = {}
-    for i, name in enumerate(_kernels(leaves, self.targets)):
+    for i, name in enumerate(kernels(leaves, self.targets)):
       shape = leaves[name].shape
       if self.top_layers and name.startswith('layers/'):
         shape = (self.top_layers, *shape[1:])
@@ -94,12 +95,7 @@ def hadamard(x: jax.Array) -> jax.Array:
 
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
   """One vector at the root, over all targets."""
-  return {'intrinsic': tuple(_kernels(leaves, targets))}
-
-
-def _kernels(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> list[str]:
-  names = [n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')]
-  return [f'{n}/kernel' for n in trees.match(names, targets)]
+  return {'intrinsic': tuple(kernels(leaves, targets))}
 
 
 def init(

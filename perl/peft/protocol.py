@@ -21,13 +21,13 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from flax import struct
 
-from perl import peft
+from perl import peft, trees
 
 
 def methods() -> list[str]:
@@ -47,20 +47,27 @@ def find(method: str) -> ModuleType:
   return importlib.import_module(f'perl.peft.{method}')
 
 
-def options_of(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Those of the options that the function takes.
+def kernels(leaves: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
+  """The paths of the matrices that the targets name, in the order of the leaves."""
+  names = [n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')]
+  return [f'{n}/kernel' for n in trees.match(names, targets)]
 
-  Raises:
-    ValueError: an option that no method has.
-  """
-  if unknown := sorted(set(options) - _known_options()):
+
+def taken(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+  """What the function takes of what is given."""
+  return {n: given[n] for n in inspect.signature(function).parameters if n in given}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+  """Raises ValueError for an option that no method has."""
+  if unknown := sorted(set(options) - known_options()):
     raise ValueError(
-      f'expected options of a method among {sorted(_known_options())}, found {unknown[0]!r}')
-  return {n: options[n] for n in inspect.signature(function).parameters if n in options}
+      f'expected options of a method among {sorted(known_options())}, found {unknown[0]!r}')
 
 
 @functools.cache
-def _known_options() -> frozenset[str]:
+def known_options() -> frozenset[str]:
+  """The options of all methods."""
   hooks = ('init', 'places', 'optimizer')
   functions = [getattr(find(m), hook) for m in methods() for hook in hooks
                if hasattr(find(m), hook)]

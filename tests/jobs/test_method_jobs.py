@@ -68,5 +68,5 @@ def test_fields_of_methods_are_options_of_methods():
 
   own = {name.removeprefix('peft.') for name in fields.FIELDS if name.startswith('peft.')}
   others = {'name', 'targets', 'top_layers'}
-  assert own - others <= protocol._known_options()
-  assert protocol._known_options() - own <= {'decay'}
+  assert own - others <= protocol.known_options()
+  assert protocol.known_options() - own <= {'decay'}

@@ -30,10 +30,10 @@ def example(tmp_path_factory):
   folder = tmp_path_factory.mktemp('peft')
   (folder / 'lora_xs.py').write_text(text)
   peft.__path__.append(str(folder))
-  protocol._known_options.cache_clear()
+  protocol.known_options.cache_clear()
   yield text
   peft.__path__.remove(str(folder))
-  protocol._known_options.cache_clear()
+  protocol.known_options.cache_clear()
 
 
 def test_it_is_short(example):
