@@ -127,8 +127,8 @@ def optimizer(
   first, last = int(budget_start * steps), steps - int(budget_end * steps)
 
   def init(params: Tree) -> State:
-    zeros = jax.tree.map(jnp.zeros_like, _nodes(params))
-    return State(tx.init(params), jnp.zeros((), jnp.int32), zeros, zeros)
+    zeros = lambda: jax.tree.map(jnp.zeros_like, _nodes(params))  # arrays of their own: donated
+    return State(tx.init(params), jnp.zeros((), jnp.int32), zeros(), zeros())
 
   def update(grads: Tree, state: State, params: Tree) -> tuple[Tree, State]:
     grads = _map(lambda node, grad: _add_orthogonality(node, grad, orthogonality), params, grads)

@@ -1,15 +1,18 @@
 """Every method in every job: all by the programs that a job would run, one of a kind by running."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import tiny
 import toyrun as run
 from test_resume import from_run
 
 from configs import base as fields
 from experiments import launch
+from perl import trees
 from perl.jobs import programs
 from perl.peft import adapters
 from perl.train import checkpoint
@@ -47,11 +50,11 @@ def test_a_pipeline_over_an_anchor_that_it_cannot_be_merged_into(method, toyrun,
   assert np.isfinite(found['rl']['reward'])
   identity = getattr(adapters.find(method), 'IDENTITY', True)
   assert (abs(found['rl']['kl_start']) < 1e-5) == identity
-  trees = {stage: checkpoint.load_tree(tmp_path / stage / 'adapter') for stage in stages[:3]}
+  saved = {stage: checkpoint.load_tree(tmp_path / stage / 'adapter') for stage in stages[:3]}
   shapes = [jax.tree.map(np.shape, {k: v for k, v in tree.items() if k != 'head'})
-            for tree, _ in trees.values()]
+            for tree, _ in saved.values()]
   assert shapes[0] == shapes[1] == shapes[2]  # of each stage its own alone
-  digests = {stage: meta['base_digest'] for stage, (_, meta) in trees.items()}
+  digests = {stage: meta['base_digest'] for stage, (_, meta) in saved.items()}
   assert digests['reward'] == digests['rl'] != digests['sft']
 
 
@@ -70,3 +73,19 @@ def test_fields_of_methods_are_options_of_methods():
   others = {'name', 'targets', 'top_layers'}
   assert own - others <= protocol.known_options()
   assert protocol.known_options() - own <= {'decay'}
+
+
+def test_a_budget_of_ranks_resumes_to_the_bit(toyrun, tmp_path):
+  """Importance and step of the budget are in the checkpoint, for they are the optimizer's."""
+  config = from_run(toyrun, peft__name='adalora', sft__steps=4, peft__budget_every_steps=1, **SMALL)
+  found = []
+  with run.small_world():
+    for _ in range(2):
+      launch.run_stages(config, ('sft',), tmp_path)
+      found.append(checkpoint.load_tree(tmp_path / 'sft' / 'adapter')[0])
+      shutil.rmtree(tmp_path / 'sft' / 'adapter')
+      shutil.rmtree(tmp_path / 'sft' / 'checkpoints' / '4')
+      (tmp_path / 'sft' / 'summary.json').unlink()
+  tiny.equal(*found)
+  ranks = [np.count_nonzero(x) for n, x in trees.flat(found[0]).items() if n.endswith('/e')]
+  assert sum(ranks) == 2 * 4 * 2

@@ -382,3 +382,14 @@ def test_over_a_quantized_base(method):
     state, base, method.batch)
   assert metrics['finite'] == 1.0 and trees.digest(base) == before
   assert trees.digest(state.adapters) != trees.digest(fresh)
+
+
+def test_every_array_is_its_own(method):
+  """A state is donated to its step: it shares no memory with itself or the base."""
+  tx = adapters.optimizer(method.name, optim.make('adamw', learning_rate=1e-2, steps=4), steps=4)
+  state = step.init_state(
+    method.init(jax.random.key(0)), tx, jax.random.key(0), adapters.split)
+  arrays = [x for x in jax.tree.leaves((state.adapters, state.opt_state, method.base))
+            if x.size > 1]
+  pointers = [x.unsafe_buffer_pointer() for x in arrays]
+  assert len(set(pointers)) == len(pointers)
