@@ -8,6 +8,7 @@ import qwix
 import tiny
 
 from perl import trees
+from perl.products import dense
 from perl.quantization import quantize, quantize_tree
 from perl.quantized import (
   FP4,
@@ -17,7 +18,6 @@ from perl.quantized import (
   Quantized,
   Scheme,
   bits_per_parameter,
-  dense,
   is_quantized,
   scheme_of,
 )

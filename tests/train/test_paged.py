@@ -47,7 +47,8 @@ def trained(request):
     for _ in range(2):
       state, metrics = run(state, base, batch)
     return types.SimpleNamespace(
-      state=state, metrics=metrics, kinds=[*kinds, memory_kinds(state.opt_state)], run=run)
+      state=state, metrics=metrics, kinds=[*kinds, memory_kinds(state.opt_state)],
+      programs=run._cache_size())
 
   return {kind: two(kind) for kind in paging.KINDS}
 
@@ -67,7 +68,7 @@ def test_paged_steps_are_the_others_to_the_bit(trained):
   tiny.equal(jax.device_get(paged.state.adapters), jax.device_get(plain.state.adapters))
   tiny.equal(jax.device_get(paged.state.opt_state), jax.device_get(plain.state.opt_state))
   assert paged.metrics == plain.metrics and paged.metrics['finite'] == 1.0
-  assert paged.run._cache_size() == 1
+  assert paged.programs == 1
 
 
 def test_saved_and_resumed_it_is_in_the_host_s_memory_again(trained, tmp_path):
