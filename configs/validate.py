@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.fields import ConfigError, Field, flatten, nearest
 
+COPIES = ('full', 'topk')
+"""Methods that train copies of kernels: at full tuning's rates, and over no quantized base."""
+
 FULL_TUNING_RATE = 5e-5
 """Adapters hardly move below this rate: the paper's are 1e-4 and more, its full ones 1e-5."""
 
@@ -192,7 +195,7 @@ def _checkpoint(config: ConfigDict) -> Iterator[str]:
 
 
 def _quantized(config: ConfigDict) -> Iterator[str]:
-  if config.model.quantize and config.peft.name in ('full', 'topk'):
+  if config.model.quantize and config.peft.name in COPIES:
     yield (f'expected model.quantize=\'\' for peft.name={config.peft.name}, found '
            f'{config.model.quantize!r}: only frozen matrices are quantized; set peft.name=lora, '
            "or model.quantize=''")
@@ -202,7 +205,7 @@ def _quantized(config: ConfigDict) -> Iterator[str]:
 
 
 def _slow_adapters(config: ConfigDict) -> Iterator[str]:
-  if config.peft.name == 'full':
+  if config.peft.name in COPIES:
     return
   rates = {f'{s}.optim.learning_rate': config[s].optim.learning_rate
            for s in ('sft', 'reward', 'rl') if s in config.stages}

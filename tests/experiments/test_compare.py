@@ -5,7 +5,9 @@ import json
 import pytest
 import toyrun
 
+from configs import validate
 from configs.fields import ConfigError
+from configs.rates import COPIES, FACTORS
 from experiments import paper, sweep
 from experiments.compare import __main__ as compare
 from experiments.compare import report, rows
@@ -100,3 +102,8 @@ def test_a_small_comparison_is_run_once_and_written(tmp_path, capsys):
   for row in found['rows']:
     assert 0 < row['sft']['test_loss'] < 20 and 0 <= row['reward']['pair_accuracy'] <= 1
   assert found['versions'] and found['hardware']
+
+
+def test_every_method_has_a_factor_of_a_rate():
+  assert {*FACTORS, *COPIES} == set(adapters.methods())
+  assert set(COPIES) == set(validate.COPIES)
