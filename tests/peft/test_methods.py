@@ -303,18 +303,14 @@ def test_decoding_with_a_cache_is_teacher_forcing(method, copy):
   np.testing.assert_allclose(found, expected[:, prompt - 1 : -1], atol=2e-5)
 
 
-@pytest.mark.parametrize('family', ['remat', 'gemma2'])
-def test_in_other_families_loops_and_memory_plans(method, family):
-  """Checkpointed, with windows and norms after sublayers: padding changes nothing."""
+def test_padding_on_either_side_changes_nothing(method):
+  """In a loop over checkpointed layers, with windows and with norms after sublayers."""
   skip_the_same(method)
-  model, base = tiny.make(family)
+  model, base = tiny.make('gemma2', remat='layer')
   adapter = tiny.trained(adapters.init(jax.random.key(0), base, method.name, **OPTIONS))
   ask = jax.jit(functools.partial(lm.logprobs, model))
   tokens, mask = tiny.tokens(4, 8), tiny.right_mask([8, 8, 5, 3], 8)
   found = ask(base, adapter, tokens, mask)
-  if family == 'remat':
-    plain = tiny.make()[0]
-    np.testing.assert_allclose(found, lm.logprobs(plain, base, adapter, tokens, mask), atol=2e-5)
   left = lambda x: jnp.stack([jnp.roll(row, 8 - n) for row, n in zip(x, (8, 8, 5, 3))])
   again = ask(base, adapter, left(tokens), left(mask))
   np.testing.assert_allclose(again, left(found), atol=2e-5)
