@@ -16,6 +16,8 @@ from perl.models.tensors import CorruptTensors
 from perl.peft import adapters, interop
 from perl.peft.lora import LoRA
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 peft = pytest.importorskip('peft')
 torch, transformers = hub.torch, hub.transformers
 warnings.filterwarnings('ignore', module='peft')
