@@ -3,16 +3,15 @@
 `python -m experiments.launch --config=configs/base.py --help_fields` prints them. The defaults
 are the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it
 needs.
-Another source is named in short: Lee = arXiv 2309.00267, Hu = arXiv 2106.09685 (LoRA),
-Kalajdzievski = arXiv 2312.03732 (rsLoRA), Hayou = arXiv 2402.12354 (LoRA+), Zhang = arXiv
-2303.10512 (AdaLoRA), Aghajanyan = arXiv 2012.13255, Houlsby = arXiv 1902.00751, Li = arXiv
-2101.00190 (prefix tuning), Dettmers = arXiv 2305.14314 (QLoRA).
+Another source is named in short: Lee = arXiv 2309.00267, Dettmers = arXiv 2305.14314 (QLoRA), those
+of methods in configs/methods.py, which holds their fields.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import methods
 from configs.fields import ConfigError, Field, nest
 
 STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
@@ -141,44 +140,7 @@ FIELDS: dict[str, Field] = {
                              'have the least padding, in place of data.buckets; 0 keeps these.',
                              'buckets', low=0),
 
-  'peft.name': Field('lora', 'What is trained: a file of perl/peft; full is the paper\'s baseline.',
-                     source='PERL', folder='peft', defines='parameters'),
-  'peft.rank': Field(8, 'Rank r of each adapter; the paper tries 1, 4, 8, 16.', source='PERL',
-                     low=1),
-  'peft.alpha': Field(16.0, 'The adapter\'s output is scaled by alpha / r.', source='Hu 4.1',
-                      low=0.0),
-  'peft.rslora': Field(False, 'Scale by alpha / sqrt(r) instead.', source='Kalajdzievski'),
-  'peft.dropout': Field(0.0, 'Dropout of the adapter\'s input in sft and reward (never in rl); '
-                        'below 1.', 'probability', 'PERL A.3', low=0.0, high=0.999),
-  'peft.targets': Field(('attn/(q|k|v|o)',), 'Regular expressions over the paths of projections: '
-                        'which get an adapter. The paper\'s choice; methods with places of their '
-                        'own ignore them.', source='PERL'),
-  'peft.top_layers': Field(0, 'Only the last so many layers are adapted, and have a backward pass; '
-                           '0: the method\'s own choice (topk: a quarter), mostly all.', 'layers',
-                           low=0),
-  'peft.rate_ratio': Field(16.0, 'lora_plus: learning rate of B over that of A.',
-                           source='Hayou 5', low=0.0),
-  'peft.projection_seed': Field(0, 'vera, intrinsic: seed of the frozen random matrices.', low=0),
-  'peft.dimension': Field(1000, 'intrinsic: entries of the one vector that is trained.',
-                          source='Aghajanyan', low=1),
-  'peft.experts': Field(4, 'mole: LoRA experts beside a matrix, each of rank peft.rank.', 'experts',
-                        low=1),
-  'peft.top_experts': Field(2, 'mole: experts that a token goes to.', 'experts', low=1),
-  'peft.initial_rank': Field(0, 'adalora: rank at the start; 0 is peft.rank and half as much '
-                             'again.', source='Zhang 4', low=0),
-  'peft.orthogonality': Field(0.1, 'adalora: weight of the distance of P and Q from orthogonal '
-                              'ones.', source='Zhang 4', low=0.0),
-  'peft.budget_start': Field(0.1, 'adalora: share of the steps before ranks are first cut.',
-                             source='Zhang', low=0.0, high=1.0),
-  'peft.budget_end': Field(0.5, 'adalora: share of the steps after the last cut.', source='Zhang',
-                           low=0.0, high=1.0),
-  'peft.budget_every_steps': Field(10, 'adalora: steps from one cut to the next.', 'steps', 'Zhang',
-                                   low=1),
-  'peft.bottleneck': Field(64, 'houlsby, pfeiffer: width of the adapter\'s inner layer.',
-                           source='Houlsby', low=1),
-  'peft.virtual_tokens': Field(16, 'prefix, prompt: tokens that lead every row.', 'tokens', low=1),
-  'peft.prefix_width': Field(0, 'prefix: width of the network that makes keys and values while '
-                             'they are trained; 0 trains them themselves.', source='Li 4.3', low=0),
+  **methods.FIELDS,
 
   'mesh.data': Field(-1, 'Devices over which the batch is split; -1 is all that are left.',
                      'devices', low=-1, identity=False),

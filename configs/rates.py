@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from configs import arguments, validate
 
 FACTORS = {
-  'adalora': 4.0, 'bitfit': 4.0, 'dora': 1.0, 'houlsby': 1.0, 'ia3': 10.0, 'intrinsic': 10.0,
-  'lntuning': 4.0, 'lora': 1.0, 'lora_fa': 2.0, 'lora_plus': 0.25, 'mole': 1.0, 'pfeiffer': 1.0,
-  'pissa': 0.5, 'prefix': 10.0, 'prompt': 10.0, 'rslora': 0.5, 'vera': 10.0,
+  'adalora': 4.0, 'bitfit': 4.0, 'dora': 1.0, 'full': 1.0, 'houlsby': 1.0, 'ia3': 10.0,
+  'intrinsic': 10.0, 'lntuning': 4.0, 'lora': 1.0, 'lora_fa': 2.0, 'lora_plus': 0.25, 'mole': 1.0,
+  'pfeiffer': 1.0, 'pissa': 0.5, 'prefix': 10.0, 'prompt': 10.0, 'rslora': 0.5, 'topk': 2.0,
+  'vera': 10.0,
 }
-COPIES = {'full': 1.0, 'topk': 2.0}
-"""Of full tuning's rates: methods that train copies of the weights."""
+"""Of LoRA's rates; of full tuning's for validate.COPIES."""
 
 ARGUMENT = arguments.Argument('lora', 'what is trained', validate.names_in('peft', 'parameters'))
 """The argument `peft` of a config file."""
@@ -23,5 +23,5 @@ ARGUMENT = arguments.Argument('lora', 'what is trained', validate.names_in('peft
 
 def of(method: str, lora: Mapping[str, float], full: Mapping[str, float]) -> dict[str, float]:
   """{stage: rate} of a method, of LoRA's and full tuning's."""
-  factor, rates = (COPIES[method], full) if method in COPIES else (FACTORS.get(method, 1.0), lora)
-  return {stage: factor * rate for stage, rate in rates.items()}
+  rates = full if method in validate.COPIES else lora
+  return {stage: FACTORS.get(method, 1.0) * rate for stage, rate in rates.items()}

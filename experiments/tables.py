@@ -65,12 +65,7 @@ def results(
   `unit` is what rows differ in beside the method. A fact (commit, versions, hardware) on which
   stages differ stays in their summaries as well.
   """
-  summaries = [row[stage] for row in rows for stage in STAGES if stage in row]
-  shared = {}
-  for name in ABOUT:
-    values = [s.get(name) for s in summaries]
-    different = [v for i, v in enumerate(values) if v is not None and v not in values[:i]]
-    shared[name] = different[0] if len(different) == 1 else different
+  shared = common_facts([row[stage] for row in rows for stage in STAGES if stage in row])
   slim = lambda s: {k: v for k, v in s.items() if k not in ABOUT or v != shared[k]}
   common = {
     folder.relative_to(workdir).as_posix(): slim(summary)
@@ -85,6 +80,16 @@ def results(
     'shared_stages': common,
     'rows': [{k: slim(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows],
   }
+
+
+def common_facts(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """{fact: its value in all summaries, or a list of the different ones}, for ABOUT."""
+  shared = {}
+  for name in ABOUT:
+    values = [s.get(name) for s in summaries]
+    different = [v for i, v in enumerate(values) if v is not None and v not in values[:i]]
+    shared[name] = different[0] if len(different) == 1 else different
+  return shared
 
 
 def load(path: str) -> list[dict[str, Any]]:

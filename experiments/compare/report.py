@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments import paper
+from configs.rates import FACTORS
+from experiments import paper, tables
 from experiments.compare import rows as kinds
 from experiments.statistics import Estimate, estimate
 
@@ -12,7 +13,6 @@ Table = tuple[list[str], list[list[str]], list[str]]
 NONE = '–'
 KEPT = ('loss', 'test_', 'auc', 'pair_accuracy', 'probe_auc', 'baseline_auc', 'parameters_',
         'step_seconds', 'wall_seconds', 'seed', 'peft')
-ABOUT = ('commit', 'versions', 'hardware')
 
 
 def methods(found: Sequence[Found]) -> Table:
@@ -76,8 +76,7 @@ def grid(found: Sequence[Found]) -> Table:
 
 
 def _at(found, targets: str, rank: int, field: str, times: float) -> Estimate | None:
-  name = f'{targets.replace(",", "")}_r{rank}'
-  mine = [row for row in found if row['name'] == name]
+  mine = [row for row in found if row['name'] == kinds.grid_name(targets, rank)]
   return estimate([times * x for x in _figures(mine, 'sft', field)])
 
 
@@ -103,11 +102,11 @@ def _agreement(found: Sequence[Found]) -> list[str]:
 
 def rates(found: Sequence[Found]) -> Table:
   """The dev loss of every method by its learning rate, the least marked."""
-  factors = sorted({round(row['factor'] / kinds.factor_of(kinds.Row('', row['peft'])), 6)
+  factors = sorted({round(row['factor'] / FACTORS.get(row['peft'], 1.0), 6)
                     for row in found})
   body = []
   for name in dict.fromkeys(row['peft'] for row in found):
-    own = kinds.factor_of(kinds.Row('', name))
+    own = FACTORS.get(name, 1.0)
     losses = [estimate(_figures([r for r in found if r['name'] == f'{name}_x{f:g}'], 'sft', 'loss'))
               for f in factors]
     least = min((x.mean for x in losses if x), default=None)
@@ -119,12 +118,8 @@ def rates(found: Sequence[Found]) -> Table:
 
 def slim(found: Sequence[Found]) -> dict[str, Any]:
   """What is committed of the rows: chief figures, and once what all of them share."""
-  summaries = [row[stage] for row in found for stage in ('sft', 'reward') if stage in row]
-  shared = {}
-  for name in ABOUT:
-    values = [s.get(name) for s in summaries]
-    different = [v for i, v in enumerate(values) if v not in values[:i]]
-    shared[name] = different[0] if len(different) == 1 else different
+  shared = tables.common_facts(
+    [row[stage] for row in found for stage in kinds.STAGES if stage in row])
   keep = lambda s: {k: v for k, v in s.items() if k.startswith(KEPT)}
   return {**shared, 'rows': [
     {k: keep(v) if isinstance(v, dict) else v for k, v in row.items()} for row in found]}

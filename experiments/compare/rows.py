@@ -8,13 +8,14 @@ from ml_collections import ConfigDict
 
 from configs.base import TRAINED
 from configs.fields import ConfigError
-from configs.rates import COPIES, FACTORS
+from configs.rates import FACTORS
 from configs.validate import names_in
 from experiments import runs, sweep
 
 GRID_TARGETS = {'q': ('attn/q',), 'q,v': ('attn/(q|v)',), 'q,k,v,o': ('attn/(q|k|v|o)',)}
 """Hu et al.'s sets of matrices, Table 6."""
 GRID_RANKS = (1, 2, 4, 8, 64)
+STAGES = ('sft', 'reward')
 
 
 class Row(NamedTuple):
@@ -38,9 +39,14 @@ def methods(text: str) -> list[Row]:
 def grid(ranks: Sequence[int] = GRID_RANKS) -> list[Row]:
   """LoRA by rank and matrices, at one scale alpha / r, as Hu et al. have it."""
   return [
-    Row(f'{targets.replace(",", "")}_r{rank}', 'lora',
+    Row(grid_name(targets, rank), 'lora',
         {'peft.targets': patterns, 'peft.rank': rank, 'peft.alpha': 2.0 * rank})
     for targets, patterns in GRID_TARGETS.items() for rank in ranks]
+
+
+def grid_name(targets: str, rank: int) -> str:
+  """The row of the grid for a set of GRID_TARGETS: 'qv_r4'."""
+  return f'{targets.replace(",", "")}_r{rank}'
 
 
 def rates(text: str, factors: Sequence[float]) -> list[Row]:
@@ -51,7 +57,7 @@ def rates(text: str, factors: Sequence[float]) -> list[Row]:
 
 def factor_of(row: Row) -> float:
   """Its learning rates over LoRA's, or over full tuning's for methods that train copies."""
-  return row.factor * {**FACTORS, **COPIES}.get(row.peft, 1.0)
+  return row.factor * FACTORS.get(row.peft, 1.0)
 
 
 def config(made: sweep.Sweep, row: Row, seed: int, *, test: bool) -> ConfigDict:
@@ -64,14 +70,12 @@ def config(made: sweep.Sweep, row: Row, seed: int, *, test: bool) -> ConfigDict:
     test: measure sft on the test split.
   """
   found = made.config(peft=row.peft, seed=seed)
-  for name, value in row.fields.items():
-    found.update_from_flattened_dict({name: value})
+  found.update_from_flattened_dict(row.fields)
   for stage in TRAINED[1:]:
     found[stage].optim.learning_rate *= row.factor
   found.sft.test = test
-  folder = made.workdir
-  found.inputs.update(
-    tokenizer=str(folder / 'base' / 'tokenizer'), base=str(folder / 'base' / 'pretrain'))
+  base = made.workdir / 'base'
+  found.inputs.update(tokenizer=str(base / 'tokenizer'), base=str(base / 'pretrain'))
   return found
 
 
@@ -79,7 +83,7 @@ def collect(workdir: str | pathlib.Path, rows: Sequence[Row]) -> Iterator[dict[s
   """{'name', 'peft', 'factor', 'seed', stage: its summary} of all rows and seeds that are done."""
   for row in rows:
     for folder in sorted(pathlib.Path(workdir).glob(f'seed*/{row.name}')):
-      found = {stage: summary for stage in ('sft', 'reward')
+      found = {stage: summary for stage in STAGES
                if (summary := runs.summary(folder / stage))}
       if found:
         seed = int(folder.parent.name.removeprefix('seed'))

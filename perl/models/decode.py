@@ -50,15 +50,16 @@ def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = 
   rest = {name: {k: v for k, v in t.items() if k != 'layers'} for name, t in whole.items()}
   if not (stack.copies(base) if copy is None else copy):
     return Parts(rest, blocks, lead)
-  if model.config.tied and not set(adapter.get('embed', ())) - {'prompt'}:
+  if model.config.tied and virtual.unembedding_is_frozen(adapter):
     # On CPU a product of few rows with a transposed matrix takes five times as long.
     rest['together'] = {'embed': {'unembed': base['embed']['embedding'].T}}
-  return Parts(rest, [_side_by_side(_layer(blocks, i)) for i in range(model.config.layers)], lead)
+  count = model.config.layers
+  return Parts(rest, [_side_by_side(depth.layer(blocks, i, count)) for i in range(count)], lead)
 
 
 def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
   """The collections of a Block, with products of the same input in one where none is adapted."""
-  params, adapter, made = layer['params'], layer.get('adapter') or {}, {}
+  params, adapter, made = layer['params'], layer.get('adapter', {}), {}
   for module, names in TOGETHER.items():
     own = params[module]
     if is_quantized(own.get(names[0], {}).get('kernel')):
@@ -164,14 +165,6 @@ def grow(cache: Cache, slots: int) -> Cache:
   """The cache with room for so many tokens of each response."""
   larger = jax.tree.map(lambda s: s.grow(slots), cache.own, is_leaf=lambda s: isinstance(s, Store))
   return cache.replace(own=larger)
-
-
-def _layer(stacks: Tree, i: int) -> Tree:
-  """The collections of layer i, which the compiler knows."""
-  layers = jax.tree.leaves(stacks['params'])[0].shape[0]
-  return {'params': jax.tree.map(lambda w: w[i], stacks['params'])} | {
-    name: own for name in stacks if name != 'params'
-    and (own := depth.take(stacks[name], i, layers))}
 
 
 def _loops(parts: Parts, layers: int) -> Iterator[tuple[int, int, Callable[[jax.Array], Tree]]]:

@@ -31,6 +31,13 @@ def take(adapter: Tree | None, which: int | slice, layers: int) -> Tree | None:
   return None if adapter is None else _each(pick, adapter)
 
 
+def layer(blocks: dict[str, Tree], i: int, layers: int) -> dict[str, Tree]:
+  """The collections of layer i, which the compiler knows, out of those of one Block, stacked."""
+  own = take(blocks.get('adapter'), i, layers)
+  base = {'params': jax.tree.map(lambda w: w[i], blocks['params'])}
+  return {**base, 'adapter': own} if own else base
+
+
 def spans(adapter: Tree | None, start: int, stop: int, layers: int) -> list[tuple[int, int]]:
   """Layers start to stop - 1 cut into runs of layers that have the same adapters."""
   edges = {start, stop}

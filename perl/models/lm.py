@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from perl import masked, trees
-from perl.models import chunked
+from perl.models import chunked, virtual
 from perl.models.context import Branches, Read, Rows
 from perl.models.transformer import Transformer
 from perl.types import HEAD_READS, Tree
@@ -149,7 +149,7 @@ def logprobs_of(
 
   out = chunked.rowwise(
     of_chunk, parts, h, tokens[:, start:], model.config.vocab_size,
-    frozen=not set(adapter.get('embed', ())) - {'prompt'})
+    frozen=virtual.unembedding_is_frozen(adapter))
   real = _mask(mask)
   counted = real[:, start:] & real[:, start - 1 : -1]
   if isinstance(mask, Rows) and mask.segments is not None:

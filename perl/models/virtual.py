@@ -40,6 +40,11 @@ def length(adapter: Tree | None) -> int:
   return 0 if node is None else node.keys_values(1)[0].shape[-3]
 
 
+def unembedding_is_frozen(adapter: Tree) -> bool:
+  """Whether no adapter lies beside embeddings or unembedding; a soft prompt is none."""
+  return not set(adapter.get('embed', ())) - {'prompt'}
+
+
 def of_prompt(config: Config, blocks: dict[str, Tree], x: jax.Array) -> Lead:
   """The keys and values [L, P, G, K] of embeddings f[P, D], which follow what leads already.
 
@@ -48,16 +53,13 @@ def of_prompt(config: Config, blocks: dict[str, Tree], x: jax.Array) -> Lead:
     blocks: {'params': ..., 'adapter': ...} of one Block, stacked.
     x: the soft prompt as the first layer reads it.
   """
-  adapter, block = blocks.get('adapter'), Block(config, parent=None)
+  block = Block(config, parent=None)
   context = Rows(jnp.ones((1, len(x)), bool), right_padded=True)
-  positions = jnp.arange(len(x))[None] + length(adapter)
+  positions = jnp.arange(len(x))[None] + length(blocks.get('adapter'))
   x, found = x[None], []
   for i, layer in enumerate(layers_of(config)):
-    weights = {'params': jax.tree.map(lambda w, i=i: w[i], blocks['params'])}
-    if own := depth.take(adapter, i, config.layers):
-      weights['adapter'] = own
     apply = lambda x, weights, layer=layer: block.apply(weights, x, positions, context, layer)
-    x, kept = jax.checkpoint(apply)(x, weights)
+    x, kept = jax.checkpoint(apply)(x, depth.layer(blocks, i, config.layers))
     found.append(kept)
   return Lead(*(jnp.stack([y[0] for y in side]) for side in zip(*found)))
 

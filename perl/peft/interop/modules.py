@@ -15,6 +15,7 @@ from perl import trees
 from perl.models import naming, tensors
 from perl.models.families.fields import Unsupported
 from perl.models.naming import Tensor
+from perl.peft.lntuning import is_norm
 from perl.types import Tree
 
 
@@ -26,11 +27,6 @@ def projections(base: Tree) -> list[Tensor]:
 def norms(base: Tree) -> list[Tensor]:
   """The published scales and biases of norms."""
   return [t for t in naming.tensors(trees.flat(base)) if is_norm(t.ours[0])]
-
-
-def is_norm(path: str) -> bool:
-  """Whether a path of ours is of a norm's parameter."""
-  return '/' in path and path.split('/')[-2].endswith('norm')
 
 
 def name(tensor: Tensor) -> str:

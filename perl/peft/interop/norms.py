@@ -10,6 +10,7 @@ from perl import trees
 from perl.models.naming import Tensor
 from perl.peft.full import Full
 from perl.peft.interop import config, modules
+from perl.peft.lntuning import is_norm
 from perl.types import Tree
 
 _SITE = 'ln_tuning_layers'
@@ -17,7 +18,7 @@ _SITE = 'ln_tuning_layers'
 
 def fits(path: str, node: Any) -> bool:
   """Whether the adapter at this path has a place in the format."""
-  return isinstance(node, Full) and modules.is_norm(path)
+  return isinstance(node, Full) and is_norm(path)
 
 
 def load(
