@@ -4,10 +4,11 @@ import pathlib
 
 import pytest
 
-from configs import arguments, base, coffee, demo, fields, ticketing, validate
+from configs import arguments, base, coffee, coffee_methods, demo, fields, ticketing, validate
 from configs.fields import ConfigError
 
-EXPERIMENTS = {'coffee': coffee, 'demo': demo, 'ticketing': ticketing}
+EXPERIMENTS = {
+  'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo, 'ticketing': ticketing}
 CONFIGS = pathlib.Path(base.__file__).parent
 
 
