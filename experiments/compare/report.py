@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from configs.rates import FACTORS
 from experiments import paper, tables
 from experiments.compare import rows as kinds
 from experiments.statistics import Estimate, estimate
@@ -23,15 +22,16 @@ def methods(found: Sequence[Found]) -> Table:
     'exact match': ('sft', 'test_exact_match', '{:.3f}'),
     'RM AUC, test': ('reward', 'auc', '{:.3f}'),
   }
-  names = sorted({row['peft'] for row in found}, key=lambda n: _mean(found, n, 'sft', 'test_loss'))
+  names = sorted({row['name'] for row in found}, key=lambda n: _mean(found, n, 'sft', 'test_loss'))
   body = []
   for name in names:
-    mine = [row for row in found if row['peft'] == name]
+    mine = [row for row in found if row['name'] == name]
     trained = _figures(mine, 'sft', 'parameters_trainable')
-    body.append([name, f'{int(trained[0]):,}' if trained else NONE, f'{mine[0]["factor"]:g}', *(
+    cost = [f'{int(trained[0]):,}' if trained else NONE, f'{mine[0]["learning_rate"]:.3g}']
+    body.append([name, *(cost if name != kinds.UNTOUCHED.name else ['0', NONE]), *(
       _cell(estimate(_figures(mine, stage, field)), show)
       for stage, field, show in columns.values())])
-  head = ['method', 'trained by SFT', 'rate, x', *columns]
+  head = ['method', 'trained by SFT', 'SFT rate', *columns]
   notes = [_beside_lora(found, names, *column) for column in (
     ('sft', 'test_loss', 'SFT loss', False), ('sft', 'test_exact_match', 'exact match', True),
     ('reward', 'auc', 'RM AUC', True))]
@@ -41,11 +41,11 @@ def methods(found: Sequence[Found]) -> Table:
 def _beside_lora(found, names, stage: str, field: str, title: str, larger: bool) -> str:
   """Which methods differ from LoRA by more than chance, by differences of the same seed."""
   lora = {row['seed']: row[stage][field] for row in found
-          if row['peft'] == 'lora' and field in row.get(stage, {})}
+          if row['name'] == 'lora' and field in row.get(stage, {})}
   better, worse = [], []
   for name in names:
     pairs = [row[stage][field] - lora[row['seed']] for row in found
-             if row['peft'] == name and row['seed'] in lora and field in row.get(stage, {})]
+             if row['name'] == name and row['seed'] in lora and field in row.get(stage, {})]
     change = estimate(pairs)
     if name == 'lora' or change is None or change.n < 2:
       continue
@@ -101,19 +101,23 @@ def _agreement(found: Sequence[Found]) -> list[str]:
 
 
 def rates(found: Sequence[Found]) -> Table:
-  """The dev loss of every method by its learning rate, the least marked."""
-  factors = sorted({round(row['factor'] / FACTORS.get(row['peft'], 1.0), 6)
-                    for row in found})
-  body = []
+  """The dev loss of every method at each of its learning rates, the least marked."""
+  times = sorted({row['times'] for row in found})
+  body, edges = [], []
   for name in dict.fromkeys(row['peft'] for row in found):
-    own = FACTORS.get(name, 1.0)
-    losses = [estimate(_figures([r for r in found if r['name'] == f'{name}_x{f:g}'], 'sft', 'loss'))
-              for f in factors]
+    tried = [[row for row in found if (row['peft'], row['times']) == (name, t)] for t in times]
+    losses = [estimate(_figures(rows, 'sft', 'loss')) for rows in tried]
     least = min((x.mean for x in losses if x), default=None)
-    body.append([name, f'{own:g}', *(
-      _cell(x, '**{:.4f}**' if x and x.mean == least else '{:.4f}') for x in losses)])
-  head = ['method', 'rate, x of LoRA or full', *(f'times {f:g}' for f in factors)]
-  return head, body, ['SFT loss on dev; the least of a method is bold.', *_about(found)]
+    known = [x.mean for x in losses if x]
+    if len(known) > 1 and least in (known[0], known[-1]):
+      edges.append(name)
+    body.append([name, *(
+      f'{_cell(x, "**{:.4f}**" if x.mean == least else "{:.4f}")} at {rows[0]["learning_rate"]:.3g}'
+      if x else NONE for x, rows in zip(losses, tried))])
+  head = ['method', *(f'its rate times {t:g}' for t in times)]
+  return head, body, [
+    'SFT loss on dev at a learning rate; the least of a method is bold.',
+    f'The least is at an edge of what was tried: {", ".join(edges) or "none"}.', *_about(found)]
 
 
 def slim(found: Sequence[Found]) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def _figures(found: Sequence[Found], stage: str, field: str) -> list[float]:
 
 
 def _mean(found: Sequence[Found], name: str, stage: str, field: str) -> float:
-  got = estimate(_figures([row for row in found if row['peft'] == name], stage, field))
+  got = estimate(_figures([row for row in found if row['name'] == name], stage, field))
   return got.mean if got else float('inf')
 
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs.base import TRAINED
-from configs.fields import ConfigError
-from configs.rates import FACTORS
+from configs.fields import ConfigError, flatten
 from configs.validate import names_in
 from experiments import runs, sweep
 
@@ -27,10 +26,19 @@ class Row(NamedTuple):
   factor: float = 1.0  # of the file's learning rates
 
 
+UNTOUCHED = Row(
+  'untouched', 'lora',
+  {f'{stage}.{name}': value for stage in STAGES
+   for name, value in (('steps', 1), ('optim.warmup_steps', 0))}, 1e-9)
+"""What all methods start from: LoRA is the identity then, and one step of nothing leaves it so."""
+
+
 def methods(text: str) -> list[Row]:
-  """A row a method: of a list with commas, or of 'all'."""
+  """A row a method, of a list with commas; 'all' adds what they start from."""
   known = names_in('peft', 'parameters')
-  names = known if text == 'all' else sweep.methods_of(text)
+  if text == 'all':
+    return [UNTOUCHED, *(Row(name, name) for name in known)]
+  names = sweep.methods_of(text)
   if unknown := [name for name in names if name not in known]:
     raise ConfigError(f'expected methods among {", ".join(known)}, found {unknown[0]!r}')
   return [Row(name, name) for name in names]
@@ -52,12 +60,7 @@ def grid_name(targets: str, rank: int) -> str:
 def rates(text: str, factors: Sequence[float]) -> list[Row]:
   """Every method at several times its learning rates."""
   return [Row(f'{row.name}_x{factor:g}', row.peft, {}, factor)
-          for row in methods(text) for factor in factors]
-
-
-def factor_of(row: Row) -> float:
-  """Its learning rates over LoRA's, or over full tuning's for methods that train copies."""
-  return row.factor * FACTORS.get(row.peft, 1.0)
+          for row in methods(text) if row is not UNTOUCHED for factor in factors]
 
 
 def config(made: sweep.Sweep, row: Row, seed: int, *, test: bool) -> ConfigDict:
@@ -80,11 +83,18 @@ def config(made: sweep.Sweep, row: Row, seed: int, *, test: bool) -> ConfigDict:
 
 
 def collect(workdir: str | pathlib.Path, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-  """{'name', 'peft', 'factor', 'seed', stage: its summary} of all rows and seeds that are done."""
+  """What is finished of all rows and seeds.
+
+  Yields:
+    {'name', 'peft', 'seed', 'times': the row's factor, 'learning_rate': of its SFT, as it was
+    run, stage: its summary}.
+  """
   for row in rows:
     for folder in sorted(pathlib.Path(workdir).glob(f'seed*/{row.name}')):
       found = {stage: summary for stage in STAGES
                if (summary := runs.summary(folder / stage))}
       if found:
-        seed = int(folder.parent.name.removeprefix('seed'))
-        yield {'name': row.name, 'peft': row.peft, 'factor': factor_of(row), 'seed': seed, **found}
+        config = flatten(runs.read_json(folder / 'sft' / 'config.json', {}))
+        yield {
+          'name': row.name, 'peft': row.peft, 'seed': int(folder.parent.name.removeprefix('seed')),
+          'times': row.factor, 'learning_rate': config.get('sft.optim.learning_rate'), **found}

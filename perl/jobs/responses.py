@@ -27,15 +27,19 @@ class Responses:
 
 
 def examples(setting: Setting, split: str, kind: str = 'prompt') -> list[Example]:
-  """Examples to answer: at most config.evaluate.max_examples, spread evenly over the split.
+  """Examples to answer: `some` of the split.
 
   Returns:
     none where the dataset has no examples of that kind.
   """
   try:
-    found = setting.examples(split, kind)
+    return some(setting, setting.examples(split, kind))
   except ValueError:
     return []
+
+
+def some(setting: Setting, found: list) -> list:
+  """At most config.evaluate.max_examples of them, spread evenly."""
   limit = setting.config.evaluate.max_examples or len(found)
   return found[:: max(1, len(found) // limit)][:limit]
 

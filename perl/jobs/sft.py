@@ -53,8 +53,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
 
 def _test(setting: settings.Setting, base: artefacts.Base, state: steps.TrainState) -> dict:
-  """Of the test split: the loss, and the likeliest responses against the agents' own turns."""
-  rows = setting.demonstrations('test')
+  """Of test, as many as are answered: the loss, and the likeliest against the agents' own turns."""
+  rows = responses.some(setting, setting.demonstrations('test'))
   batches = [setting.place(b) for b in setting.evaluation_batches(rows, 'demonstration')]
   loss = language.make_evaluation(base.model, base.params, batches)(state)
   turns = responses.examples(setting, 'test', 'demonstration')

@@ -25,7 +25,8 @@ SMALL = [
 
 
 def test_all_methods_are_rows():
-  assert [row.peft for row in rows.methods('all')] == adapters.methods()
+  assert [row.name for row in rows.methods('all')] == ['untouched', *adapters.methods()]
+  assert len(rows.rates('all', [1.0])) == len(adapters.methods())
   assert [row.name for row in rows.methods('lora,ia3')] == ['lora', 'ia3']
   with pytest.raises(ConfigError, match='expected methods among .*found .lorra.'):
     rows.methods('lora,lorra')
@@ -54,7 +55,7 @@ def test_a_row_has_its_fields_its_rate_and_the_common_base(tmp_path):
 def finished(name, peft, seed, loss, **more):
   sft = {'test_loss': loss, 'loss': loss, 'test_perplexity': 2.0, 'test_exact_match': 1 - loss,
          'parameters_trainable': 1000, 'commit': 'abc', **more}
-  return {'name': name, 'peft': peft, 'factor': 1.0, 'seed': seed, 'sft': sft}
+  return {'name': name, 'peft': peft, 'times': 1.0, 'learning_rate': 5e-4, 'seed': seed, 'sft': sft}
 
 
 def test_methods_are_told_from_lora_by_differences_of_a_seed():
@@ -81,10 +82,14 @@ def test_the_grid_says_whether_it_agrees(ordered):
 
 
 def test_the_best_rate_is_bold():
-  found = [finished(f'lora_x{f:g}', 'lora', 0, loss) | {'factor': f}
-           for f, loss in ((0.3, 0.6), (1.0, 0.5), (3.0, 0.7))]
-  _, body, _ = report.rates(found)
-  assert body == [['lora', '1', '0.6000', '**0.5000**', '0.7000']]
+  found = [finished(f'{name}_x{f:g}', name, 0, loss) | {'times': f, 'learning_rate': 0.01 * f}
+           for name, losses in (('lora', (0.6, 0.5, 0.7)), ('ia3', (0.6, 0.5)))
+           for f, loss in zip((0.3, 1.0, 3.0), losses)]
+  _, body, notes = report.rates(found)
+  assert body == [
+    ['lora', '0.6000 at 0.003', '**0.5000** at 0.01', '0.7000 at 0.03'],
+    ['ia3', '0.6000 at 0.003', '**0.5000** at 0.01', report.NONE]]
+  assert 'edge of what was tried: ia3.' in notes[1]
 
 
 def test_a_small_comparison_is_run_once_and_written(tmp_path, capsys):
