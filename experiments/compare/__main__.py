@@ -1,11 +1,11 @@
 r"""PEFT methods, or ranks and matrices, or learning rates, side by side over seeds.
 
-    python -m experiments.compare methods --config=configs/coffee.py:size=tiny \
-        --workdir=runs/compare --seeds=0,1,2 --json=experiments/results/methods_coffee.json
-    python -m experiments.compare grid --config=configs/coffee.py:size=tiny \
-        --workdir=runs/grid --seeds=0,1,2 --json=experiments/results/grid_coffee.json
-    python -m experiments.compare rates --config=configs/coffee.py:size=tiny \
-        --workdir=runs/rates --factors=0.3,1,3 --json=experiments/results/method_rates.json
+    python -m experiments.compare methods --config=configs/coffee_methods.py:size=tiny \
+        --workdir=runs/compare --seeds=0,1,2 --json=experiments/results/coffee_methods.json
+    python -m experiments.compare grid --config=configs/coffee_methods.py:size=tiny \
+        --workdir=runs/compare --seeds=0,1,2 --json=experiments/results/coffee_grid.json
+    python -m experiments.compare rates --config=configs/coffee_methods.py:size=tiny \
+        --workdir=runs/compare --seeds=0 --json=experiments/results/coffee_rates.json
 
 methods  SFT (loss and greedy exact match, test) and a reward model (AUC, test), a row a method
 grid     LoRA of ranks 1, 2, 4, 8, 64 over q; q, v; q, k, v, o, beside Hu et al.'s Table 6: SFT
@@ -15,7 +15,8 @@ rates    SFT of every method at several times its learning rates, by the dev los
 <workdir>/seed<k>/anchor/sft           under the reward models of seed k, by full tuning (methods)
 <workdir>/seed<k>/<row>/{sft,reward}   SFT lies over the base, the reward model over the anchor
 
-Finished stages are skipped; --table prints what is there and runs nothing.
+The three may share a folder, and with it the base. Finished stages are skipped; --table prints what
+is there and runs nothing.
 """
 
 import functools
