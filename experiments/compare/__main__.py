@@ -16,7 +16,8 @@ rates    SFT of every method at several times its learning rates, by the dev los
 <workdir>/seed<k>/<row>/{sft,reward}   SFT lies over the base, the reward model over the anchor
 
 The three may share a folder, and with it the base. Finished stages are skipped; --table prints what
-is there and runs nothing.
+is there and runs nothing. Start a command once for each core (`taskset -c 0`, `taskset -c 1`, ...):
+each process takes rows that no other has begun, and a model too small for two cores gains by it.
 """
 
 import functools
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import cli, formats, launch, platform, sweep, tables
-from experiments.compare import report, rows
+from experiments.compare import report, rows, shared
 
 TABLES = {'methods': report.methods, 'grid': report.grid, 'rates': report.rates}
 
@@ -38,22 +39,20 @@ def run(made: sweep.Sweep, what: str, wanted: Sequence[rows.Row], seeds: Sequenc
     SystemExit: a signal stopped a stage.
   """
   base = launch.check(made.base())
-  configs = {
-    (seed, row.name): launch.check(rows.config(made, row, seed, test=what != 'rates'))
-    for seed in seeds for row in wanted}
-  launch.run_stages(base, sweep.BASE_STAGES, made.workdir / 'base')
+  anchors = {seed: launch.check(rows.config(made, rows.ANCHOR, seed, test=False))
+             for seed in seeds} if what == 'methods' else {}
+  jobs = []
   for seed in seeds:
-    anchor = made.workdir / f'seed{seed}' / 'anchor'
-    if what == 'methods':
-      launch.run_stages(
-        launch.check(rows.config(made, rows.Row('anchor', sweep.ANCHOR_METHOD), seed, test=False)),
-        ('sft',), anchor)
     for row in wanted:
-      config, folder = configs[seed, row.name], made.workdir / f'seed{seed}' / row.name
-      launch.run_stages(config, ('sft',), folder)
-      if what == 'methods':
-        config.inputs.anchor = str(anchor / 'sft')
-        launch.run_stages(config, ('reward',), folder)
+      config = launch.check(rows.config(made, row, seed, test=what != 'rates'))
+      if seed in anchors:
+        config.inputs.anchor = str(made.workdir / f'seed{seed}' / rows.ANCHOR.name / 'sft')
+      jobs.append(shared.Job(config, rows.STAGES if seed in anchors else ('sft',),
+                             made.workdir / f'seed{seed}' / row.name))
+  shared.run([shared.Job(base, sweep.BASE_STAGES, made.workdir / 'base')])
+  shared.run([shared.Job(config, ('sft',), made.workdir / f'seed{seed}' / rows.ANCHOR.name)
+              for seed, config in anchors.items()])
+  shared.run(jobs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

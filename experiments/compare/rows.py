@@ -31,6 +31,8 @@ UNTOUCHED = Row(
   {f'{stage}.{name}': value for stage in STAGES
    for name, value in (('steps', 1), ('optim.warmup_steps', 0))}, 1e-9)
 """What all methods start from: LoRA is the identity then, and one step of nothing leaves it so."""
+ANCHOR = Row('anchor', sweep.ANCHOR_METHOD)
+"""Under the reward models of a seed."""
 
 
 def methods(text: str) -> list[Row]:

@@ -1,5 +1,6 @@
 """Comparisons of methods, ranks and rates: their rows, their tables, and a small one run."""
 
+import contextlib
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from configs.fields import ConfigError
 from configs.rates import FACTORS
 from experiments import paper, sweep
 from experiments.compare import __main__ as compare
-from experiments.compare import report, rows
+from experiments.compare import report, rows, shared
 from perl.peft import adapters
 
 SMALL = [
@@ -112,3 +113,26 @@ def test_a_small_comparison_is_run_once_and_written(tmp_path, capsys):
 def test_every_method_has_a_factor_of_a_rate():
   assert set(FACTORS) == set(adapters.methods())
   assert set(validate.COPIES) < set(FACTORS)
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
+  with shared.hold(tmp_path / 'row', wait=False) as first:
+    with shared.hold(tmp_path / 'row', wait=False) as second:
+      assert first and not second
+  with shared.hold(tmp_path / 'row', wait=True) as again:
+    assert again
+
+
+def test_what_is_free_comes_before_what_another_process_holds(tmp_path, monkeypatch):
+  jobs = [shared.Job(name, ('sft',), tmp_path / name) for name in ('a', 'b', 'c')]
+  other, ran = contextlib.ExitStack(), []
+  other.enter_context(shared.hold(tmp_path / 'a', wait=False))
+
+  def run_stages(config, stages, folder):
+    ran.append(config)
+    if config == 'c':
+      other.close()  # the other process ends; else the second pass would wait for ever
+
+  monkeypatch.setattr(shared.launch, 'run_stages', run_stages)
+  shared.run(jobs)
+  assert ran == ['b', 'c', 'a']
