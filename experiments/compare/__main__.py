@@ -25,10 +25,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from configs.fields import ConfigError
 from experiments import cli, formats, launch, platform, sweep, tables
-from experiments.compare import report, rows, shared
+from experiments.compare import plot, report, rows, shared
 
 TABLES = {'methods': report.methods, 'grid': report.grid, 'rates': report.rates}
+PLOTS = {'methods': plot.methods, 'grid': plot.grid}
 
 
 def run(made: sweep.Sweep, what: str, wanted: Sequence[rows.Row], seeds: Sequence[int]) -> None:
@@ -68,10 +70,13 @@ def _main(argv: Sequence[str]) -> None:
   made.add_argument('--factors', default='0.3,1,3', help='times the learning rates (rates)')
   made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
   made.add_argument('--json', default='', help='write the collected rows to this file')
+  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf (methods, grid)')
   options, overrides = cli.parse(made, argv)
   if options.help_fields:
     print(cli.help_fields(cli.read(options.config, overrides)))
     return
+  if options.plot and options.what not in PLOTS:
+    raise ConfigError(f'expected --plot with {" or ".join(PLOTS)}, found {options.what}; leave it')
   factors = [float(text) for text in options.factors.split(',')]
   wanted = {
     'methods': functools.partial(rows.methods, options.methods), 'grid': rows.grid,
@@ -83,6 +88,8 @@ def _main(argv: Sequence[str]) -> None:
   found = list(rows.collect(options.workdir, wanted))
   head, body, notes = TABLES[options.what](found)
   print(formats.markdown(head, body, notes))
+  if options.plot:
+    PLOTS[options.what](found, options.plot)
   if options.json:
     tables.save(options.json, {
       'command': f'python -m experiments.compare {" ".join(argv)}',

@@ -5,54 +5,50 @@ from typing import Any
 
 from experiments import paper, tables
 from experiments.compare import rows as kinds
+from experiments.compare.rows import Found
 from experiments.statistics import Estimate, estimate
 
-Found = dict[str, Any]
 Table = tuple[list[str], list[list[str]], list[str]]
 NONE = '–'
 KEPT = ('loss', 'test_', 'auc', 'pair_accuracy', 'probe_auc', 'baseline_auc', 'parameters_',
         'step_seconds', 'wall_seconds', 'seed', 'peft')
 
 
-def methods(found: Sequence[Found]) -> Table:
+def methods(found: Found) -> Table:
   """A row a method, from the least test loss; then what lies outside LoRA's interval."""
-  columns = {
-    'SFT loss, test': ('sft', 'test_loss', '{:.4f}'),
-    'perplexity': ('sft', 'test_perplexity', '{:.3f}'),
-    'exact match': ('sft', 'test_exact_match', '{:.3f}'),
-    'RM AUC, test': ('reward', 'auc', '{:.3f}'),
-  }
-  names = sorted({row['name'] for row in found}, key=lambda n: _mean(found, n, 'sft', 'test_loss'))
-  body = []
+  figures = [(title, stage, field, f'{{:.{4 if "loss" in field else 3}f}}')
+             for title, stage, field in kinds.FIGURES if kinds.values(found, stage, field)]
+  names, body = kinds.by_loss(found), []
   for name in names:
-    mine = [row for row in found if row['name'] == name]
-    trained = _figures(mine, 'sft', 'parameters_trainable')
-    cost = [f'{int(trained[0]):,}' if trained else NONE, f'{mine[0]["learning_rate"]:.3g}']
+    first = next(row for row in found if row['name'] == name)
+    trained = kinds.values(found, 'sft', 'parameters_trainable', name=name)
+    cost = [f'{int(trained[0]):,}' if trained else NONE, f'{first["learning_rate"]:.3g}']
     body.append([name, *(cost if name != kinds.UNTOUCHED.name else ['0', NONE]), *(
-      _cell(estimate(_figures(mine, stage, field)), show)
-      for stage, field, show in columns.values())])
-  head = ['method', 'trained by SFT', 'SFT rate', *columns]
-  notes = [_beside_lora(found, names, *column) for column in (
-    ('sft', 'test_loss', 'SFT loss', False), ('sft', 'test_exact_match', 'exact match', True),
-    ('reward', 'auc', 'RM AUC', True))]
+      _cell(kinds.over_seeds(found, stage, field, name=name), show)
+      for _, stage, field, show in figures)])
+  head = ['method', 'trained by SFT', 'SFT rate', *(title for title, *_ in figures)]
+  notes = [_beside_lora(found, names, *figure[:3]) for figure in figures
+           if figure[0] != 'perplexity']
   return head, body, [*filter(None, notes), *_about(found)]
 
 
-def _beside_lora(found, names, stage: str, field: str, title: str, larger: bool) -> str:
+def _beside_lora(found: Found, names: Sequence[str], title: str, stage: str, field: str) -> str:
   """Which methods differ from LoRA by more than chance, by differences of the same seed."""
-  lora = {row['seed']: row[stage][field] for row in found
-          if row['name'] == 'lora' and field in row.get(stage, {})}
-  better, worse = [], []
+  def by_seed(name):
+    return {row['seed']: row[stage][field] for row in found
+            if row['name'] == name and field in row.get(stage, {})}
+
+  lora, better, worse = by_seed('lora'), [], []
+  sign = -1 if 'loss' in field else 1
   for name in names:
-    pairs = [row[stage][field] - lora[row['seed']] for row in found
-             if row['name'] == name and row['seed'] in lora and field in row.get(stage, {})]
-    change = estimate(pairs)
-    if name == 'lora' or change is None or change.n < 2:
+    gains = [sign * (x - lora[seed]) for seed, x in by_seed(name).items() if seed in lora]
+    gain = estimate(gains)
+    if name == 'lora' or gain is None or gain.n < 2:
       continue
-    if change.low > 0:
-      (better if larger else worse).append(name)
-    elif change.high < 0:
-      (worse if larger else better).append(name)
+    if gain.low > 0:
+      better.append(name)
+    elif gain.high < 0:
+      worse.append(name)
   if not lora:
     return ''
   say = lambda some: ', '.join(some) or 'none'
@@ -60,7 +56,7 @@ def _beside_lora(found, names, stage: str, field: str, title: str, larger: bool)
           f'{say(better)}; worse {say(worse)}.')
 
 
-def grid(found: Sequence[Found]) -> Table:
+def grid(found: Found) -> Table:
   """Ranks by sets of matrices, ours and the published ones, and whether they say the same."""
   head = ['matrices', '', *(f'r = {rank}' for rank in kinds.GRID_RANKS)]
   body = []
@@ -76,11 +72,11 @@ def grid(found: Sequence[Found]) -> Table:
 
 
 def _at(found, targets: str, rank: int, field: str, times: float) -> Estimate | None:
-  mine = [row for row in found if row['name'] == kinds.grid_name(targets, rank)]
-  return estimate([times * x for x in _figures(mine, 'sft', field)])
+  name = kinds.grid_name(targets, rank)
+  return estimate([times * x for x in kinds.values(found, 'sft', field, name=name)])
 
 
-def _agreement(found: Sequence[Found]) -> list[str]:
+def _agreement(found: Found) -> list[str]:
   """Two claims of Hu et al. (section 7), on our loss."""
   mean = lambda targets, rank: getattr(_at(found, targets, rank, 'test_loss', 1), 'mean', None)
   table = {t: [mean(t, r) for r in kinds.GRID_RANKS] for t in kinds.GRID_TARGETS}
@@ -100,13 +96,13 @@ def _agreement(found: Sequence[Found]) -> list[str]:
   ]
 
 
-def rates(found: Sequence[Found]) -> Table:
+def rates(found: Found) -> Table:
   """The dev loss of every method at each of its learning rates, the least marked."""
   times = sorted({row['times'] for row in found})
   body, edges = [], []
   for name in dict.fromkeys(row['peft'] for row in found):
     tried = [[row for row in found if (row['peft'], row['times']) == (name, t)] for t in times]
-    losses = [estimate(_figures(rows, 'sft', 'loss')) for rows in tried]
+    losses = [kinds.over_seeds(rows, 'sft', 'loss') for rows in tried]
     least = min((x.mean for x in losses if x), default=None)
     known = [x.mean for x in losses if x]
     if len(known) > 1 and least in (known[0], known[-1]):
@@ -120,22 +116,13 @@ def rates(found: Sequence[Found]) -> Table:
     f'The least is at an edge of what was tried: {", ".join(edges) or "none"}.', *_about(found)]
 
 
-def slim(found: Sequence[Found]) -> dict[str, Any]:
+def slim(found: Found) -> dict[str, Any]:
   """What is committed of the rows: chief figures, and once what all of them share."""
   shared = tables.common_facts(
     [row[stage] for row in found for stage in kinds.STAGES if stage in row])
   keep = lambda s: {k: v for k, v in s.items() if k.startswith(KEPT)}
   return {**shared, 'rows': [
     {k: keep(v) if isinstance(v, dict) else v for k, v in row.items()} for row in found]}
-
-
-def _figures(found: Sequence[Found], stage: str, field: str) -> list[float]:
-  return [row[stage][field] for row in found if field in row.get(stage, {})]
-
-
-def _mean(found: Sequence[Found], name: str, stage: str, field: str) -> float:
-  got = estimate(_figures([row for row in found if row['name'] == name], stage, field))
-  return got.mean if got else float('inf')
 
 
 def _cell(value: Estimate | None, show: str | Callable[[float], str]) -> str:
@@ -147,7 +134,7 @@ def _cell(value: Estimate | None, show: str | Callable[[float], str]) -> str:
   return f'{show.format(value.mean)} ± {half}'
 
 
-def _about(found: Sequence[Found]) -> list[str]:
+def _about(found: Found) -> list[str]:
   seeds = sorted({row['seed'] for row in found})
   return [f'Mean over seeds {", ".join(map(str, seeds))} ± half the 95 % t-interval.'] if (
     len(seeds) > 1) else [f'One seed: {seeds}.' if seeds else 'Nothing is finished.']

@@ -10,11 +10,21 @@ from configs.base import TRAINED
 from configs.fields import ConfigError, flatten
 from configs.validate import names_in
 from experiments import runs, sweep
+from experiments.statistics import Estimate, estimate
+
+Found = Sequence[dict[str, Any]]
+"""Rows of `collect`."""
 
 GRID_TARGETS = {'q': ('attn/q',), 'q,v': ('attn/(q|v)',), 'q,k,v,o': ('attn/(q|k|v|o)',)}
 """Hu et al.'s sets of matrices, Table 6."""
 GRID_RANKS = (1, 2, 4, 8, 64)
 STAGES = ('sft', 'reward')
+FIGURES = (
+  ('SFT loss', 'sft', 'test_loss'), ('perplexity', 'sft', 'test_perplexity'),
+  ('exact match', 'sft', 'test_exact_match'), ('RM AUC', 'reward', 'auc'),
+  ('RM pair accuracy', 'reward', 'pair_accuracy'),
+)
+"""What methods are compared by, on the test split: (title, stage, field of its summary)."""
 
 
 class Row(NamedTuple):
@@ -100,3 +110,21 @@ def collect(workdir: str | pathlib.Path, rows: Sequence[Row]) -> Iterator[dict[s
         yield {
           'name': row.name, 'peft': row.peft, 'seed': int(folder.parent.name.removeprefix('seed')),
           'times': row.factor, 'learning_rate': config.get('sft.optim.learning_rate'), **found}
+
+
+def values(found: Found, stage: str, field: str, **which: Any) -> list[float]:
+  """A figure of the rows that have it, and the values of `which`: name, peft, seed or times."""
+  return [row[stage][field] for row in found
+          if field in row.get(stage, {}) and all(row[k] == v for k, v in which.items())]
+
+
+def over_seeds(found: Found, stage: str, field: str, **which: Any) -> Estimate | None:
+  """The mean of `values` with its interval; None if there are none."""
+  return estimate(values(found, stage, field, **which))
+
+
+def by_loss(found: Found) -> list[str]:
+  """Names of rows from the least test loss; those without one come last."""
+  loss = {name: over_seeds(found, 'sft', 'test_loss', name=name)
+          for name in dict.fromkeys(row['name'] for row in found)}
+  return sorted(loss, key=lambda name: loss[name].mean if loss[name] else float('inf'))

@@ -11,7 +11,7 @@ from configs.fields import ConfigError
 from configs.rates import FACTORS
 from experiments import paper, sweep
 from experiments.compare import __main__ as compare
-from experiments.compare import report, rows, shared
+from experiments.compare import plot, report, rows, shared
 from perl.peft import adapters
 
 SMALL = [
@@ -82,6 +82,28 @@ def test_the_grid_says_whether_it_agrees(ordered):
   assert report.grid(found[:-2])[2][0].startswith('Not all of the grid is finished')
 
 
+@pytest.mark.parametrize('seeds', [(0,), (0, 1, 2)])
+def test_charts_are_drawn_of_one_seed_and_of_more(seeds, tmp_path):
+  methods = [finished(name, name, seed, loss + 0.01 * seed) for seed in seeds
+             for name, loss in (('lora', 0.5), ('ia3', 0.6))]
+  methods[0]['reward'] = {'auc': 0.7}
+  plot.methods(methods, str(tmp_path / 'methods.svg'))
+  drawn = (tmp_path / 'methods.svg').read_text()
+  assert all(f'<!-- {title} -->' in drawn for title in ('SFT loss', 'exact match', 'RM AUC', 'ia3'))
+  assert '<!-- RM pair accuracy -->' not in drawn
+  grid = [finished(row.name, 'lora', seed, 0.5) for row in rows.grid()[:7] for seed in seeds]
+  plot.grid(grid, str(tmp_path / 'grid.svg'))
+  assert '<!-- r = 64 -->' in (tmp_path / 'grid.svg').read_text()
+
+
+def test_figures_that_no_row_has_are_no_columns():
+  found = [finished('lora', 'lora', 0, 0.5), finished('ia3', 'ia3', 0, 0.4)]
+  assert 'RM AUC' not in report.methods(found)[0]
+  found[0]['reward'] = {'auc': 0.7}
+  head, body, _ = report.methods(found)
+  assert head[-1] == 'RM AUC' and [line[-1] for line in body] == [report.NONE, '0.700']
+
+
 def test_the_best_rate_is_bold():
   found = [finished(f'{name}_x{f:g}', name, 0, loss) | {'times': f, 'learning_rate': 0.01 * f}
            for name, losses in (('lora', (0.6, 0.5, 0.7)), ('ia3', (0.6, 0.5)))
@@ -116,10 +138,10 @@ def test_every_method_has_a_factor_of_a_rate():
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
-  with shared.hold(tmp_path / 'row', wait=False) as first:
-    with shared.hold(tmp_path / 'row', wait=False) as second:
-      assert first and not second
-  with shared.hold(tmp_path / 'row', wait=True) as again:
+  row = tmp_path / 'row'
+  with shared.hold(row, wait=False) as first, shared.hold(row, wait=False) as second:
+    assert first and not second
+  with shared.hold(row, wait=True) as again:
     assert again
 
 
