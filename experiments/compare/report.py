@@ -49,7 +49,7 @@ def _beside_lora(found: Found, names: Sequence[str], title: str, stage: str, fie
       better.append(name)
     elif gain.high < 0:
       worse.append(name)
-  if not lora:
+  if len(lora) < 2:
     return ''
   say = lambda some: ', '.join(some) or 'none'
   return (f'{title}, differences to lora of the same seed (95 % t-interval without 0): better '
