@@ -6,9 +6,9 @@
         --workdir=runs/compare --seeds=0,1,2
 
 Coffee's own base reads every training dialogue three times before SFT reads its turns again, and
-so many small steps teach it nothing: the loss on dev is 0.7058 before SFT, 0.7053 after 100 steps
-of full tuning. No method can be told from another there. Here the base is stopped after 100 steps,
-when SFT still has something to teach, so that a method shows how much it can learn and how fast.
+a hundred steps more teach it nothing: no method can be told from another there. Here the base is
+stopped after 100 steps, when SFT still has something to teach, so that a method shows how much it
+can learn and how fast.
 Batches of 16 and 256 examples to evaluate on keep some 160 runs within hours of two cores.
 
 Aim: the methods told apart by more than the seeds are, each at a learning rate of its own.
@@ -25,7 +25,7 @@ from configs import arguments, base, coffee, rates
 
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 SFT_RATES = {'lora': 5e-3, 'full': 1e-3}
-"""Ten times coffee's: the best of 3, 10 and 30 times, for a base that is still far from its end."""
+"""Ten times coffee's, for a base that is far from its end: the best of experiments.compare rates."""
 
 
 def get_config(text: str = '') -> ConfigDict:
