@@ -25,7 +25,7 @@ from configs import arguments, base, coffee, rates
 
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 SFT_RATES = {'lora': 5e-3, 'full': 1e-3}
-"""Ten times coffee's, for a base that is far from its end: the best of experiments.compare rates."""
+"""Ten times coffee's, for a base that is far from its end: the best that was tried."""
 
 
 def get_config(text: str = '') -> ConfigDict:
