@@ -8,8 +8,8 @@
 Coffee's own base reads every training dialogue three times before SFT reads its turns again, and
 a hundred steps more teach it nothing: no method can be told from another there. Here the base is
 stopped after 100 steps, when SFT still has something to teach, so that a method shows how much it
-can learn and how fast.
-Batches of 16 and 256 examples to evaluate on keep some 160 runs within hours of two cores.
+can learn and how fast. Batches of 16 and 256 examples to evaluate on keep some 160 runs within
+hours of two cores.
 
 Aim: the methods told apart by more than the seeds are, each at a learning rate of its own.
 What was measured: experiments/results/coffee_methods.json, with coffee_grid.json (ranks and
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from configs import arguments, base, coffee, rates
 
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
-SFT_RATES = {'lora': 5e-3, 'full': 1e-3}
-"""Ten times coffee's, for a base that is far from its end: the best that was tried."""
+SFT_RATE = 10
+"""Times coffee's, for a base that is far from its end: the best that was tried, at tiny."""
 
 
 def get_config(text: str = '') -> ConfigDict:
@@ -34,8 +34,8 @@ def get_config(text: str = '') -> ConfigDict:
   config = coffee.get_config(text)
   config.name = f'coffee-methods-{given.size}'
   config.stages = ('tokenizer', 'pretrain', 'sft', 'reward')
-  lora, full = ({**coffee.RATES[given.size, method], 'sft': SFT_RATES[method]}
-                for method in ('lora', 'full'))
+  lora, full = ({**found, 'sft': SFT_RATE * found['sft']}
+                for found in (coffee.RATES[given.size, method] for method in ('lora', 'full')))
   base.use_method(config, given.peft, **rates.of(given.peft, lora, full))
   config.pretrain.update(steps=100, evaluate_every_steps=100, checkpoint_every_steps=100)
   for stage in ('sft', 'reward'):
