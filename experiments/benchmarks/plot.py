@@ -10,9 +10,11 @@ import json
 import statistics
 from collections.abc import Sequence
 
-COLOURS = {'peft': '#2f62b5', 'trl': '#c4570c', 'tunix': '#2e7d4f', 'perl': '#7d4fa8'}
-"""By the first word of a contestant's name: those of the report's charts (experiments/style.py)."""
-INK, SOFT, OTHER = '#1c1e21', '#63686f', '#2f62b5'
+from experiments import charts
+from experiments.charts import INK, SMALL, SOFT, TEXT
+
+COLOURS = dict(zip(('peft', 'trl', 'tunix', 'perl'), charts.SERIES))
+"""By the first word of a contestant's name."""
 
 
 def bars(cases: Sequence[dict]) -> list[dict]:
@@ -33,27 +35,23 @@ def draw(cases: Sequence[dict], file: str) -> None:
   Raises:
     ValueError: no contestant ran beside ours.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
   found = bars(cases)
   if not found:
     raise ValueError('expected ratios to draw, found none; run ours and a peer in one round')
-  figure = Figure(figsize=(7.5, 0.9 + 0.3 * len(found)), layout='constrained')
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
+  figure, (axes,) = charts.new(7.5, 0.9 + 0.3 * len(found))
   for i, bar in enumerate(found):
-    axes.barh(i, bar['ratio'], color=COLOURS.get(bar['name'].split('_')[0], OTHER), height=0.62,
+    colour = COLOURS.get(bar['name'].split('_')[0], charts.SERIES[0])
+    axes.barh(i, bar['ratio'], color=colour, height=0.62,
               hatch=None if bar['agrees'] else '////')
     axes.plot([bar['low'], bar['high']], [i, i], color=INK, linewidth=1.4)
     text = f'{bar["ratio"]:.2f}' + ('' if bar['agrees'] else ', disagrees')
     axes.annotate(text, (max(bar['high'], bar['aim'] or 0), i), (6, 0),
-                  textcoords='offset points', va='center', fontsize=8, color=INK)
+                  textcoords='offset points', va='center', fontsize=SMALL, color=INK)
     if bar['aim']:
       axes.plot(bar['aim'], i, 'D', markersize=5, color=INK, markerfacecolor='white',
                 label=None if any(b['aim'] for b in found[:i]) else 'aim')
   _frame(axes, found)
-  figure.savefig(file, dpi=150)
+  charts.save(figure, file)
 
 
 def _frame(axes, found: Sequence[dict]) -> None:
@@ -62,13 +60,14 @@ def _frame(axes, found: Sequence[dict]) -> None:
   for i, (one, other) in enumerate(zip(found, found[1:])):
     if one['case'] != other['case']:
       axes.axhline(i + 0.5, color=SOFT, linewidth=0.4)
-  axes.set_yticks(range(len(found)), [f'{bar["case"]}: {bar["name"]}' for bar in found], fontsize=8)
+  labels = [f'{bar["case"]}: {bar["name"]}' for bar in found]
+  axes.set_yticks(range(len(found)), labels, fontsize=SMALL)
   axes.invert_yaxis()
   axes.set_xlim(0, 1.15 * max(max(bar['high'], bar['aim'] or 0, 1.0) for bar in found))
-  axes.set_xlabel('their seconds / ours; median and range over rounds', fontsize=9, color=SOFT)
-  axes.spines[['top', 'right']].set_visible(False)
+  axes.set_xlabel('their seconds / ours; median and range over rounds', fontsize=TEXT,
+                  color=SOFT)
   if any(bar['aim'] for bar in found):
-    axes.legend(frameon=False, fontsize=8, loc='lower right')
+    axes.legend(frameon=False, fontsize=SMALL, loc='lower right')
 
 
 def main() -> None:

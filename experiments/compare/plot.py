@@ -1,10 +1,10 @@
 """Charts of a comparison: what methods reach, and ranks by matrices; bars are 95 % t-intervals."""
 
+from experiments import charts
+from experiments.charts import INK, SERIES, SMALL, SOFT, TEXT
 from experiments.compare import rows as kinds
 
-INK, SOFT, LORA = '#1c1e21', '#63686f', '#c4570c'
-COLOURS = ('#2f62b5', '#c4570c', '#2e7d4f')
-"""Those of the report's charts (experiments/style.py)."""
+PLAIN, LORA = SERIES[:2]
 
 
 def methods(found: kinds.Found, file: str) -> None:
@@ -13,24 +13,24 @@ def methods(found: kinds.Found, file: str) -> None:
   panels = [(title, values) for title, stage, field in kinds.FIGURES if title != 'perplexity'
             and any((values := {name: kinds.over_seeds(found, stage, field, name=name)
                                 for name in names}).values())]
-  figure, axes = _figure(9.0, 0.9 + 0.24 * len(names), len(panels))
+  figure, axes = charts.new(9.0, 0.9 + 0.24 * len(names), len(panels))
   for axis, (title, values) in zip(axes, panels):
     if (lora := values.get('lora')) and lora.n > 1:
       axis.axvspan(lora.low, lora.high, color=LORA, alpha=0.15, linewidth=0)
     for i, name in enumerate(names):
       if value := values[name]:
         axis.plot([value.low, value.high], [i, i], color=INK, linewidth=1)
-        axis.plot(value.mean, i, 'o', markersize=4, color=LORA if name == 'lora' else COLOURS[0])
-    _frame(axis, title)
-  axes[0].set_yticks(range(len(names)), names, fontsize=8)
+        axis.plot(value.mean, i, 'o', markersize=4, color=LORA if name == 'lora' else PLAIN)
+    axis.set_title(title, fontsize=TEXT, color=SOFT)
+  axes[0].set_yticks(range(len(names)), names, fontsize=SMALL)
   axes[0].set_ylim(len(names) - 0.5, -0.5)
-  figure.savefig(file, dpi=150)
+  charts.save(figure, file)
 
 
 def grid(found: kinds.Found, file: str) -> None:
   """The test loss by rank, a line a set of matrices."""
-  figure, (axis,) = _figure(5.0, 3.2, 1)
-  for targets, colour in zip(kinds.GRID_TARGETS, COLOURS):
+  figure, (axis,) = charts.new(5.0, 3.2)
+  for targets, colour in zip(kinds.GRID_TARGETS, SERIES):
     names = [kinds.grid_name(targets, rank) for rank in kinds.GRID_RANKS]
     values = {i: x for i, name in enumerate(names)
               if (x := kinds.over_seeds(found, 'sft', 'test_loss', name=name))}
@@ -39,21 +39,6 @@ def grid(found: kinds.Found, file: str) -> None:
     for i, value in values.items():
       axis.plot([i, i], [value.low, value.high], color=colour, linewidth=1)
   axis.set_xticks(range(len(kinds.GRID_RANKS)), [f'r = {rank}' for rank in kinds.GRID_RANKS])
-  axis.legend(frameon=False, fontsize=8)
-  _frame(axis, 'SFT loss, test')
-  figure.savefig(file, dpi=150)
-
-
-def _figure(width: float, height: float, panels: int):
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-
-
-def _frame(axis, title: str) -> None:
-  axis.set_title(title, fontsize=9, color=SOFT)
-  axis.tick_params(labelsize=8)
-  axis.spines[['top', 'right']].set_visible(False)
+  axis.legend(frameon=False, fontsize=SMALL)
+  axis.set_title('SFT loss, test', fontsize=TEXT, color=SOFT)
+  charts.save(figure, file)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 
 import pytest
 import toyrun
@@ -9,9 +10,10 @@ import toyrun
 from configs import validate
 from configs.fields import ConfigError
 from configs.rates import FACTORS
-from experiments import paper, sweep
+from experiments import charts, formats, paper, sweep
 from experiments.compare import __main__ as compare
 from experiments.compare import plot, report, rows, shared
+from experiments.style import STYLE
 from perl.peft import adapters
 
 SMALL = [
@@ -158,3 +160,19 @@ def test_what_is_free_comes_before_what_another_process_holds(tmp_path, monkeypa
   monkeypatch.setattr(shared.launch, 'run_stages', run_stages)
   shared.run(jobs)
   assert ran == ['b', 'c', 'a']
+
+
+@pytest.mark.parametrize('colour', range(len(charts.SERIES)))
+def test_charts_have_the_colours_of_the_report(colour):
+  light = STYLE.split('@media')[0]
+  assert f'--c{colour}: {charts.SERIES[colour]};' in light
+  assert f'--ink: {charts.INK};' in light and f'--soft: {charts.SOFT};' in light
+
+
+@pytest.mark.parametrize('name, table', [
+  ('coffee_methods', report.methods), ('coffee_grid', report.grid)])
+def test_the_readme_has_the_tables_of_the_committed_results(name, table):
+  """Every line, the sentences below it included, is what the program says of the file."""
+  root = pathlib.Path(__file__).parents[2]
+  rows = json.loads((root / 'experiments/results' / f'{name}.json').read_text())['rows']
+  assert formats.markdown(*table(rows)) in (root / 'README.md').read_text()

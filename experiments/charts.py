@@ -1,0 +1,35 @@
+"""Charts of result files (png, svg, pdf), by matplotlib: one look for all, that of the report."""
+
+from typing import Any
+
+INK, SOFT = '#1c1e21', '#63686f'
+SERIES = ('#2f62b5', '#c4570c', '#2e7d4f', '#7d4fa8')
+"""The colours --c0 to --c3 of experiments/style.py, on paper."""
+SMALL, TEXT = 8, 9
+"""Points: of labels, and of titles."""
+
+
+def new(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+  """A figure and its axes side by side, which share the vertical axis.
+
+  Args:
+    width: inches.
+    height: inches.
+    panels: how many axes.
+  """
+  # Loaded where it is drawn: matplotlib is an extra, and takes a second.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+  for axis in axes:
+    axis.tick_params(labelsize=SMALL)
+    axis.spines[['top', 'right']].set_visible(False)
+  return figure, axes
+
+
+def save(figure: Any, file: str) -> None:
+  """Writes it; the format is the file's suffix."""
+  figure.savefig(file, dpi=150)
