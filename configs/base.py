@@ -119,6 +119,8 @@ FIELDS: dict[str, Field] = {
   'data.name': Field('toy', 'Dataset: a file of perl/data.', folder='data'),
   'data.also': Field((), 'Other datasets whose documents the tokenizer and pretraining read too: '
                      'files of perl/data.', folder='data'),
+  'data.parts': Field((), 'Parts of the dataset that are read (hh_rlhf: its subsets; shp: its '
+                      'subreddits); () is all.'),
   'data.mirror': Field('', 'Folder laid out as the dataset\'s public home; \'\' downloads.', 'path',
                        identity=False),
   'data.data_dir': Field('', 'Folder of local files (local) or of prepared data; \'\' is the '

@@ -1,5 +1,6 @@
 """The checks that a config passes before anything is computed."""
 
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -30,8 +31,8 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
-  for check in (_stages, _batches, _sampling, _targets, _mesh, _folds, _buckets, _shared_prompts,
-                _starts, _checkpoint, _quantized):
+  for check in (_stages, _batches, _sampling, _targets, _mesh, _parts, _folds, _buckets,
+                _shared_prompts, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -149,6 +150,16 @@ def _mesh(config: ConfigDict) -> Iterator[str]:
   if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
     yield (f'expected axes of the mesh of at least 1, and at most one of them -1 (all that is '
            f'left), found {sizes}; use data=-1, fsdp=1, tensor=1 for plain data parallelism')
+
+
+def _parts(config: ConfigDict) -> Iterator[str]:
+  if not config.data.parts or config.data.name not in names_in('data'):
+    return
+  known = getattr(importlib.import_module(f'perl.data.{config.data.name}'), 'PARTS', ())
+  for part in config.data.parts:
+    if part not in known:
+      yield (f'expected data.parts among {", ".join(known) or "none"} for data.name='
+             f'{config.data.name}, found {part!r}{_pick(part, list(known)) if known else ""}')
 
 
 def _folds(config: ConfigDict) -> Iterator[str]:

@@ -123,3 +123,12 @@ def test_every_method_is_in_the_readme():
 
   section = readme().split('**Methods**')[1].split('**Published counts**')[0]
   assert set(re.findall(r'^\| (\w+) \|', section, re.M)) == set(protocol.methods())
+
+
+def test_every_dataset_is_in_the_readme():
+  folder = ROOT / 'perl/data'
+  files = [*folder.glob('*.py'), *folder.glob('*/__init__.py')]
+  found = {(f.parent if f.stem == '__init__' else f).stem for f in files
+           if '\ndef load(split' in f.read_text()}
+  section = readme().split('## Data\n')[1].split('\n## ')[0]
+  assert set(re.findall(r'^\| (\w+) \|', section, re.M)) == found

@@ -1,6 +1,7 @@
 """Rows of the user's files to examples: the layouts in which data sets are published.
 
-A row has one of these layouts, and may add `group` and, beside chosen and rejected, `margin`:
+A row has one of these layouts, and may add `group`, `meta` (an object that stays with the example:
+what a rule checks responses against, say) and, beside chosen and rejected, `margin`:
   {text}  {prompt}  {prompt, response}  {prompt, response, label}  {prompt, chosen, rejected}
   {messages: [{role, content}, ...]}    chat; roles user, assistant (or agent), system, tool
 `completion` is another name of `response`. Each of prompt, response, chosen and rejected may be a
@@ -80,7 +81,11 @@ def _turns(messages: Sequence[dict[str, Any]]) -> list[dialogue.Turn]:
 
 def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
   group = _text(row, 'group', where) if 'group' in row else ' '.join(default.lower().split())
-  return {'group': group, 'meta': {'source': where}}
+  meta = row.get('meta', {})
+  if not isinstance(meta, dict):
+    raise ValueError(f"local: expected 'meta' to be an object in {where}; found {meta!r:.60}; "
+                     'repair the row')
+  return {'group': group, 'meta': {**meta, 'source': where}}
 
 
 def _about_chat(row: dict[str, Any], where: str, context: list[dict[str, Any]]) -> dict[str, Any]:

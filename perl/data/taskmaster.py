@@ -9,7 +9,7 @@ example.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from perl.data import dialogue
@@ -23,7 +23,7 @@ from perl.data.examples import (
   Prompt,
   check_request,
 )
-from perl.data.taskmaster_files import records
+from perl.data.prepared import Source, records
 
 
 def _documents(rows: list[dict[str, Any]]) -> list[Document]:
@@ -78,25 +78,24 @@ _MAKERS = {
 }
 
 
-def examples(builder_class: Callable[..., Any], split: str, kind: str, mirror: str,
-             data_dir: str, *, apart: bool = False) -> list[Example]:
+def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, *,
+             apart: bool = False) -> list[Example]:
   """The examples of a split; see `load` of the datasets.
 
   `apart` leaves out the dialogues that open like a judged one of any split: what a base or an
   anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
   """
-  name = builder_class.source.name
-  check_request(name, split, kind)
-  config, make = _MAKERS[kind]
-  rows = records(builder_class, config, split, mirror, data_dir)
-  if apart and config == 'dialogues':
-    judged = {dialogue.split_key(row['turns']) for part in SPLITS
-              for row in records(builder_class, 'thumbs', part, mirror, data_dir)}
+  check_request(source.name, split, kind)
+  part, make = _MAKERS[kind]
+  rows = records(source, part, split, mirror, data_dir)
+  if apart and part == 'dialogues':
+    judged = {dialogue.split_key(row['turns']) for other in SPLITS
+              for row in records(source, 'thumbs', other, mirror, data_dir)}
     rows = [row for row in rows if dialogue.split_key(row['turns']) not in judged]
   found = make(rows)
   if not found:
-    raise ValueError(f'{name}: expected examples of kind {kind!r} in split {split!r}; found none; '
-                     'add files to the mirror')
+    raise ValueError(f'{source.name}: expected examples of kind {kind!r} in split {split!r}; found '
+                     'none; add files to the mirror')
   return found
 
 

@@ -160,7 +160,8 @@ class Setting:
   def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
     c = self.config.data
     dataset = _module(name) if name else self.dataset
-    return dataset.load(split, kind, mirror=c.mirror, data_dir=c.data_dir, seed=c.seed)
+    parts = {'parts': tuple(c.parts)} if c.parts and not name else {}
+    return dataset.load(split, kind, mirror=c.mirror, data_dir=c.data_dir, seed=c.seed, **parts)
 
   @functools.cached_property
   def _assigned(self) -> dict[str, str]:

@@ -203,14 +203,16 @@ def test_one_file_is_split_by_prompt(tmp_path):
   assert not {e.prompt for e in found['train']} & {e.prompt for e in found['test']}
 
 
-def test_groups_of_the_user_are_kept(tmp_path):
-  (example,) = load(tmp_path, 'prompt', {'prompt': 'p', 'group': 'g'})
+def test_groups_and_meta_of_the_user_are_kept(tmp_path):
+  (example,) = load(tmp_path, 'prompt', {'prompt': 'p', 'group': 'g', 'meta': {'answer': '4'}})
+  assert example.meta['answer'] == '4'
   assert example.group == 'g' and example.meta['source'].endswith('train.jsonl, line 1')
 
 
 @pytest.mark.parametrize('kind, row, message', [
   ('prompt', '{"prompt": ', 'expected a JSON object .*line 3; found .*repair or delete'),
   ('prompt', '[1]', 'expected a JSON object .*line 3; found a list'),
+  ('prompt', {'prompt': 'p', 'meta': 3}, "expected 'meta' to be an object .*line 3; found 3"),
   ('prompt', {'prompt': 3}, "expected 'prompt' to be a string .*line 3; found 3"),
   ('prompt', {'text': 't'}, r"expected a row with {prompt} .*line 3; found the fields \['text'\]"),
   ('preference', THUMB, 'expected a row with {prompt, chosen, rejected} .*line 3; found'),

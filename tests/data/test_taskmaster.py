@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from perl.data import dialogue, taskmaster_coffee, taskmaster_files, taskmaster_ticketing
+from perl.data import dialogue, prepared, taskmaster_coffee, taskmaster_ticketing
 from perl.data.examples import KINDS, SPLITS
 
 DATASETS = [taskmaster_coffee, taskmaster_ticketing]
@@ -122,13 +122,13 @@ def test_two_processes_may_prepare_at_once(mirror, tmp_path, monkeypatch):
                            data_dir=str(tmp_path / 'prepared'))
   others = []
 
-  def read_rows(path, original=taskmaster_files.read_rows):
+  def read_rows(path, original=prepared.read_rows):
     if not others:
       others.append('under way')
       others[:] = [read()]  # the other one starts later and is done earlier
     return original(path)
 
-  monkeypatch.setattr(taskmaster_files, 'read_rows', read_rows)
+  monkeypatch.setattr(prepared, 'read_rows', read_rows)
   assert [read()] == others
 
 
@@ -175,7 +175,7 @@ def test_a_malformed_row_is_named(damage, mirror, tmp_path):
 def test_a_truncated_file_is_named(mirror, tmp_path):
   file = mirror / 'TM-4-2024/reward/reward_01.json'
   file.write_text(file.read_text()[:-20])
-  with pytest.raises(ValueError, match=r'(?s)JSON array in .*reward_01.json.*fetch the file again'):
+  with pytest.raises(ValueError, match=r'(?s)JSON array, .*reward_01.json.*fetch the file again'):
     taskmaster_coffee.load('train', 'labelled', mirror=str(mirror), data_dir=str(tmp_path / 'p'))
 
 
@@ -189,7 +189,8 @@ def home(mirror, monkeypatch):
   handler = functools.partial(Handler, directory=str(mirror))
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  monkeypatch.setattr(taskmaster_files, 'HOME', f'http://127.0.0.1:{server.server_port}')
+  monkeypatch.setattr(taskmaster_coffee, 'SOURCE', taskmaster_coffee.SOURCE._replace(
+    home=f'http://127.0.0.1:{server.server_port}'))
   yield mirror
   server.shutdown()
 

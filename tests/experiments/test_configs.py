@@ -147,6 +147,8 @@ def changed(**values):
   ({'mesh__data': 0}, 'mesh'),
   ({'mesh__fsdp': -1}, 'at most one of them -1'),
   ({'data__also': ('toy', 'cofee')}, "data.also to name a file of perl/data, found 'cofee'"),
+  ({'data__name': 'hh_rlhf', 'data__parts': ('harmless-bse',)}, "did you mean 'harmless-base'"),
+  ({'data__parts': ('some',)}, "expected data.parts among none for data.name=toy, found 'some'"),
   ({'data__folds': 1}, 'data.folds'),
   ({'data__folds': 5, 'data__fold': 5}, 'below data.folds'),
   ({'data__buckets': (128, 64)}, 'that rise'),
@@ -157,6 +159,10 @@ def changed(**values):
 def test_wrong_values_are_explained(values, said):
   with pytest.raises(ConfigError, match=said):
     validate.validate(changed(**values))
+
+
+def test_parts_of_a_dataset_are_chosen_by_name():
+  validate.validate(changed(data__name='shp', data__parts=('askvet', 'askdocs')))
 
 
 def test_all_problems_are_told_at_once():

@@ -10,6 +10,7 @@ models over a base that has not.
 """
 
 from perl.data import taskmaster
+from perl.data import taskmaster_files as files
 from perl.data.examples import Example
 
 APIS = {name: frozenset(arguments.split()) for name, arguments in {
@@ -30,6 +31,9 @@ APIS = {name: frozenset(arguments.split()) for name, arguments in {
   'resolve_theater': 'name.theater location',
 }.items()}
 """The APIs of the ticket office and their arguments: TM-3-2020/ontology/apis.json."""
+_FILES = files.numbered('TM-3-2020/reward', 'reward', 8)
+SOURCE = files.source('taskmaster_ticketing', dialogues=(_FILES, files.approved_dialogues),
+                      thumbs=(_FILES, files.thumbs))
 
 
 def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
@@ -48,9 +52,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
     OSError: the files are neither under the mirror nor can be downloaded.
   """
   del seed
-  from perl.data.taskmaster_ticketing import builder  # here: it imports tensorflow_datasets
-
-  return taskmaster.examples(builder.TaskmasterTicketing, split, kind, mirror, data_dir)
+  return taskmaster.examples(SOURCE, split, kind, mirror, data_dir)
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:

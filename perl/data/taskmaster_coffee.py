@@ -6,6 +6,7 @@ and demonstrations; 3,228 judged turns (86 % up) give labelled responses, prefer
 """
 
 from perl.data import taskmaster
+from perl.data import taskmaster_files as files
 from perl.data.examples import Example
 
 APIS = {name: frozenset(arguments.split()) for name, arguments in {
@@ -21,6 +22,10 @@ APIS = {name: frozenset(arguments.split()) for name, arguments in {
   'finish_order': 'order_id',
 }.items()}
 """The APIs of the coffee bar and their arguments, as the dialogues and approved turns use them."""
+SOURCE = files.source(
+  'taskmaster_coffee',
+  dialogues=(files.numbered('TM-4-2024/data', 'data', 8), files.dialogues),
+  thumbs=(files.numbered('TM-4-2024/reward', 'reward', 7), files.thumbs))
 
 
 def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
@@ -40,10 +45,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
     OSError: the files are neither under the mirror nor can be downloaded.
   """
   del seed
-  from perl.data.taskmaster_coffee import builder  # here: it imports tensorflow_datasets
-
-  return taskmaster.examples(
-    builder.TaskmasterCoffee, split, kind, mirror, data_dir, apart=True)
+  return taskmaster.examples(SOURCE, split, kind, mirror, data_dir, apart=True)
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:

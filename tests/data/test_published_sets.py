@@ -1,0 +1,249 @@
+"""Datasets from their public homes, on miniature mirrors: kinds, splits, what is left out."""
+
+import gzip
+import json
+import os
+import pathlib
+
+import pytest
+
+from perl.data import dialogue, gsm8k, hh_rlhf, prepared, prepared_rows, reddit_tldr, shp
+from perl.data.examples import KINDS, SPLITS
+
+HERE = pathlib.Path(__file__).resolve()
+SHARED = HERE.parents[3] / 'shared/data'
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='no published files here')
+DATASETS = [gsm8k, hh_rlhf, reddit_tldr, shp]
+named = pytest.mark.parametrize('dataset', DATASETS, ids=lambda module: module.SOURCE.name)
+
+
+def write(path, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = '\n'.join(map(json.dumps, rows)) + '\n'
+  path.write_bytes(gzip.compress(text.encode()) if path.suffix == '.gz' else text.encode())
+
+
+def problem(number):
+  return {'question': f'Tom has {number} apples and buys 1,000 more. How many?',
+          'answer': f'He has {number}+1000=<<{number}+1000={number + 1000}>>{number + 1000}.\n'
+                    f'#### {number + 1000:,}'}
+
+
+def comparison(opening, *, early=False):
+  head = f'\n\nHuman: {opening}\n\nAssistant: Which one?\n\nHuman: The red one.'
+  other = head.replace('Which one?', 'Say which.') if early else head
+  return {'chosen': f'{head}\n\nAssistant: Here it is.', 'rejected': f'{other}\n\nAssistant: No.'}
+
+
+def post(name):
+  return {'id': name, 'subreddit': 'cooking', 'title': 'Burnt toast', 'post': f'I burnt {name}.',
+          'summary': 'Toast burnt.'}
+
+
+def choice(name, split, choice=1):
+  info = {key: value for key, value in post(name).items() if key != 'summary'}
+  return {'info': info, 'summaries': [{'text': ' Long.'}, {'text': 'Short.'}], 'choice': choice,
+          'split': split, 'worker': 'w', 'batch': 'b', 'extra': {'confidence': 7}}
+
+
+def comments(name, label):
+  return {'post_id': name, 'domain': 'x', 'history': f'How to {name}?', 'human_ref_A': 'Like A.',
+          'human_ref_B': 'Like B.', 'labels': label, 'score_ratio': 2.5}
+
+
+@pytest.fixture
+def home(tmp_path):
+  """All four, as their homes have them."""
+  root = tmp_path / 'home'
+  for name, numbers in (('train', range(60)), ('test', range(100, 110))):
+    write(root / f'grade_school_math/data/{name}.jsonl', map(problem, numbers))
+  for part in hh_rlhf.PARTS:
+    opened = [comparison(f'{part} {i}') for i in range(60)]
+    tested = [comparison('a test'), comparison('another', early=True)]
+    write(root / part / 'train.jsonl.gz', [*opened, comparison('A  TEST')])
+    write(root / part / 'test.jsonl.gz', tested)
+  for number, (name, split) in enumerate(
+      (('train', 'train'), ('valid', 'valid1'), ('test', 'valid2')), start=3):
+    write(root / f'datasets/tldr_3_filtered/{name}.jsonl', [post(f't3_{name}')])
+    news = choice('t3_news', split)
+    del news['info']['post']
+    write(root / f'dataset/comparisons/batch{number}.json',
+          [choice(f't3_{name}', split), news, choice(f't3_{name}', split, 0)])
+  for part in shp.PARTS:
+    for name in ('train', 'validation', 'test'):
+      write(root / part / f'{name}.json', [comments(f'{name} {part}', i) for i in (0, 1)])
+  return root
+
+
+def load(dataset, home, split='train', kind='preference', **more):
+  return dataset.load(split, kind, mirror=str(home), data_dir=str(home.parent / 'prepared'), **more)
+
+
+def test_every_dataset_of_a_source_and_kinds_is_tested():
+  folder = HERE.parents[2] / 'perl/data'
+  found = {path.stem for path in folder.glob('*.py') if '\nKINDS = ' in path.read_text()}
+  assert {dataset.SOURCE.name for dataset in DATASETS} == found - {'examples'}
+
+
+@named
+def test_every_kind_is_of_its_split(dataset, home):
+  for kind in dataset.KINDS:
+    groups = {}
+    for split in SPLITS:
+      examples = load(dataset, home, split, kind)
+      assert examples and all(isinstance(example, KINDS[kind]) for example in examples)
+      assert all(example.meta['source'].startswith(dataset.SOURCE.name) for example in examples)
+      groups[split] = {example.group for example in examples}
+      assert '' not in groups[split]
+    assert not groups['train'] & groups['dev'] and not groups['test'] & (
+      groups['train'] | groups['dev'])
+
+
+@named
+def test_a_kind_that_the_data_have_not(dataset, home):
+  with pytest.raises(ValueError, match="found 'labelled', which this dataset has not"):
+    load(dataset, home, kind='labelled')
+
+
+@named
+def test_a_malformed_row_is_named(dataset, home):
+  for part in dataset.SOURCE.parts.values():
+    for file in part.files:
+      if (home / file).exists():
+        write(home / file, [{'other': 1}])
+  kind = next(iter(dataset.KINDS))
+  with pytest.raises(ValueError, match=rf'{dataset.SOURCE.name}: .*KeyError.*, row 0 .*repair'):
+    load(dataset, home, kind=kind)
+
+
+@pytest.mark.parametrize('content, expected', [
+  (b'{"a": 1}\n\n{"a": 2}\n', [{'a': 1}, {'a': 2}]), (b' [1, 2]', [1, 2]), (b'', []),
+  (gzip.compress(b'{"a": 1}'), [{'a': 1}])])
+def test_files_are_told_by_their_content(content, expected, tmp_path):
+  (tmp_path / 'a').write_bytes(content)
+  assert prepared.read_rows(tmp_path / 'a') == expected
+
+
+@pytest.mark.parametrize('content, found', [
+  (b'{"a": 1}\n{"a":', 'in line 2'), (b'[1, 2', 'Expecting'), (b'\xff', 'utf-8'),
+  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'end-of-stream')])
+def test_a_file_cut_short_is_named(content, found, tmp_path):
+  (tmp_path / 'a').write_bytes(content)
+  with pytest.raises(ValueError, match=f'JSON lines, in .*a; found .*{found}.*fetch the file'):
+    prepared.read_rows(tmp_path / 'a')
+
+
+def test_part_of_the_parts(home):
+  some = load(hh_rlhf, home, parts=hh_rlhf.HARMLESS)
+  every = load(hh_rlhf, home)
+  assert 0 < len(some) < len(every)
+  assert {example.meta['source'].split(',')[0] for example in some} == {'hh_rlhf/harmless-base'}
+  with pytest.raises(ValueError, match="shp: expected parts among .*askvet.*; found 'cooking'"):
+    load(shp, home, parts=('cooking',))
+
+
+# --- hh-rlhf
+
+
+def test_a_transcript_is_turns():
+  text = '\n\nHuman: a\nb\n\nHuman: c\n\nAssistant: \n\nHuman: d\n\nAssistant: Human: e'
+  assert [(turn['role'], turn['content']) for turn in hh_rlhf.turns_of(text)] == [
+    ('user', 'a\nb\n\nc'), ('assistant', ''), ('user', 'd'), ('assistant', 'Human: e')]
+  with pytest.raises(ValueError, match='a transcript opens with'):
+    hh_rlhf.turns_of('Human: a')
+
+
+def test_a_comparison_of_replies(home):
+  found = load(hh_rlhf, home, 'test', parts=('helpful-base',))
+  (example,) = found  # the other one parts before the last reply
+  assert (example.chosen, example.rejected) == ('Here it is.', 'No.')
+  assert example.prompt == dialogue.render([
+    {'role': 'user', 'text': 'a test'}, {'role': 'agent', 'text': 'Which one?'},
+    {'role': 'user', 'text': 'The red one.'}], None)[0]
+  assert [message['role'] for message in example.messages] == [
+    'user', 'assistant', 'user', 'assistant', 'assistant']
+
+
+def test_what_opens_like_a_test_is_not_trained_on(home):
+  found = [example for split in ('train', 'dev')
+           for example in load(hh_rlhf, home, split, parts=('helpful-base',))]
+  assert len(found) == 60 and 'a test' not in {example.group for example in found}
+
+
+# --- TL;DR and SHP
+
+
+def test_a_summary_follows_its_post(home):
+  (example,) = load(reddit_tldr, home, kind='demonstration')
+  assert example.prompt + example.response == (
+    'SUBREDDIT: r/cooking\n\nTITLE: Burnt toast\n\nPOST: I burnt t3_train.\n\nTL;DR: Toast burnt.')
+  assert reddit_tldr.prompt_of({'post': 'x', 'title': None}) == 'POST: x\n\nTL;DR:'
+
+
+def test_a_choice_of_summaries(home):
+  found = load(reddit_tldr, home)
+  assert [(e.chosen, e.rejected) for e in found] == [(' Short.', ' Long.'), (' Long.', ' Short.')]
+  assert {e.prompt for e in found} == {load(reddit_tldr, home, kind='prompt')[0].prompt}
+  assert found[0].meta['confidence'] == 7 and found[0].group == 't3_train'
+
+
+def test_label_1_means_that_a_is_better(home):
+  b, a = load(shp, home, parts=('askvet',))
+  assert (b.chosen, a.chosen) == ('Like B.', 'Like A.') and a.rejected == 'Like B.'
+  assert a.meta['score_ratio'] == 2.5 and a.group == 'train askvet'
+
+
+# --- GSM8K
+
+
+def test_a_problem_has_its_answer_and_no_calculator(home):
+  found = {example.group: example for example in load(gsm8k, home, 'test', 'demonstration')}
+  example = found['tom has 100 apples and buys 1,000 more. how many?']
+  assert example.meta['answer'] == '1100' and '<<' not in example.response
+  assert example.messages[-1]['content'] == 'He has 100+1000=1100.\n#### 1,100'
+  assert gsm8k.response_metrics('', 'It is $1,100.00.', example.response) == {'correct': 1.0}
+
+
+@pytest.mark.parametrize('text, answer', [
+  ('#### 18', '18'), ('a 3\n####  -1,234.50 dollars, not 7', '-1234.50'), ('#### $70,000', '70000'),
+  (r'thus \boxed{42}, not 7', '42'), (r'\boxed{1} and \boxed{ \$2.5 }', '2.5'),
+  ('Half is 0.5', '0.5'), ('or .5', '.5'), ('is −3.', '-3'), ('10-5', '5'), ('(2)-1', '1'),
+  ('costs -$4', '-4'), ('it is 1,2345', '2345'), ('3, 4', '4'), ('a 7.', '7'), ('none', None),
+  ('#### none, not 3', '3'), ('12####', None), ('', None)])
+def test_the_answer_of_a_text(text, answer):
+  found = gsm8k.answer_of(text)
+  assert (found is None) == (answer is None)
+  assert answer is None or gsm8k.correct(text, answer)
+
+
+@needs_shared
+def test_all_published_solutions_are_right_and_corrupted_ones_wrong():
+  rows = [row for name in ('train', 'test')
+          for row in prepared.read_rows(SHARED / f'gsm8k/{name}.jsonl')]
+  answers = [row['answer'].rpartition('\n#### ')[2].replace(',', '') for row in rows]
+  assert len(rows) == 8792
+  assert all(gsm8k.correct(row['answer'], answer) for row, answer in zip(rows, answers))
+  corrupted = [f'{row["answer"]}1' for row in rows]
+  assert not any(gsm8k.correct(text, answer) for text, answer in zip(corrupted, answers))
+
+
+@needs_shared
+def test_published_comparisons_are_read(tmp_path):
+  os.makedirs(tmp_path / 'harmless-base')
+  published = SHARED / 'hh-rlhf/harmless-base/test-head.jsonl.gz'
+  (tmp_path / 'harmless-base/test.jsonl.gz').write_bytes(published.read_bytes())
+  found = hh_rlhf.load('test', 'preference', mirror=str(tmp_path), parts=hh_rlhf.HARMLESS,
+                       data_dir=str(tmp_path / 'prepared'))
+  rows = prepared.read_rows(published)
+  # Where the transcripts part, by characters: never before the last reply of either.
+  part = [os.path.commonprefix([row['chosen'], row['rejected']]) for row in rows]
+  whole = [all(row[side].rfind('\n\nAssistant:') < len(shared) for side in row)
+           for row, shared in zip(rows, part)]
+  assert len(rows) == 1200 and len(found) == sum(whole)
+
+
+def test_a_tenth_of_train_is_held_out():
+  groups = [f'group {i}' for i in range(2000)]
+  held = [prepared_rows.held_out(group, 'train') for group in groups]
+  assert 0.08 < held.count('dev') / len(held) < 0.12 and set(held) == {'train', 'dev'}
+  assert {prepared_rows.held_out(group, 'test') for group in groups} == {'test'}
