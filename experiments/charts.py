@@ -17,7 +17,7 @@ def new(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
     height: inches.
     panels: how many axes.
   """
-  # Loaded where it is drawn: matplotlib is an extra, and takes a second.
+  # Loaded where it is drawn: matplotlib takes a second.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from perl import masked
 from perl.types import Mean
 
 
@@ -31,6 +32,35 @@ def pairwise(
   """
   difference = chosen - rejected - margin
   return -jax.nn.log_sigmoid(difference) + centre * jnp.square(chosen + rejected)
+
+
+def ranking(scores: jax.Array, present: jax.Array, centre: float = 0.0) -> jax.Array:
+  """The mean over pairs i < j of -log sigmoid(r_i - r_j), f32[B]: K responses ranked, best first.
+
+  All pairs of a prompt in one element, so that each prompt counts once and is read once
+  (InstructGPT: Ouyang et al. 2022, arXiv 2203.02155, eq. 1). For K = 2 it is `pairwise`.
+
+  Args:
+    scores: f32[B, K], of the responses from the best to the worst.
+    present: bool[B, K], False where a prompt has fewer; a row of fewer than two has the loss 0.
+    centre: c of `pairwise`, for each pair.
+  """
+  scores = jnp.where(present, scores, 0.0)
+  losses = pairwise(scores[:, :, None], scores[:, None, :], centre=centre)  # [B, better, worse]
+  ordered = jnp.triu(jnp.ones(losses.shape[1:], bool), 1)
+  return masked.masked_mean(
+    losses.reshape(len(scores), -1),
+    (ordered & present[:, :, None] & present[:, None, :]).reshape(len(scores), -1), axis=-1)
+
+
+def regression(score: jax.Array, target: jax.Array) -> jax.Array:
+  """(r - y)^2 / 2, f32[B]: scores that people gave, learnt as numbers.
+
+  Args:
+    score: f32[B], r.
+    target: f32[B], y.
+  """
+  return jnp.square(score - target) / 2
 
 
 def pointwise(score: jax.Array, label: jax.Array) -> jax.Array:

@@ -85,3 +85,22 @@ def test_gradients_are_finite_differences(loss):
   step = 1e-2
   expected = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
   np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(x), direction), expected, rtol=2e-3)
+
+
+def test_ranking_by_hand():
+  """Three responses: the mean over their three pairs; two: `pairwise`; one: nothing to learn."""
+  scores = jnp.asarray([[2.0, 1.0, -1.0], [0.5, 0.2, np.nan], [0.7, np.nan, np.nan]])
+  present = jnp.asarray([[True] * 3, [True, True, False], [True, False, False]])
+  pairs = np.log1p(np.exp(-np.asarray([1.0, 3.0, 2.0])))
+  found = losses.ranking(scores, present)
+  np.testing.assert_allclose(found[0], pairs.mean(), rtol=1e-6)
+  np.testing.assert_allclose(found[1], losses.pairwise(0.5, 0.2), rtol=1e-6)
+  assert found[2] == 0.0
+  centred = losses.ranking(scores[:2, :2], present[:2, :2], centre=0.1)
+  np.testing.assert_allclose(centred[1], losses.pairwise(0.5, 0.2, centre=0.1), rtol=1e-6)
+  slope = jax.grad(lambda s: losses.ranking(s, present).sum())(scores)
+  assert np.isfinite(slope).all() and (slope[2] == 0).all()
+
+
+def test_regression_by_hand():
+  np.testing.assert_allclose(losses.regression(jnp.float32(3.0), jnp.float32(1.0)), 2.0)
