@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from perl import masked
 from perl.types import Mean
 
+LEVELS = ('token', 'response', 'sequence')
 AGGREGATIONS = ('token', 'sequence', 'sequence_sum', 'constant')
 
 
@@ -22,18 +23,19 @@ def ratios(
     logprobs: f32[B, T], of the policy that learns.
     behaviour: f32[B, T], of the policy that sampled.
     mask: bool[B, T], the response's tokens.
-    level: 'token', or 'sequence': exp of the mean log-ratio of the response, at each of its tokens
-      (GSPO: Zheng et al. 2025, arXiv 2507.18071).
+    level: of LEVELS. 'token'; or one ratio at all tokens of a response: 'response', the product of
+      its tokens' (RLOO), or 'sequence', their geometric mean (GSPO: Zheng et al. 2025, arXiv
+      2507.18071).
 
   Raises:
     ValueError: another level.
   """
+  if level not in LEVELS:
+    raise ValueError(f'expected ratios of a level among {", ".join(LEVELS)}, found {level!r}')
   difference = jnp.where(mask, logprobs - jax.lax.stop_gradient(behaviour), 0.0)
-  if level == 'sequence':
-    mean = masked.masked_mean(difference, mask, axis=-1)[:, None]
-    difference = jnp.where(mask, mean, 0.0)
-  elif level != 'token':
-    raise ValueError(f"expected ratios of a 'token' or a 'sequence', found {level!r}")
+  if level != 'token':
+    over = masked.masked_sum if level == 'response' else masked.masked_mean
+    difference = jnp.where(mask, over(difference, mask, axis=-1)[:, None], 0.0)
   return jnp.exp(difference)
 
 

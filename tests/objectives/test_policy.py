@@ -15,13 +15,14 @@ def draw(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize('level', ['token', 'sequence'])
+@pytest.mark.parametrize('level', policy.LEVELS)
 def test_ratios_are_1_at_the_first_update_and_outside_the_mask(level):
   logprobs = draw(2, 4)
   np.testing.assert_array_equal(policy.ratios(logprobs, logprobs, MASK, level=level), 1.0)
   dirty = jnp.where(MASK, logprobs, np.nan)
   found = policy.ratios(dirty + 1.0, dirty, MASK, level=level)
-  np.testing.assert_allclose(found, jnp.where(MASK, np.e, 1.0), rtol=1e-6)
+  power = MASK.sum(-1, keepdims=True) if level == 'response' else 1
+  np.testing.assert_allclose(found, jnp.where(MASK, np.e**power, 1.0), rtol=1e-5)
 
 
 def test_ratios_by_hand():
@@ -33,6 +34,9 @@ def test_ratios_by_hand():
   np.testing.assert_allclose(
     policy.ratios(new, old, MASK, level='sequence'),
     [[1, *[geometric] * 3], [1, 1, 0.5, 1]], rtol=1e-5)
+  np.testing.assert_allclose(
+    policy.ratios(new, old, MASK, level='response'),
+    [[1, 32, 32, 32], [1, 1, 0.5, 1]], rtol=1e-5)
   with pytest.raises(ValueError, match="found 'word'"):
     policy.ratios(new, old, MASK, level='word')
 
@@ -88,7 +92,7 @@ def test_no_gradient_through_advantages_old_logprobs_returns_and_old_values():
     np.testing.assert_array_equal(grad, 0.0)
 
 
-@pytest.mark.parametrize('level', ['token', 'sequence'])
+@pytest.mark.parametrize('level', policy.LEVELS)
 def test_gradients_are_those_of_finite_differences(level):
   new, old, a = draw(2, 4), draw(2, 4) + 0.1 * draw(2, 4, seed=1), draw(2, 4, seed=2)
 
