@@ -203,10 +203,15 @@ FIELDS: dict[str, Field] = {
               source='PERL A.3'),
   'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',
                         folder='rl'),
-  'rl.baseline': Field('value', 'Subtracted from the return: a learnt value or the batch\'s mean.',
-                       source='PERL', choices=('value', 'batch_mean')),
+  'rl.baseline': Field('value', 'Subtracted from the return: a learnt value, or the mean return of '
+                       'the other responses of the batch, or of those to the same prompt (RLOO).',
+                       source='PERL', choices=('value', 'batch_mean', 'leave_one_out')),
   'rl.beta': Field(0.05, 'Weight of KL to the anchor: (1 - beta) r - beta KL is maximised.',
                    source='PERL A.3', low=0.0, high=1.0),
+  'rl.regularizer': Field('kl', 'What is taken from the reward of each token, rl.beta times: '
+                          'perl/objectives/regularizers.py (Sun et al. 2023).', source='PERL',
+                          choices=('none', 'kl', 'clamped_kl', 'squared_error', 'bregman',
+                                   'jensen_shannon')),
   'rl.samples': Field(1, 'Responses to each prompt of an update, which share its computation; '
                       'divides rl.batch_size, which counts responses.', 'responses', low=1),
   'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '

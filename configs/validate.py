@@ -128,6 +128,9 @@ def _batches(config: ConfigDict) -> Iterator[str]:
 
 
 def _sampling(config: ConfigDict) -> Iterator[str]:
+  if config.rl.baseline == 'leave_one_out' and config.rl.samples < 2:
+    yield (f'expected rl.samples of at least 2 for rl.baseline=leave_one_out, found '
+           f'{config.rl.samples}; set rl.samples=4, or another baseline')
   if config.rl.top_k or config.rl.top_p != 1:
     yield (f'expected rl.top_k=0 and rl.top_p=1, found {config.rl.top_k} and {config.rl.top_p}; '
            'log-probs of training are of the whole distribution, so sample from it; '

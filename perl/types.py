@@ -70,8 +70,8 @@ class Experience(struct.PyTreeNode):
   reference_logprobs: jax.Array  # f32[B, T]
   rewards: jax.Array  # f32[B, T], shaped: what is maximised
   returns: jax.Array  # f32[B, T], Z_t: the rewards from t on
-  batch_mean: jax.Array  # f32[B, T], the mean return of the other rows: over the whole batch, which
-  # a microbatch of an update no longer sees
+  baseline: jax.Array  # f32[B, T], of the return, where no critic learns one: of the whole batch,
+  # which a microbatch of an update no longer sees
   scores: jax.Array  # f32[B], the reward model's output
   weight: jax.Array  # f32[B], 0 for filler rows
 

@@ -96,7 +96,7 @@ class Step:
       max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, samples=rl.samples)
     self.experience = make_experience(
       anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty,
-      forwards=rl.forwards, **common
+      forwards=rl.forwards, regularizer=rl.regularizer, baseline=rl.baseline, **common
     )
     loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
     self.update = steps.make_train_step(

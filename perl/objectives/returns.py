@@ -1,9 +1,12 @@
 """Rewards, returns and baselines of policy gradients."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from perl import masked
+from perl.objectives import regularizers
 
 
 def shaped_rewards(
@@ -13,24 +16,28 @@ def shaped_rewards(
   mask: jax.Array,
   *,
   beta: float,
+  penalty: Callable[[jax.Array, jax.Array], jax.Array] = regularizers.kl,
 ) -> jax.Array:
-  """f32[B, T]: (1 - beta) r at the last response token, minus beta k1 at every response token.
+  """f32[B, T]: (1 - beta) r at the last response token, minus beta times a penalty at each token.
 
-  Their sum over t has the expectation (1 - beta) r - beta KL(pi || anchor) (PERL, sec. 3), because
-  k1 = log pi - log pi_ref is unbiased for the KL as a *reward* (as a loss it has gradient zero).
+  With the penalty k1 = log pi - log pi_ref, their sum over t has the expectation
+  (1 - beta) r - beta KL(pi || anchor) (PERL, sec. 3), because k1 is unbiased for the KL as a
+  *reward* (as a loss it has gradient zero).
 
   Args:
     scores: f32[B], the reward model's r.
     logprobs: f32[B, T], of the policy that sampled.
     reference_logprobs: f32[B, T], of the anchor.
     mask: bool[B, T], the response's tokens.
-    beta: weight of the KL, in [0, 1].
+    beta: weight of the penalty, in [0, 1].
+    penalty: of objectives.regularizers.SAMPLED.
   """
-  k1 = jnp.where(mask, logprobs - reference_logprobs, 0.0)
+  held = lambda x: jnp.where(mask, x, 0.0)  # before the penalty, which may square or exponentiate
+  lost = held(penalty(held(logprobs), held(reference_logprobs)))
   last = masked.last_index(mask)
   at_last = jax.nn.one_hot(last, mask.shape[-1], dtype=jnp.float32)
   terminal = jnp.where(mask, at_last * scores.astype(jnp.float32)[:, None], 0.0)
-  return (1.0 - beta) * terminal - beta * k1
+  return (1.0 - beta) * terminal - beta * lost
 
 
 def returns_to_go(rewards: jax.Array, mask: jax.Array, *, gamma: float = 1.0) -> jax.Array:
@@ -51,7 +58,9 @@ def returns_to_go(rewards: jax.Array, mask: jax.Array, *, gamma: float = 1.0) ->
   return jnp.where(mask, out.T, 0.0)
 
 
-def batch_mean_baseline(returns: jax.Array, mask: jax.Array, weight: jax.Array) -> jax.Array:
+def others_baseline(
+  returns: jax.Array, mask: jax.Array, weight: jax.Array, *, samples: int = 0
+) -> jax.Array:
   """f32[B, T]: the mean over the *other* rows of their whole return, for every token of a row.
 
   Leaving the row itself out keeps the gradient unbiased. A single row has the baseline 0.
@@ -60,12 +69,16 @@ def batch_mean_baseline(returns: jax.Array, mask: jax.Array, weight: jax.Array) 
     returns: f32[B, T], to go.
     mask: bool[B, T], the response's tokens.
     weight: f32[B], 0 for filler rows.
+    samples: rows on end that are compared, the responses to one prompt (RLOO: Ahmadian et al.
+      2024, arXiv 2402.14740); 0 compares all rows.
   """
   first = jnp.argmax(mask, -1)
   whole = jnp.take_along_axis(returns, first[:, None], 1)[:, 0]
   whole = jnp.where(weight > 0, whole, 0.0) * weight  # a filler row may hold anything
-  others = jnp.maximum(weight.sum() - weight, 1.0)
-  return jnp.where(mask, ((whole.sum() - whole) / others)[:, None], 0.0)
+  over = lambda x: x.reshape(-1, samples or len(x))
+  others = lambda x: (over(x).sum(-1, keepdims=True) - over(x)).reshape(-1)
+  baseline = others(whole) / jnp.maximum(others(weight), 1.0)
+  return jnp.where(mask, baseline[:, None], 0.0)
 
 
 def sequence_kl(logprobs: jax.Array, reference_logprobs: jax.Array, mask: jax.Array) -> jax.Array:

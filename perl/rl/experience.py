@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from perl import masked, trees
 from perl.models import lm
 from perl.models.transformer import Transformer
-from perl.objectives import returns
+from perl.objectives import regularizers, returns
 from perl.rl import roles
 from perl.types import Experience, Mean, Rollout, Tree
 
@@ -29,6 +29,8 @@ def make_experience(
   missing_eos_penalty: float = 0.0,
   samples: int = 1,
   forwards: str = 'auto',
+  regularizer: str = 'kl',
+  baseline: str = 'batch_mean',
 ) -> Callable[..., tuple[Experience, dict[str, Mean]]]:
   """The jitted function ``(base, frozen, rollout, weight, offset=0) -> (experience, metrics)``.
 
@@ -41,14 +43,28 @@ def make_experience(
   Args:
     model: the base's module; all roles share it.
     max_new_tokens: R, the last columns of a rollout; the response starts before them.
-    beta: weight of the KL to the anchor, see objectives.returns.shaped_rewards.
+    beta: weight of what holds to the anchor, see objectives.returns.shaped_rewards.
     temperature: at which the policy samples; log-probs are taken at it throughout.
     missing_eos_penalty: subtracted from the score of a response that was cut off.
     samples: responses to each prompt, rows in turn, which share the prompt's computation.
     forwards: of FORWARDS; adapters that cannot be stacked are read one after another.
+    regularizer: of objectives.regularizers.SAMPLED, lowers the reward of each token.
+    baseline: 'leave_one_out' compares the responses to one prompt; else all rows are compared.
+
+  Raises:
+    ValueError: an unknown name, or one response to compare with none.
   """
+  if regularizer not in regularizers.SAMPLED:
+    raise ValueError(f'expected rl.regularizer among {tuple(regularizers.SAMPLED)}, found '
+                     f'{regularizer!r}')
+  if baseline == 'leave_one_out' and samples < 2:
+    raise ValueError(f'expected rl.samples of at least 2 for rl.baseline=leave_one_out, found '
+                     f'{samples}: there must be others to compare with')
   if forwards not in FORWARDS:
     raise ValueError(f'expected rl.forwards among {FORWARDS}, found {forwards!r}')
+
+  penalty = regularizers.SAMPLED[regularizer]
+  compared = samples if baseline == 'leave_one_out' else 0
 
   @jax.jit
   def build(base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array, offset=0.0):
@@ -58,21 +74,24 @@ def make_experience(
       model, base, frozen, rollout, dict(start=start, shared=samples), temperature)
     scores = scores - missing_eos_penalty * (~rollout.finished)
     rewards = returns.shaped_rewards(
-      scores - offset, rollout.logprobs, reference, rollout.response_mask, beta=beta
+      scores - offset, rollout.logprobs, reference, rollout.response_mask, beta=beta,
+      penalty=penalty,
     )
     z = returns.returns_to_go(rewards, rollout.response_mask)
     experience = Experience(
       tokens=rollout.tokens, mask=rollout.mask, response_mask=rollout.response_mask,
       behaviour_logprobs=rollout.logprobs, reference_logprobs=reference, rewards=rewards, returns=z,
-      batch_mean=returns.batch_mean_baseline(z, rollout.response_mask, weight), scores=scores,
-      weight=weight,
+      baseline=returns.others_baseline(z, rollout.response_mask, weight, samples=compared),
+      scores=scores, weight=weight,
     )
     kl = returns.sequence_kl(rollout.logprobs, reference, rollout.response_mask)
+    held = masked.masked_sum(
+      penalty(rollout.logprobs, reference), rollout.response_mask, axis=-1)
     entropy = masked.masked_sum(-rollout.logprobs, rollout.response_mask, axis=-1)
     metrics = {
       'reward': scores,
       'kl': kl,
-      'objective': (1.0 - beta) * scores - beta * kl,
+      'objective': (1.0 - beta) * scores - beta * held,
       'entropy': entropy,
       'response_tokens': rollout.response_mask.sum(-1).astype(jnp.float32),
       'finished': rollout.finished.astype(jnp.float32),

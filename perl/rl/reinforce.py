@@ -17,7 +17,7 @@ from perl.objectives import losses
 from perl.rl import roles
 from perl.types import Experience, Mean, Tree
 
-BASELINES = ('value', 'batch_mean')
+BASELINES = ('value', 'batch_mean', 'leave_one_out')
 
 
 def trains(baseline: str) -> tuple[str, ...]:
@@ -41,7 +41,8 @@ def make_loss(
     model: the base's module.
     max_new_tokens: R, the last columns of a rollout, where responses lie.
     temperature: at which the rollout was sampled.
-    baseline: 'value' (adapters['critic']) or 'batch_mean' (no critic at all).
+    baseline: 'value' (adapters['critic']), or no critic at all: 'batch_mean', 'leave_one_out'
+      (RLOO), which the experience has.
     samples: responses to each prompt, rows in turn, which share the prompt's computation.
   """
   learnt = 'critic' in trains(baseline)
@@ -60,7 +61,7 @@ def make_loss(
         model, roles.of(base, 'critic'), adapters['critic'], e.tokens, e.mask, **prompts)
       critic = losses.value(v, z, mask)
     else:
-      v, critic = e.batch_mean, 0.0
+      v, critic = e.baseline, 0.0
     policy = losses.reinforce(logprobs, z - v, mask)
     gap = logprobs - e.behaviour_logprobs
     counted = mask & (weight > 0)[:, None]

@@ -6,6 +6,7 @@ import pytest
 
 from configs import arguments, base, coffee, coffee_methods, demo, fields, ticketing, validate
 from configs.fields import ConfigError
+from perl.objectives import regularizers
 
 EXPERIMENTS = {
   'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo, 'ticketing': ticketing}
@@ -23,6 +24,10 @@ def test_names_that_mean_a_quantity_have_a_unit():
   for path, field in base.FIELDS.items():
     if path.endswith(('_steps', '_tokens', 'learning_rate', 'batch_size', '.steps')):
       assert field.unit, path
+
+
+def test_regularizers_are_those_of_the_objectives():
+  assert base.FIELDS['rl.regularizer'].choices == tuple(regularizers.SAMPLED)
 
 
 def test_every_default_obeys_its_own_bounds():
@@ -137,6 +142,8 @@ def changed(**values):
   ({'reward__microbatches': 0}, 'reward.microbatches to be at least 1'),
   ({'reward__optim__learning_rate': 0.0}, 'positive'),
   ({'rl__top_k': 5}, 'rl.top_k=0'),
+  ({'rl__regularizer': 'bregmann'}, "did you mean 'bregman'"),
+  ({'rl__baseline': 'leave_one_out'}, 'rl.samples of at least 2'),
   ({'rl__top_p': 0.9}, 'rl.top_p=1'),
   ({'rl__temperature': 0.0}, 'rl.temperature'),
   ({'stages': ('sft', 'rewrd')}, "did you mean 'reward'"),

@@ -137,7 +137,8 @@ def test_rl_in_other_ways_is_the_same_rl(toyrun, tmp_path, how):
 
 def test_several_samples_of_a_prompt_make_an_update(toyrun, tmp_path):
   config = from_run(
-    toyrun, rl__samples=4, rl__microbatches=2, rl__cache='int8', rl__steps=2, data__auto_buckets=2)
+    toyrun, rl__samples=4, rl__microbatches=2, rl__cache='int8', rl__steps=2, data__auto_buckets=2,
+    rl__baseline='leave_one_out', rl__regularizer='bregman')
   with run.small_world():
     found = rl.run(config, str(tmp_path / 'rl'))
   assert np.isfinite(found['reward']) and len(column(tmp_path / 'rl', 'train/reward')) == 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perl.objectives import losses, returns
+from perl.objectives import losses, regularizers, returns
 
 MASK = jnp.asarray([[False, True, True, True], [False, False, True, False]])
 BETA = 0.25
@@ -24,6 +24,17 @@ def test_shaped_rewards_by_hand():
   np.testing.assert_allclose(returns.sequence_kl(logprobs, reference, MASK), [1 + 0 - 2, 4.0])
 
 
+@pytest.mark.parametrize('name', regularizers.SAMPLED)
+def test_any_penalty_lowers_the_reward_of_its_token(name):
+  logprobs = jnp.asarray([[np.nan, -1.0, -2.0, -3.0], [np.inf, 9.0, -1.0, 1e30]])
+  reference = jnp.asarray([[9.0, -2.0, -2.0, -1.0], [9.0, np.nan, -5.0, -1e30]])
+  penalty = regularizers.SAMPLED[name]
+  found = returns.shaped_rewards(
+    jnp.zeros(2), logprobs, reference, MASK, beta=BETA, penalty=penalty)
+  np.testing.assert_allclose(found[0, 1:], -BETA * penalty(logprobs[0, 1:], reference[0, 1:]))
+  np.testing.assert_allclose(found[1], [0, 0, -BETA * penalty(-1.0, -5.0), 0])
+
+
 def test_equal_policies_have_no_kl_at_all():
   logprobs = jnp.asarray([[-1.3, -0.2, -7.1, -3.0]] * 2)
   np.testing.assert_array_equal(returns.sequence_kl(logprobs, logprobs, MASK), 0.0)
@@ -37,16 +48,23 @@ def test_returns_to_go_by_hand():
     returns.returns_to_go(rewards, MASK, gamma=0.5), [[0, 1 + 1 + 1, 4, 4], [0, 0, 3, 0]])
 
 
-def test_batch_mean_baseline_by_hand():
+def test_others_baseline_by_hand():
   """The mean of the others; filler rows are no others; a single row has none."""
   mask = jnp.asarray([[False, True, True]] * 4)
   z = jnp.asarray([[0.0, 6.0, 2.0], [0.0, 3.0, 1.0], [0.0, 9.0, 0.0], [0.0, 50.0, 50.0]])
-  found = returns.batch_mean_baseline(z, mask, jnp.asarray([1.0, 1.0, 1.0, 0.0]))
+  found = returns.others_baseline(z, mask, jnp.asarray([1.0, 1.0, 1.0, 0.0]))
   np.testing.assert_allclose(found[:3, 1], [6.0, 7.5, 4.5])
   np.testing.assert_array_equal(found[:, 0], 0.0)
   np.testing.assert_array_equal(found[:, 1], found[:, 2])
-  alone = returns.batch_mean_baseline(z, mask, jnp.asarray([1.0, 0.0, 0.0, 0.0]))
+  alone = returns.others_baseline(z, mask, jnp.asarray([1.0, 0.0, 0.0, 0.0]))
   np.testing.assert_array_equal(alone[0], 0.0)
+
+
+def test_others_baseline_of_a_prompt_by_hand():
+  """Groups of two: the other response's return; a filler row is nobody's baseline."""
+  mask, z = jnp.ones((6, 1), bool), jnp.asarray([[1.0], [2.0], [3.0], [5.0], [8.0], [np.nan]])
+  found = returns.others_baseline(z, mask, jnp.asarray([1.0] * 5 + [0.0]), samples=2)
+  np.testing.assert_allclose(found[:5, 0], [2, 1, 5, 3, 0])
 
 
 @pytest.mark.parametrize('garbage', [np.nan, np.inf, 1e30])
@@ -58,7 +76,7 @@ def test_garbage_under_the_mask_changes_nothing(garbage):
   for function in (
     shaped,
     lambda x: returns.returns_to_go(x, MASK),
-    lambda x: returns.batch_mean_baseline(x, MASK, weight),
+    lambda x: returns.others_baseline(x, MASK, weight),
     lambda x: returns.sequence_kl(x, jnp.zeros((2, 4)), MASK),
   ):
     np.testing.assert_array_equal(function(dirty), function(x))
@@ -66,7 +84,7 @@ def test_garbage_under_the_mask_changes_nothing(garbage):
 
 def test_a_filler_row_may_hold_anything():
   z = jnp.asarray([[1.0], [2.0], [np.nan]])
-  found = returns.batch_mean_baseline(z, jnp.ones((3, 1), bool), jnp.asarray([1.0, 1.0, 0.0]))
+  found = returns.others_baseline(z, jnp.ones((3, 1), bool), jnp.asarray([1.0, 1.0, 0.0]))
   np.testing.assert_allclose(found[:2, 0], [2.0, 1.0])
 
 
@@ -140,7 +158,7 @@ def test_leaving_the_row_out_keeps_the_gradient_unbiased():
 
     def one(pair):
       z = returns.returns_to_go(jnp.stack([jnp.zeros(2), REWARD[pair]], 1), mask)
-      b = returns.batch_mean_baseline(z, mask, jnp.ones(2)) if with_baseline else 0.0
+      b = returns.others_baseline(z, mask, jnp.ones(2)) if with_baseline else 0.0
       return p[pair].prod() * losses.reinforce(logprobs[pair], z - b, mask).mean()
 
     return jax.vmap(one)(pairs).sum()

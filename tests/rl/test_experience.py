@@ -66,8 +66,30 @@ def test_returns_and_the_batch_mean_are_those_of_the_rewards(out, build):
   e, _ = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
   z = returns.returns_to_go(e.rewards, out.response_mask)
   np.testing.assert_allclose(e.returns, z, atol=1e-6)
-  mean = returns.batch_mean_baseline(z, out.response_mask, WEIGHT)
-  np.testing.assert_allclose(e.batch_mean, mean, atol=1e-6)
+  mean = returns.others_baseline(z, out.response_mask, WEIGHT)
+  np.testing.assert_allclose(e.baseline, mean, atol=1e-6)
+
+
+def test_a_baseline_of_the_prompts_other_responses(out):
+  build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, samples=2,
+                          baseline='leave_one_out', regularizer='squared_error')
+  e, metrics = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
+  whole = e.rewards.sum(-1)
+  first = out.response_mask.argmax(-1)
+  np.testing.assert_allclose(e.baseline[jnp.arange(2), first[:2]], whole[1::-1], rtol=1e-4)
+  expected = (1 - BETA) * e.scores - BETA * jnp.where(
+    out.response_mask, (out.logprobs - e.reference_logprobs) ** 2 / 2, 0.0).sum(-1)
+  np.testing.assert_allclose(whole, expected, rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics['objective'].value(), (expected * WEIGHT).sum() / WEIGHT.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('options, message', [
+  ({'regularizer': 'k1'}, "expected rl.regularizer among .*'bregman'.*found 'k1'"),
+  ({'baseline': 'leave_one_out'}, 'expected rl.samples of at least 2 .* found 1')])
+def test_what_an_experience_cannot_be_made_of(options, message):
+  with pytest.raises(ValueError, match=message):
+    make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, **options)
 
 
 def test_the_offset_is_in_the_rewards_and_not_in_scores_or_metrics(out, build):
