@@ -19,7 +19,11 @@ from perl.train import metrics
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
-  """Leaves samples.json in workdir; returns each metric before (`<name>_before`) and after RL."""
+  """Leaves samples.json and responses.json, all that was sampled, in workdir.
+
+  Returns:
+    each metric before (`<name>_before`) and after RL.
+  """
   setting = settings.begin(config, workdir, 'evaluate')
   anchor = artefacts.load_anchor(setting)
   policy, _ = artefacts.load_adapter(setting, setting.input('policy'), anchor)
@@ -30,9 +34,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   frozen = {'reference': reference, 'reward': reward}
   prompts = responses.examples(setting, 'test')
   turns = responses.examples(setting, 'test', 'demonstration')
-  result, greedy = {}, {}
+  result, greedy, answers = {}, {}, {}
   for when, adapter in (('_before', reference), ('', policy)):
     sampled = responses.respond(setting, anchor, adapter, prompts, setting.key, frozen=frozen)
+    answers[when] = sampled.texts
     judged = _judged(setting, prompts, sampled)
     result |= _summary(setting, prompts, sampled, judged, when)
     if turns:
@@ -45,6 +50,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
       result |= {k: v for k, v in summary.items() if k.startswith(tuple(compared))}
     else:
       greedy[when] = sampled
+  metrics.write_json(os.path.join(workdir, 'responses.json'), [
+    {'prompt': e.prompt, 'group': e.group, 'before': before, 'after': after}
+    for e, before, after in zip(prompts, answers['_before'], answers[''])])
   samples = _samples(setting, turns or prompts, greedy['_before'], greedy[''])
   metrics.write_json(os.path.join(workdir, 'samples.json'), samples)
   if hasattr(setting.dataset, 'OPTIMUM'):
