@@ -209,7 +209,7 @@ FIELDS: dict[str, Field] = {
   'rl.beta': Field(0.05, 'Weight of KL to the anchor: (1 - beta) r - beta KL is maximised.',
                    source='PERL A.3', low=0.0, high=1.0),
   'rl.regularizer': Field('kl', 'What is taken from the reward of each token, rl.beta times: '
-                          'perl/objectives/regularizers.py (Sun et al. 2023).', source='PERL',
+                          'perl/objectives/regularizers.py.', source='Sun et al. 2023',
                           choices=('none', 'kl', 'clamped_kl', 'squared_error', 'bregman',
                                    'jensen_shannon')),
   'rl.samples': Field(1, 'Responses to each prompt of an update, which share its computation; '
