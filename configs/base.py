@@ -202,7 +202,7 @@ FIELDS: dict[str, Field] = {
   **_adapting('rl', 'the policy', steps=1000, batch_size=128, learning_rate=1e-5,
               source='PERL A.3'),
   'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',
-                        folder='rl'),
+                        folder='rl', defines='make_loss'),
   'rl.baseline': Field('value', 'Subtracted from the return: a learnt value, or the mean return of '
                        'the other responses of the batch, or of those to the same prompt (RLOO).',
                        source='PERL', choices=('value', 'batch_mean', 'leave_one_out')),
@@ -212,6 +212,11 @@ FIELDS: dict[str, Field] = {
                           'perl/objectives/regularizers.py.', source='Sun et al. 2023',
                           choices=('none', 'kl', 'clamped_kl', 'squared_error', 'bregman',
                                    'jensen_shannon')),
+  'rl.reward_weight': Field(1.0, 'Weight of the reward model\'s score in the reward; 0 needs no '
+                            'reward model.', low=0.0),
+  'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
+                    '\'module:function\' of your own.'),
+  'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),
   'rl.samples': Field(1, 'Responses to each prompt of an update, which share its computation; '
                       'divides rl.batch_size, which counts responses.', 'responses', low=1),
   'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '

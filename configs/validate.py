@@ -31,7 +31,7 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
-  for check in (_stages, _batches, _sampling, _targets, _mesh, _parts, _folds, _buckets,
+  for check in (_stages, _batches, _sampling, _rules, _targets, _mesh, _parts, _folds, _buckets,
                 _shared_prompts, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
@@ -135,6 +135,20 @@ def _sampling(config: ConfigDict) -> Iterator[str]:
     yield (f'expected rl.top_k=0 and rl.top_p=1, found {config.rl.top_k} and {config.rl.top_p}; '
            'log-probs of training are of the whole distribution, so sample from it; '
            'rl.temperature applies to both')
+
+
+def _rules(config: ConfigDict) -> Iterator[str]:
+  known = names_in('rl/rules')
+  for name in config.rl.rules:
+    if name not in known and ':' not in name:
+      yield (f"expected rl.rules to name files of perl/rl/rules or 'module:function', found "
+             f'{name!r}{_pick(name, list(known))}')
+  if config.rl.rule_weights and len(config.rl.rule_weights) != len(config.rl.rules):
+    yield (f'expected a weight for each of rl.rules, found {len(config.rl.rule_weights)} for '
+           f'{len(config.rl.rules)}; set rl.rule_weights')
+  if not config.rl.reward_weight and not config.rl.rules:
+    yield ('expected a reward model or rules, found rl.reward_weight=0 and no rl.rules: nothing '
+           'would be rewarded; set either')
 
 
 def _targets(config: ConfigDict) -> Iterator[str]:

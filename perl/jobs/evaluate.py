@@ -27,11 +27,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   setting = settings.begin(config, workdir, 'evaluate')
   anchor = artefacts.load_anchor(setting)
   policy, _ = artefacts.load_adapter(setting, setting.input('policy'), anchor)
-  reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
   # The policy before its first update: the anchor, or the adapter that rl started from.
   start = artefacts.new_adapter(setting, anchor, setting.key, start=config.rl.adapter)
   reference = artefacts.reference(setting, anchor, start)
-  frozen = {'reference': reference, 'reward': reward}
+  frozen = {'reference': reference, **responses.judges(setting, anchor)}
   prompts = responses.examples(setting, 'test')
   turns = responses.examples(setting, 'test', 'demonstration')
   result, greedy, answers = {}, {}, {}

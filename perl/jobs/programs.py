@@ -152,7 +152,9 @@ def _rl(plan: Plan) -> Stage:
   learning, tx = _learns(plan)
   reference = plan.adapter(
     lambda plan, base: artefacts.reference(plan, base, rl._fresh(plan, base, 'policy')))
-  frozen = {'reference': reference, 'reward': plan.adapter(reward._new_adapter)}
+  frozen = {'reference': reference}
+  if plan.config.rl.reward_weight:
+    frozen['reward'] = plan.adapter(reward._new_adapter)
   state, places = plan.first_state(learning, tx)
   batch, made = plan.batch('prompt'), []
 

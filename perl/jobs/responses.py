@@ -8,10 +8,12 @@ import numpy as np
 
 from perl.data import chat
 from perl.data.examples import Example, Prompt
+from perl.jobs import artefacts
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout, slots
+from perl.rl.rules import Rules
 from perl.types import Batch, Rollout, Tree
 
 
@@ -22,7 +24,7 @@ class Responses:
   texts: list[str]
   tokens: list[list[int]]  # of the response, EOS included
   finished: np.ndarray  # bool[N]
-  scores: np.ndarray  # f32[N], the reward model's; NaN without one
+  scores: np.ndarray  # f32[N], of reward model and rules; NaN without judges
   kl: np.ndarray  # f32[N], nats, log pi - log pi_ref of the sample; NaN without a reference
 
 
@@ -63,7 +65,7 @@ def respond(
     examples: what to answer.
     key: typed PRNG key.
     temperature: None for config.rl's; 0 for the likeliest token.
-    frozen: 'reference' and 'reward' adapters, to fill `kl` and `scores`.
+    frozen: 'reference' and, where there is one, 'reward' adapters, to fill `kl` and `scores`.
   """
   rl = setting.config.rl
   temperature = rl.temperature if temperature is None else temperature
@@ -73,7 +75,8 @@ def respond(
   build = None
   if frozen:
     build = make_experience(
-      base.model, max_new_tokens=rl.max_new_tokens, beta=rl.beta, temperature=temperature or 1.0
+      base.model, max_new_tokens=rl.max_new_tokens, beta=rl.beta, temperature=temperature or 1.0,
+      reward_weight=rl.reward_weight,
     )
   found: dict[int, tuple] = {}
   for batch, out in _rollouts(setting, base, policy, rows, key, temperature):
@@ -85,8 +88,28 @@ def respond(
       )
   ordered = [found[i] for i in range(len(prompts))]
   tokens, finished, scores, kl = zip(*ordered)
-  texts = [_text(setting, ids) for ids in tokens]
-  return Responses(texts, list(tokens), np.array(finished), np.array(scores), np.array(kl))
+  texts, scores = [_text(setting, ids) for ids in tokens], np.array(scores)
+  if frozen and (ruled := rules(setting)):
+    scores = scores + ruled.total(ruled.each(examples, texts))
+  return Responses(texts, list(tokens), np.array(finished), scores, np.array(kl))
+
+
+def rules(setting: Setting) -> Rules:
+  """Those of config.rl, which score responses beside the reward model."""
+  return Rules(setting.config.rl.rules, setting.config.rl.rule_weights, setting.dataset)
+
+
+def judges(setting: Setting, base: Base) -> dict[str, Tree]:
+  """{'reward': the reward model's adapter}; {} where config.rl.reward_weight needs none."""
+  if not setting.config.rl.reward_weight:
+    return {}
+  return {'reward': artefacts.load_adapter(setting, setting.input('reward'), base)[0]}
+
+
+def texts_of(setting: Setting, out: Rollout) -> list[str]:
+  """The text of each response of a rollout."""
+  tokens, mask = jax.device_get((out.tokens, out.response_mask))
+  return [_text(setting, ids[counts].tolist()) for ids, counts in zip(tokens, mask)]
 
 
 def compared(

@@ -5,6 +5,7 @@ policy's own adapter before its first update, and the reward model are frozen ad
 copy of the base in memory, unless rl.layout asks for the conventional four.
 """
 
+import functools
 import importlib
 
 import jax
@@ -14,12 +15,14 @@ import optax
 from ml_collections import ConfigDict
 
 from perl import trees
+from perl.data.examples import Example
 from perl.jobs import artefacts, responses
 from perl.jobs import setting as settings
 from perl.peft import adapters
 from perl.rl import roles
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
+from perl.rl.rules import Rules
 from perl.train import loop, memory
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
@@ -32,15 +35,14 @@ def run(config: ConfigDict, workdir: str) -> dict:
   algorithm = importlib.import_module(f'perl.rl.{config.rl.algorithm}')
   learners = algorithm.trains(config.rl.baseline)
   learning = {role: _fresh(setting, anchor, role) for role in learners}
-  reward, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
   reference = artefacts.reference(setting, anchor, learning['policy'])
-  frozen = {'reference': reference, 'reward': reward}
+  frozen = {'reference': reference, **responses.judges(setting, anchor)}
   tx = _optimizer(setting, learners)
   state, places = artefacts.first_state(setting, anchor.params, learning, tx)
   dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
   step = Step(setting, anchor, frozen, algorithm, tx, places, offset=offset)
-  rows = setting.rows(setting.examples('train', 'prompt'), 'prompt')
+  rows = setting.rows(step.prompts, 'prompt')
   state, result = loop.fit(
     step, state, setting.stream(rows, 'prompt'),
     meta=artefacts.run_meta(setting, anchor, head=False),
@@ -96,7 +98,8 @@ class Step:
       max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, samples=rl.samples)
     self.experience = make_experience(
       anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty,
-      forwards=rl.forwards, regularizer=rl.regularizer, baseline=rl.baseline, **common
+      forwards=rl.forwards, regularizer=rl.regularizer, baseline=rl.baseline,
+      reward_weight=rl.reward_weight, **common
     )
     loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
     self.update = steps.make_train_step(
@@ -106,16 +109,22 @@ class Step:
     slots = rl.slots if rl.slots and rl.rollout != 'batch' else None
     self.sampling = responses.sampling(setting, samples=rl.samples, slots=slots)
     self.sample = rollout
+    self.rules = responses.rules(setting)
+
+  @functools.cached_property
+  def prompts(self) -> list[Example]:
+    """What is answered, in the order of a batch's index."""
+    return self.setting.examples('train', 'prompt')
 
   def __call__(self, state: steps.TrainState, batch: Batch):
-    experience, metrics = self.gather(state, self.setting.place(batch))
+    experience, metrics = self.gather(state, self.setting.place(batch), self.rules)
     state, more = self.update(state, self.base, experience)
     return state, {name: m.value() for name, m in metrics.items()} | more
 
   def gather(
-    self, state: steps.TrainState, batch: Batch
+    self, state: steps.TrainState, batch: Batch, rules: Rules | None = None
   ) -> tuple[Experience, dict[str, Mean]]:
-    """The experience of one batch of prompts, and its metrics."""
+    """The experience of one batch of prompts, and its metrics; rules read texts, on the host."""
     # The update draws from fold_in(key, step); the rollout from a branch of its own.
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
     sampled = self.sample(
@@ -123,7 +132,16 @@ class Step:
       batch['mask'], key, **self.sampling,
     )
     weight = jnp.repeat(batch['weight'], self.sampling['samples'])
-    return self.experience(self.base, self.frozen, sampled, weight, self.offset)
+    if not rules:
+      return self.experience(self.base, self.frozen, sampled, weight, self.offset)
+    indices = np.repeat(jax.device_get(batch['index']), self.sampling['samples'])
+    each = rules.each(
+      [self.prompts[i] for i in indices], responses.texts_of(self.setting, sampled))
+    extra = self.setting.place({'extra': rules.total(each)})['extra']
+    experience, metrics = self.experience(
+      self.base, self.frozen, sampled, weight, self.offset, extra)
+    return experience, metrics | {
+      f'rule_{name}': Mean.of(values, weight) for name, values in each.items()}
 
   def memory(self, state: steps.TrainState) -> dict:
     """The update's compiled bytes, at the longest prompts."""

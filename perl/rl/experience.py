@@ -31,14 +31,15 @@ def make_experience(
   forwards: str = 'auto',
   regularizer: str = 'kl',
   baseline: str = 'batch_mean',
+  reward_weight: float = 1.0,
 ) -> Callable[..., tuple[Experience, dict[str, Mean]]]:
-  """The jitted function ``(base, frozen, rollout, weight, offset=0) -> (experience, metrics)``.
+  """The jitted ``(base, frozen, rollout, weight, offset=0, extra=0) -> (experience, metrics)``.
 
   `frozen` holds the adapters that do not learn: 'reference' (the anchor, an explicit adapter) and
   'reward' (with its head). Both are adapters over the policy's own base, or over their own where
   base is a `roles.Bases`. `offset` f32[] is taken from the scores before they are shaped: their
   mean over samples of the anchor, so that the return starts out centred. Metrics and `scores` are
-  without it.
+  without it. `extra` f32[B] is what rules add to the scores (perl/rl/rules).
 
   Args:
     model: the base's module; all roles share it.
@@ -50,6 +51,7 @@ def make_experience(
     forwards: of FORWARDS; adapters that cannot be stacked are read one after another.
     regularizer: of objectives.regularizers.SAMPLED, lowers the reward of each token.
     baseline: 'leave_one_out' compares the responses to one prompt; else all rows are compared.
+    reward_weight: of the reward model's score; 0 reads no reward model, and frozen needs none.
 
   Raises:
     ValueError: an unknown name, or one response to compare with none.
@@ -67,11 +69,14 @@ def make_experience(
   compared = samples if baseline == 'leave_one_out' else 0
 
   @jax.jit
-  def build(base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array, offset=0.0):
-    stacked = forwards == 'stacked' and _stackable(base, frozen)
+  def build(
+    base: Tree, frozen: dict[str, Tree], rollout: Rollout, weight: jax.Array, offset=0.0, extra=0.0
+  ):
+    stacked = forwards == 'stacked' and reward_weight and _stackable(base, frozen)
     start = rollout.tokens.shape[1] - max_new_tokens
     scores, reference = (_stacked if stacked else _separate)(
       model, base, frozen, rollout, dict(start=start, shared=samples), temperature)
+    scores = (scores if reward_weight == 1 else reward_weight * scores) + extra
     scores = scores - missing_eos_penalty * (~rollout.finished)
     rewards = returns.shaped_rewards(
       scores - offset, rollout.logprobs, reference, rollout.response_mask, beta=beta,
@@ -105,7 +110,7 @@ def make_experience(
 def _separate(model, base, frozen, rollout, prompts, temperature):
   """(scores f32[B], reference log-probs f32[B, T]), by a forward pass each."""
   tokens, mask = rollout.tokens, rollout.mask
-  scores = lm.score(
+  scores = jnp.zeros(len(tokens)) if 'reward' not in frozen else lm.score(
     model, roles.of(base, 'reward'), frozen['reward'], tokens, mask,
     response_mask=rollout.response_mask, **prompts)
   reference = lm.logprobs(

@@ -10,7 +10,7 @@ from test_resume import from_run
 
 from experiments import launch
 from perl.data import toy
-from perl.jobs import reward, rl, sft
+from perl.jobs import evaluate, reward, rl, sft
 from perl.train import checkpoint
 
 
@@ -142,3 +142,35 @@ def test_several_samples_of_a_prompt_make_an_update(toyrun, tmp_path):
   with run.small_world():
     found = rl.run(config, str(tmp_path / 'rl'))
   assert np.isfinite(found['reward']) and len(column(tmp_path / 'rl', 'train/reward')) == 2
+
+
+def test_rules_reward_without_a_reward_model(toyrun, tmp_path):
+  config = from_run(toyrun, rl__samples=2, rl__steps=2, rl__reward_weight=0.0,
+                    rl__rules=('length', 'test_variants:asks'), rl__rule_weights=(-1.0, 2.0))
+  config.inputs.reward = str(tmp_path / 'there is none')
+  config.inputs.policy = str(tmp_path / 'rl')
+  with run.small_world():
+    rl.run(config, str(tmp_path / 'rl'))
+    found = evaluate.run(config, str(tmp_path / 'evaluate'))
+  for row in run.rows(tmp_path / 'rl'):
+    if 'train/reward' in row:
+      total = -row['train/rule_length'] + 2 * row['train/rule_test_variants:asks']
+      assert row['train/reward'] == pytest.approx(total, abs=1e-5)
+  texts = [row['after'] for row in run.read(tmp_path / 'evaluate' / 'responses.json')]
+  expected = np.mean([-len(text) / 100 + 2 * ('?' in text) for text in texts])
+  assert found['reward'] == pytest.approx(expected, abs=1e-5)
+
+
+def asks(examples, responses, dataset):
+  """A rule: whether the response asks something."""
+  assert dataset is toy and all(example.prompt for example in examples)
+  return ['?' in text for text in responses]
+
+
+def test_rules_come_on_top_of_the_reward_model(toyrun, tmp_path):
+  config = from_run(toyrun, rl__steps=1, rl__reward_weight=0.5, rl__rules=('length',))
+  with run.small_world():
+    rl.run(config, str(tmp_path / 'rl'))
+  ours, theirs = (run.rows(f / 'rl')[1] for f in (tmp_path, toyrun))
+  assert ours['train/reward'] == pytest.approx(
+    0.5 * theirs['train/reward'] + ours['train/rule_length'], rel=1e-4)

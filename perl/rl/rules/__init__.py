@@ -1,0 +1,78 @@
+"""Rewards by rule: plain Python over the prompts and the texts of their responses.
+
+A rule is a file here, or a function of the user's own ('my_package.my_module:my_function'):
+
+  rewards(examples, responses, dataset) -> one number a response
+
+with the example of each prompt (its `meta` holds what a right answer is checked against), the text
+without its EOS, and the dataset's module. Config.rl.rules names them, config.rl.rule_weights weighs
+them; their sum is added to the reward model's score, which config.rl.reward_weight weighs.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import numpy as np
+
+from perl.data.examples import Example
+
+Rule = Callable[[Sequence[Example], Sequence[str], ModuleType], Sequence[float]]
+
+
+def load(name: str) -> Rule:
+  """The rule of that name.
+
+  Raises:
+    ValueError: there is none.
+  """
+  module, _, function = name.partition(':')
+  try:
+    if function:
+      return getattr(importlib.import_module(module), function)
+    return importlib.import_module(f'{__name__}.{name}').rewards
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f"expected a file of perl/rl/rules, or 'module:function', found {name!r} "
+                     f'({error}); see perl/rl/rules/__init__.py') from error
+
+
+class Rules:
+  """Weighted rules of one dataset.
+
+  Args:
+    names: see the module's docstring.
+    weights: one a rule; () is 1 each.
+    dataset: the dataset's module.
+
+  Raises:
+    ValueError: a name that is none, or another number of weights.
+  """
+
+  def __init__(self, names: Sequence[str], weights: Sequence[float], dataset: ModuleType):
+    if weights and len(weights) != len(names):
+      raise ValueError(f'expected a weight for each of {len(names)} rules, found {len(weights)}')
+    self.dataset, self.weights = dataset, tuple(weights) or (1.0,) * len(names)
+    self.rules = {name: load(name) for name in names}
+
+  def __bool__(self) -> bool:
+    return bool(self.rules)
+
+  def each(self, examples: Sequence[Example], responses: Sequence[str]) -> dict[str, np.ndarray]:
+    """{rule: f32[N], what it gives to each response}.
+
+    Raises:
+      ValueError: a rule gives another number of rewards, or some that are not finite.
+    """
+    found = {}
+    for name, rule in self.rules.items():
+      values = np.asarray(rule(examples, responses, self.dataset), np.float32)
+      if values.shape != (len(responses),) or not np.isfinite(values).all():
+        raise ValueError(f'expected {len(responses)} finite rewards of the rule {name}, found '
+                         f'{values.tolist()!r:.80}')
+      found[name] = values
+    return found
+
+  def total(self, each: dict[str, np.ndarray]) -> np.ndarray:
+    """f32[N]: the weighted sum of what `each` found."""
+    return np.sum([weight * each[name] for name, weight in zip(self.rules, self.weights)], 0,
+                  dtype=np.float32)

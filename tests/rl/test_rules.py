@@ -1,0 +1,69 @@
+"""Rewards by rule: each by hand, their sum, and what is refused."""
+
+import pathlib
+import types
+
+import numpy as np
+import pytest
+
+from perl.data import taskmaster_coffee
+from perl.data.examples import Prompt
+from perl.rl import rules
+
+HERE = pathlib.Path(__file__).resolve()
+CASES = {
+  'gsm8k': ({'answer': '1200'}, {'#### 1,200': 1, 'it is 1200.0.': 1, '#### 12': 0, 'none': 0}),
+  'exact_match': ({'answer': 'a b'}, {' a  b\n': 1, 'a b c': 0}),
+  'pattern': ({'pattern': r'(yes|no)\.'}, {'yes.': 1, 'yes. no.': 0, 'yes': 0}),
+  'length': ({}, {'': 0, 'x' * 50: 0.5}),
+  'valid_api_call': ({}, {'{"show_menu":{}}': 1, '{"brew":{}}': 0, 'which size?': 1, '': 0}),
+}
+
+
+def made(*names, weights=(), dataset=taskmaster_coffee):
+  return rules.Rules(names, weights, dataset)
+
+
+def doubled(examples, responses, dataset):
+  """A rule of a user."""
+  return [2.0 * len(text) for text in responses]
+
+
+def test_every_rule_has_a_case():
+  assert set(CASES) == {p.stem for p in (HERE.parents[2] / 'perl/rl/rules').glob('[a-z]*.py')}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_by_hand(name):
+  meta, expected = CASES[name]
+  found = made(name).each([Prompt('p', meta=meta)] * len(expected), list(expected))[name]
+  np.testing.assert_array_equal(found, np.asarray(list(expected.values()), np.float32))
+
+
+def test_weights_and_a_function_of_the_users():
+  both = made('length', f'{__name__}:doubled', weights=(-1.0, 0.5))
+  each = both.each([Prompt('p')] * 2, ['x' * 10, ''])
+  np.testing.assert_allclose(both.total(each), [-0.1 + 0.5 * 20, 0.0])
+  assert both and not made()
+  np.testing.assert_allclose(made('length').total(each), [0.1, 0.0])
+
+
+@pytest.mark.parametrize('name, said', [
+  ('lenght', "expected a file of perl/rl/rules, or 'module:function', found 'lenght'"),
+  ('no.such:rule', "found 'no.such:rule'"), (f'{__name__}:none', 'has no attribute')])
+def test_a_rule_that_is_not_there(name, said):
+  with pytest.raises(ValueError, match=said):
+    made(name)
+
+
+def test_weights_that_do_not_fit():
+  with pytest.raises(ValueError, match='expected a weight for each of 1 rules, found 2'):
+    made('length', weights=(1.0, 2.0))
+
+
+@pytest.mark.parametrize('given', [[1.0], [1.0, np.nan], [[1.0, 2.0]]])
+def test_a_rule_that_gives_something_else(given, monkeypatch):
+  module = types.SimpleNamespace(rewards=lambda *_: given)
+  monkeypatch.setattr(rules, 'load', lambda name: module.rewards)
+  with pytest.raises(ValueError, match='expected 2 finite rewards of the rule odd'):
+    made('odd').each([Prompt('p')] * 2, ['a', 'b'])
