@@ -16,6 +16,8 @@ from perl.models import families, lm, pretrained, tensors
 from perl.rl.rollout import rollout
 from perl.train import checkpoint, sharding
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 torch, transformers = hub.torch, hub.transformers
 
 SLIDING, FULL = 'sliding_attention', 'full_attention'
