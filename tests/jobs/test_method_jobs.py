@@ -41,16 +41,16 @@ def test_a_pipeline_over_an_anchor_that_it_cannot_be_merged_into(method, toyrun,
   config = run.config(
     inputs__tokenizer=str(toyrun / 'tokenizer'), inputs__base=str(toyrun / 'pretrain'),
     peft__name=method, sft__steps=2, reward__steps=2, rl__steps=2, **SMALL)
-  stages = ('sft', 'reward', 'rl', 'evaluate')
+  stages = ('sft', 'reward', 'rl')
   with run.small_world():
-    launch.run_stages(config, stages, tmp_path)
+    launch.run_stages(config, (*stages, 'evaluate') if method == 'prompt' else stages, tmp_path)
   found = {stage: run.read(tmp_path / stage / 'summary.json') for stage in stages}
   merged = method == 'intrinsic'
   assert ('merge_logit_difference' in found['sft']) == merged
   assert np.isfinite(found['rl']['reward'])
   identity = getattr(adapters.find(method), 'IDENTITY', True)
   assert (abs(found['rl']['kl_start']) < 1e-5) == identity
-  saved = {stage: checkpoint.load_tree(tmp_path / stage / 'adapter') for stage in stages[:3]}
+  saved = {stage: checkpoint.load_tree(tmp_path / stage / 'adapter') for stage in stages}
   shapes = [jax.tree.map(np.shape, {k: v for k, v in tree.items() if k != 'head'})
             for tree, _ in saved.values()]
   assert shapes[0] == shapes[1] == shapes[2]  # of each stage its own alone

@@ -93,7 +93,7 @@ def test_a_copied_base_changes_no_gradient(monkeypatch):
 def test_each_remat_keeps_less_than_the_one_before(options):
   sizes = [
     compiled_gradient(Config(**{**vars(LONG), **options, 'remat': remat}), rows=4, length=256)[1]
-    .memory_analysis().temp_size_in_bytes for remat in REMAT]
+    .memory_analysis().temp_size_in_bytes for remat in (REMAT[::3] if options else REMAT)]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 3, sizes
 
 

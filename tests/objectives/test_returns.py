@@ -9,6 +9,8 @@ import pytest
 
 from perl.objectives import losses, regularizers, returns
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 MASK = jnp.asarray([[False, True, True, True], [False, False, True, False]])
 BETA = 0.25
 

@@ -11,6 +11,8 @@ from perl.models import lm
 from perl.peft import adapters, full
 from perl.peft.lora import LoRA
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 BASE = tiny.make('llama')[1]
 KEY = jax.random.key(0)
 

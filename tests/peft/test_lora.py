@@ -15,6 +15,8 @@ from perl.models.config import Config, sized
 from perl.models.transformer import Transformer
 from perl.peft import adapters, lora
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 KEY = jax.random.key(0)
 
 
