@@ -174,7 +174,7 @@ def test_zeros_of_padded_ranks_and_absent_layers_never_learn(tmp_path):
   learnt, fixed = adapters.split(adapter)
   from perl import trees
   loss = lambda x: lm.logprobs(model, base, trees.combine(x, fixed), tokens, mask).sum()
-  slope = jax.grad(loss)(learnt)['layers']['block']['attn']['q']['kernel']
+  slope = jax.jit(jax.grad(loss))(learnt)['layers']['block']['attn']['q']['kernel']
   a, b = np.asarray(slope.a), np.asarray(slope.b)
   assert np.all(a[1] == 0) and np.all(b[1] == 0)
   assert np.all(a[2, :, 2:] == 0) and np.all(b[2, 2:] == 0)
@@ -196,7 +196,7 @@ def test_training_goes_on_in_peft_and_here_alike(tmp_path):
       if p.grad is not None:
         p -= 0.5 * p.grad
   loss = lambda x: -lm.logprobs(model, base, x, tokens, mask).sum() / (tokens[:, 1:].size)
-  slope = jax.grad(loss)(adapter)
+  slope = jax.jit(jax.grad(loss))(adapter)
   step = lambda x, g: x.replace(a=x.a - 0.5 * g.a, b=x.b - 0.5 * g.b)
   stepped = jax.tree.map(step, adapter, slope, is_leaf=lambda x: isinstance(x, LoRA))
   tokens, mask = hub.rows()
