@@ -1,5 +1,7 @@
 """Virtual tokens: a soft prompt is a prefix, whatever the rows, the windows and the packing."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,17 @@ import pytest
 import tiny
 
 from perl import trees
-from perl.models import lm
+from perl.models import lm as eager
 from perl.models.context import Rows
 from perl.peft import adapters, composition
 from perl.peft.prefix import Prefix
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 KEY = jax.random.key(0)
+lm = SimpleNamespace(  # each call one program: compiling every operation apart takes far longer
+  logits=jax.jit(eager.logits, static_argnums=0),
+  **{name: jax.jit(getattr(eager, name), static_argnums=0, static_argnames=('start', 'shared'))
+     for name in ('logprobs', 'values', 'score')})
 FAMILIES = ('llama', 'gpt2', 'gemma', 'qwen3', 'neox')
 
 
@@ -98,7 +104,7 @@ def test_a_network_of_prefixes_is_the_prefix_it_makes():
   made = trees.spread(base, adapter)
   assert isinstance(made['layers']['block']['attn']['prefix'], Prefix)
   tokens, mask = tiny.tokens(2, 6), jnp.ones((2, 6), bool)
-  ask = lambda adapter: lm.logits(model, base, adapter, tokens, mask)
+  ask = lambda adapter: eager.logits(model, base, adapter, tokens, mask)
   np.testing.assert_array_equal(ask(adapter), ask(made))
   shapes = {n.split('/')[-1]: x.shape for n, x in trees.flat(adapter).items()}
   assert shapes == {'e': (3, 16), 'w_in': (16, 4), 'b_in': (4,), 'w_out': (2, 4, 16),
