@@ -180,8 +180,12 @@ def parse_response(text: str) -> Turn:
 
 def split_key(turns: Iterable[Turn]) -> str:
   """The key that keeps a dialogue in one split: its first user turn, normalised ('' if none)."""
-  first = next((turn['text'] for turn in turns if turn['role'] == 'user'), '')
-  return ' '.join(first.lower().split())
+  return normalised(next((turn['text'] for turn in turns if turn['role'] == 'user'), ''))
+
+
+def normalised(text: str) -> str:
+  """A text as a grouping key: its words in lower case."""
+  return ' '.join(text.lower().split())
 
 
 def split_of(key: str) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data import prepared, prepared_rows
+from perl.data import dialogue, prepared, prepared_rows
 from perl.data.examples import Example
 
 _FOLDER = 'grade_school_math/data'
@@ -26,10 +26,9 @@ _BOXED = re.compile(r'\\boxed\s*\{([^{}]*)\}')
 
 
 def _read(files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
-  for name, rows in files.items():
+  for name, record in prepared.each_by_file(files, _record):
     split = name.removeprefix(f'{_FOLDER}/').removesuffix('.jsonl')
-    for record in prepared.each({name: rows}, _record):
-      yield prepared_rows.held_out(record['group'], split), record
+    yield prepared_rows.held_out(record['group'], split), record
 
 
 def _record(row: Mapping[str, str]) -> dict[str, Any]:
@@ -39,7 +38,8 @@ def _record(row: Mapping[str, str]) -> dict[str, Any]:
     raise ValueError(f'no line "#### n" in the answer, which ends in {solution[-40:]!r}')
   turns = [prepared_rows.turn('user', question),
            prepared_rows.turn('assistant', _CALCULATION.sub('', solution))]
-  return {'messages': turns, 'group': prepared_rows.key(question), 'meta': {'answer': str(answer)}}
+  return {'messages': turns, 'group': dialogue.normalised(question),
+          'meta': {'answer': str(answer)}}
 
 
 SOURCE = prepared.Source(

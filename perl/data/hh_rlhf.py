@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from perl.data import prepared, prepared_rows
+from perl.data import dialogue, prepared, prepared_rows
 from perl.data.examples import Example
 
 HARMLESS = ('harmless-base',)
@@ -57,18 +57,17 @@ def _record(row: Mapping[str, str]) -> dict[str, Any] | str:
   if chosen[:-1] != rejected[:-1]:
     return 'part before the last reply'
   return {'prompt': chosen[:-1], 'chosen': chosen[-1:], 'rejected': rejected[-1:],
-          'group': prepared_rows.key(chosen[0]['content'])}
+          'group': dialogue.normalised(chosen[0]['content'])}
 
 
 def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
   found, left_out = [], collections.Counter()
-  for name, rows in files.items():
-    split = name.removeprefix(f'{part}/').removesuffix('.jsonl.gz')
-    for record in prepared.each({name: rows}, _record):
-      if isinstance(record, str):
-        left_out[record] += 1
-      else:
-        found.append((prepared_rows.held_out(record['group'], split), record))
+  for name, record in prepared.each_by_file(files, _record):
+    if isinstance(record, str):
+      left_out[record] += 1
+    else:
+      split = name.removeprefix(f'{part}/').removesuffix('.jsonl.gz')
+      found.append((prepared_rows.held_out(record['group'], split), record))
   tested = {record['group'] for split, record in found if split == 'test'}
   for split, record in found:
     if split != 'test' and record['group'] in tested:

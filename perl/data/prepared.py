@@ -100,7 +100,14 @@ def _lines(text: str) -> Iterator[Any]:
 
 
 def each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any]:
-  """parse(row) for all rows of all files.
+  """parse(row) for all rows of all files; errors as in `each_by_file`."""
+  return (found for _, found in each_by_file(files, parse))
+
+
+def each_by_file(
+  files: Mapping[str, list], parse: Callable[[Any], Any]
+) -> Iterator[tuple[str, Any]]:
+  """(the file's name, parse(row)) for all rows of all files.
 
   Raises:
     ValueError: parse could not read a row; the file and the row are named.
@@ -108,7 +115,7 @@ def each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any
   for name, rows in files.items():
     for index, row in enumerate(rows):
       try:
-        yield parse(row)
+        yield name, parse(row)
       except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
           f'expected a row as the dataset describes it; found {type(error).__name__} ({error}) in '

@@ -37,11 +37,6 @@ def examples(source: prepared.Source, kinds: Mapping[str, Sequence[str]], split:
           for example in rows.examples(row, kind, f'{source.name}/{part}, {split} {number}')]
 
 
-def key(text: str) -> str:
-  """A text as a grouping key: its words in lower case."""
-  return ' '.join(text.lower().split())
-
-
 def held_out(group: str, split: str) -> str:
   """'dev' for a tenth of a train split that was published without one, by its groups."""
   return 'dev' if split == 'train' and dialogue.split_of(group) == 'dev' else split

@@ -36,9 +36,8 @@ def _summary(text: str) -> str:
 def _posts(files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
   parse = lambda row: {'prompt': prompt_of(row), 'response': _summary(row['summary']),
                        'group': row['id'], 'meta': {'subreddit': row['subreddit']}}
-  for name, rows in files.items():
-    for record in prepared.each({name: rows}, parse):
-      yield _POSTS[name], record
+  for name, record in prepared.each_by_file(files, parse):
+    yield _POSTS[name], record
 
 
 def _comparison(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:

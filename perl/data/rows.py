@@ -80,7 +80,7 @@ def _turns(messages: Sequence[dict[str, Any]]) -> list[dialogue.Turn]:
 
 
 def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
-  group = _text(row, 'group', where) if 'group' in row else ' '.join(default.lower().split())
+  group = _text(row, 'group', where) if 'group' in row else dialogue.normalised(default)
   meta = row.get('meta', {})
   if not isinstance(meta, dict):
     raise ValueError(f"local: expected 'meta' to be an object in {where}; found {meta!r:.60}; "

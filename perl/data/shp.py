@@ -33,10 +33,8 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
-  for name, rows in files.items():
-    split = _FILES[name.removeprefix(f'{part}/').removesuffix('.json')]
-    for record in prepared.each({name: rows}, _record):
-      yield split, record
+  for name, record in prepared.each_by_file(files, _record):
+    yield _FILES[name.removeprefix(f'{part}/').removesuffix('.json')], record
 
 
 SOURCE = prepared.Source(

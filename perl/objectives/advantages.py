@@ -51,10 +51,23 @@ def leave_one_out(scores: jax.Array, weight: jax.Array, *, samples: int) -> jax.
   Raises:
     ValueError: a group of one.
   """
-  scores, weight = _groups(scores, weight, samples)
-  others = weight.sum(-1, keepdims=True) - weight
-  baseline = (scores.sum(-1, keepdims=True) - scores) / jnp.maximum(others, 1.0)
-  return jnp.where((weight > 0) & (others > 0), scores - baseline, 0.0).reshape(-1)
+  counted = _counted(weight, samples)
+  compared = (counted & (counted.sum(-1, keepdims=True) > 1)).reshape(-1)
+  return jnp.where(compared, scores - others_mean(scores, weight, samples=samples), 0.0)
+
+
+def others_mean(scores: jax.Array, weight: jax.Array, *, samples: int = 0) -> jax.Array:
+  """f32[B]: the mean over the *other* rows of a group; 0 where there is none.
+
+  Args:
+    scores: f32[B].
+    weight: f32[B], 0 for filler rows, which may hold anything.
+    samples: rows on end that are a group; 0 is all rows.
+  """
+  scores = jnp.where(weight > 0, scores, 0.0) * weight
+  over = lambda x: x.reshape(-1, samples or len(x))
+  others = lambda x: (over(x).sum(-1, keepdims=True) - over(x)).reshape(-1)
+  return others(scores) / jnp.maximum(others(weight), 1.0)
 
 
 def group_relative(

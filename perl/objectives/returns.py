@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from perl import masked
-from perl.objectives import regularizers
+from perl.objectives import advantages, regularizers
 
 
 def shaped_rewards(
@@ -74,10 +74,7 @@ def others_baseline(
   """
   first = jnp.argmax(mask, -1)
   whole = jnp.take_along_axis(returns, first[:, None], 1)[:, 0]
-  whole = jnp.where(weight > 0, whole, 0.0) * weight  # a filler row may hold anything
-  over = lambda x: x.reshape(-1, samples or len(x))
-  others = lambda x: (over(x).sum(-1, keepdims=True) - over(x)).reshape(-1)
-  baseline = others(whole) / jnp.maximum(others(weight), 1.0)
+  baseline = advantages.others_mean(whole, weight, samples=samples)
   return jnp.where(mask, baseline[:, None], 0.0)
 
 
