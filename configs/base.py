@@ -4,15 +4,15 @@
 are the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it
 needs.
 Another source is named in short: Lee = arXiv 2309.00267, Dettmers = arXiv 2305.14314 (QLoRA), those
-of methods in configs/methods.py, which holds their fields.
+of methods and algorithms in configs/methods.py and algorithms.py, which hold their fields.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import methods
-from configs.fields import ConfigError, Field, nest
+from configs import algorithms, methods
+from configs.fields import ConfigError, Field, default, nest
 
 STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
 """Every stage of a pipeline, in the order in which each needs those before it."""
@@ -201,24 +201,12 @@ FIELDS: dict[str, Field] = {
 
   **_adapting('rl', 'the policy', steps=1000, batch_size=128, learning_rate=1e-5,
               source='PERL A.3'),
-  'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl.', source='PERL',
-                        folder='rl', defines='make_loss'),
-  'rl.baseline': Field('value', 'Subtracted from the return: a learnt value, or the mean return of '
-                       'the other responses of the batch, or of those to the same prompt (RLOO).',
-                       source='PERL', choices=('value', 'batch_mean', 'leave_one_out')),
-  'rl.beta': Field(0.05, 'Weight of KL to the anchor: (1 - beta) r - beta KL is maximised.',
-                   source='PERL A.3', low=0.0, high=1.0),
-  'rl.regularizer': Field('kl', 'What is taken from the reward of each token, rl.beta times: '
-                          'perl/objectives/regularizers.py.', source='Sun et al. 2023',
-                          choices=('none', 'kl', 'clamped_kl', 'squared_error', 'bregman',
-                                   'jensen_shannon')),
+  **algorithms.FIELDS,
   'rl.reward_weight': Field(1.0, 'Weight of the reward model\'s score in the reward; 0 needs no '
                             'reward model.', low=0.0),
   'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
                     '\'module:function\' of your own.'),
   'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),
-  'rl.samples': Field(1, 'Responses to each prompt of an update, which share its computation; '
-                      'divides rl.batch_size, which counts responses.', 'responses', low=1),
   'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '
                      'custom: the baseline of tables of memory.', choices=('shared', 'separate')),
   'rl.forwards': Field('auto', 'Reference and reward model read the responses in a pass each, or '
@@ -261,7 +249,7 @@ FIELDS: dict[str, Field] = {
 
 def get_config() -> ConfigDict:
   """Every field at its default, locked: a name that is not in FIELDS cannot be set."""
-  return ConfigDict(nest({path: field.default for path, field in FIELDS.items()})).lock()
+  return ConfigDict(nest({path: default(field) for path, field in FIELDS.items()})).lock()
 
 
 def use_method(

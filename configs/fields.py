@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 class ConfigError(ValueError):
@@ -18,6 +18,7 @@ class Field(NamedTuple):
   `choices`, `low` and `high` (inclusive) bound the value; `folder` names a folder of perl whose
   files are the choices; with `defines`, those that define or import that name. `identity` is False
   for a field that does not change what a run computes: a finished stage stays valid with another.
+  A default of None is somebody else's value, of type `kind`.
   """
 
   default: Any
@@ -30,12 +31,18 @@ class Field(NamedTuple):
   folder: str = ''
   defines: str = ''
   identity: bool = True
+  kind: type | None = None
 
   def doc(self) -> str:
     """'meaning [unit] (source)', as --help_fields prints it."""
     unit = f' [{self.unit}]' if self.unit else ''
     choices = f' One of {", ".join(map(str, self.choices))}.' if self.choices else ''
     return f'{self.meaning}{choices}{unit} ({self.source})'
+
+
+def default(field: Field) -> Any:
+  """The default as a ConfigDict holds it: None with its type, which overrides are read as."""
+  return field.default if field.kind is None else config_dict.placeholder(field.kind)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
-  for check in (_stages, _batches, _sampling, _rules, _targets, _mesh, _parts, _folds, _buckets,
-                _shared_prompts, _starts, _checkpoint, _quantized):
+  for check in (_stages, _batches, _sampling, _algorithm, _rules, _targets, _mesh, _parts, _folds,
+                _buckets, _shared_prompts, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -46,6 +47,8 @@ def _value(path: str, value: Any) -> Iterator[str]:
            'declare it there or remove it')
     return
   field = base.FIELDS[path]
+  if value is None and field.default is None:
+    return
   for one in value if isinstance(value, (tuple, list)) else [value]:
     if field.choices and one not in field.choices:
       names = [str(choice) for choice in field.choices]
@@ -119,22 +122,30 @@ def _batches(config: ConfigDict) -> Iterator[str]:
     if section.microbatches > 0 and section.batch_size % section.microbatches:
       yield (f'expected {stage}.microbatches to divide {stage}.batch_size, found '
              f'{section.microbatches} and {section.batch_size}; change either')
-    if stage == 'rl' and section.batch_size % (section.samples * max(section.microbatches, 1)):
-      yield (f'expected rl.samples times rl.microbatches to divide rl.batch_size, found '
-             f'{section.samples}, {section.microbatches} and {section.batch_size}; change one')
     if section.optim.learning_rate <= 0:
       yield (f'expected {stage}.optim.learning_rate to be positive, found '
              f'{section.optim.learning_rate}; raise it')
 
 
 def _sampling(config: ConfigDict) -> Iterator[str]:
-  if config.rl.baseline == 'leave_one_out' and config.rl.samples < 2:
-    yield (f'expected rl.samples of at least 2 for rl.baseline=leave_one_out, found '
-           f'{config.rl.samples}; set rl.samples=4, or another baseline')
   if config.rl.top_k or config.rl.top_p != 1:
     yield (f'expected rl.top_k=0 and rl.top_p=1, found {config.rl.top_k} and {config.rl.top_p}; '
            'log-probs of training are of the whole distribution, so sample from it; '
            'rl.temperature applies to both')
+
+
+def _algorithm(config: ConfigDict) -> Iterator[str]:
+  if config.rl.algorithm not in names_in('rl', 'policy_loss'):
+    return  # said of the field itself
+  from perl.rl import options  # imports jax, as _size does
+
+  rl = options.resolve(config.rl.algorithm, config.rl.to_dict())
+  yield from options.problems(rl)
+  parts = [rl[name] for name in ('samples', 'minibatches', 'microbatches')]
+  if min(parts) > 0 and rl['batch_size'] % math.prod(parts):
+    yield (f'expected rl.samples times rl.minibatches times rl.microbatches to divide '
+           f'rl.batch_size, found {parts[0]}, {parts[1]}, {parts[2]} and {rl["batch_size"]}; '
+           'change one')
 
 
 def _rules(config: ConfigDict) -> Iterator[str]:

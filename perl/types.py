@@ -49,6 +49,10 @@ class Mean(struct.PyTreeNode):
   def __add__(self, other: 'Mean') -> 'Mean':
     return Mean(self.total + other.total, self.weight + other.weight)
 
+  def __rmul__(self, factor: float) -> 'Mean':
+    """factor * mean: the mean of what is so many times as large."""
+    return Mean(factor * self.total, self.weight)
+
 
 class Rollout(struct.PyTreeNode):
   """Sampled responses beside their prompts (left-padded, so that responses share their start)."""
@@ -61,19 +65,26 @@ class Rollout(struct.PyTreeNode):
 
 
 class Experience(struct.PyTreeNode):
-  """What an update needs of a rollout. Built once under stop-gradient; never differentiated."""
+  """What an update needs of a rollout. Built once under stop-gradient; never differentiated.
+
+  What is None was not asked for by the algorithm.
+  """
 
   tokens: jax.Array  # i32[B, T]
   mask: jax.Array  # bool[B, T]
   response_mask: jax.Array  # bool[B, T]
   behaviour_logprobs: jax.Array  # f32[B, T], as sampled
-  reference_logprobs: jax.Array  # f32[B, T]
+  reference_logprobs: jax.Array  # f32[B, T]; 0 where nothing holds the policy to a reference
   rewards: jax.Array  # f32[B, T], shaped: what is maximised
   returns: jax.Array  # f32[B, T], Z_t: the rewards from t on
-  baseline: jax.Array  # f32[B, T], of the return, where no critic learns one: of the whole batch,
-  # which a microbatch of an update no longer sees
-  scores: jax.Array  # f32[B], the reward model's output
+  scores: jax.Array  # f32[B], of reward model and rules
   weight: jax.Array  # f32[B], 0 for filler rows
+  values: jax.Array | None = None  # f32[B, T], V before the first update on this experience
+  advantages: jax.Array | None = None  # f32[B, T], of the whole batch, before it is cut
+  greedy_returns: jax.Array | None = None  # f32[B], of the likeliest response to each prompt
+  beta: jax.Array | None = None  # f32[B], of the regularizer in the loss
+  reference_states: jax.Array | None = None  # f[B, R, D], after the reference's last norm
+  aside: Batch | None = None  # rows of text that are learnt beside, as in pretraining
 
 
 HEAD_READS = ('mean', 'early', 'likelihood')

@@ -143,14 +143,17 @@ def place_adapter(adapter: Tree, params: Tree, setting: Setting) -> Tree:
 
 
 def first_state(
-  setting: Setting, base: Tree, learning: Tree, tx: optax.GradientTransformation
+  setting: Setting, base: Tree, learning: Tree, tx: optax.GradientTransformation,
+  running: Tree | None = None,
 ) -> tuple[steps.TrainState, Tree]:
   """(the state before the first step, on the mesh; its placements, which the step is to keep).
+
+  `running` are the statistics that it begins with (perl/rl/controllers.py).
 
   Raises:
     ValueError: config.mesh.optimizer_memory is one that the platform has not.
   """
-  state = steps.init_state(learning, tx, setting.key, adapters.split)
+  state = steps.init_state(learning, tx, setting.key, adapters.split, running)
   places = sharding.state_shardings(state, base, setting.mesh)
   places = places.replace(opt_state=paging.page(
     state.opt_state, places.opt_state, setting.mesh, setting.config.mesh.optimizer_memory))

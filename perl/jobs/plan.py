@@ -56,10 +56,10 @@ class Plan(Setting):
     params = quantize_tree(lm.abstract(model), scheme, like=True)
     return artefacts.Base(model, placed(params, sharding.base_shardings(params, self.mesh)), '')
 
-  def place(self, batch: Batch) -> Batch:
+  def place(self, batch: Batch, rows: int = 0) -> Batch:
     """Shapes of the batch with as many rows as an update has, spread over the mesh."""
     section, spread = self.config[self.stage], sharding.batch_sharding(self.mesh)
-    rows = section.batch_size // section.get('samples', 1)
+    rows = rows or section.batch_size // section.get('samples', 1)
     ways = self.mesh.shape['data'] * self.mesh.shape['fsdp']
     if rows % ways:
       raise ValueError(
@@ -69,12 +69,14 @@ class Plan(Setting):
     shape = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=spread)
     return {name: shape(x) for name, x in batch.items()}
 
-  def batch(self, kind: str) -> Batch:
-    """The longest batch of a kind, through the pipeline that batches come from."""
+  def batch(self, kind: str, size: int = 0) -> Batch:
+    """The longest batch of a kind, through the pipeline that batches come from; of `size` rows
+    where that is not what an update has.
+    """
     rows, section = self.rows([self.longest(kind)], kind), self.config[self.stage]
     asked = {'packed': section.get('packed'), 'shared_prompt': section.get('share_prompt')}
     layout = {name: True for name, wanted in asked.items() if wanted}
-    return self.place(memory.longest(self.evaluation_batches(rows, kind, **layout)))
+    return self.place(memory.longest(self.evaluation_batches(rows, kind, **layout)), size)
 
   def longest(self, kind: str) -> Example:
     """An example that fills the config's limits to the last token (bos and eos are added)."""
@@ -94,12 +96,14 @@ class Plan(Setting):
     found = jax.eval_shape(lambda params: make(self, artefacts.Base(model, params, '')), base)
     return placed(found, sharding.state_shardings(found, base, self.mesh))
 
-  def first_state(self, learning: Tree, tx: Any) -> tuple[steps.TrainState, Tree]:
+  def first_state(
+    self, learning: Tree, tx: Any, running: Tree | None = None
+  ) -> tuple[steps.TrainState, Tree]:
     """`artefacts.first_state` by shapes."""
     placements = []
 
     def make(base, learning):
-      state, places = artefacts.first_state(self, base, learning, tx)
+      state, places = artefacts.first_state(self, base, learning, tx, running)
       placements.append(places)
       return state
 

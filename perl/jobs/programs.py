@@ -5,17 +5,17 @@ same functions. So what is lowered here is what a job runs at its longest batch,
 cannot drift from it.
 """
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from perl.jobs import artefacts, language, reward, rl, scoring
+from perl.jobs.collect import ASIDE, Step
 from perl.jobs.plan import Plan, placed, spread
 from perl.peft import adapters
+from perl.rl import controllers
 from perl.train import sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree
@@ -96,12 +96,11 @@ def _learns(plan: Plan) -> tuple[Tree, Any]:
   if plan.stage != 'rl':
     make = {'pretrain': _full_copy, 'sft': _sft_adapter, 'reward': reward._new_adapter}[plan.stage]
     return plan.adapter(make), plan.optimizer()
-  learners = _algorithm(plan).trains(plan.config.rl.baseline)
   learning = {
-    role: plan.adapter(lambda plan, base, role=role: rl._fresh(plan, base, role))
-    for role in learners
+    role: plan.adapter(lambda plan, base, role=role: _fresh(plan, base, role))
+    for role in rl.learners(plan)
   }
-  return learning, rl._optimizer(plan, learners)
+  return learning, rl._optimizer(plan)
 
 
 def _full_copy(plan: Plan, base: artefacts.Base) -> Tree:
@@ -112,8 +111,10 @@ def _sft_adapter(plan: Plan, base: artefacts.Base) -> Tree:
   return artefacts.new_adapter(plan, base, plan.key, start=plan.config.sft.adapter)
 
 
-def _algorithm(plan: Plan) -> ModuleType:
-  return importlib.import_module(f'perl.rl.{plan.config.rl.algorithm}')
+def _fresh(plan: Plan, base: artefacts.Base, role: str) -> Tree:
+  """A role's adapter by shapes, which are the same whatever it begins as."""
+  start = '' if role == 'critic' else plan.config.rl.adapter
+  return artefacts.new_adapter(plan, base, plan.key, head=role == 'critic', start=start)
 
 
 def _updating(plan: Plan, state, step, batch: Batch) -> Stage:
@@ -151,16 +152,15 @@ def _rl(plan: Plan) -> Stage:
   anchor = plan.anchor
   learning, tx = _learns(plan)
   reference = plan.adapter(
-    lambda plan, base: artefacts.reference(plan, base, rl._fresh(plan, base, 'policy')))
+    lambda plan, base: artefacts.reference(plan, base, _fresh(plan, base, 'policy')))
   frozen = {'reference': reference}
   if plan.config.rl.reward_weight:
     frozen['reward'] = plan.adapter(reward._new_adapter)
-  state, places = plan.first_state(learning, tx)
+  state, places = plan.first_state(learning, tx, controllers.first(**plan.config.rl))
   batch, made = plan.batch('prompt'), []
 
   def lay_out(params):
-    step = rl.Step(plan, artefacts.Base(anchor.model, params, ''), frozen, _algorithm(plan), tx,
-                   places, offset=0.0)
+    step = Step(plan, artefacts.Base(anchor.model, params, ''), frozen, tx, places, offset=0.0)
     made.append(step)
     return step.base
 
@@ -173,7 +173,7 @@ def _rl(plan: Plan) -> Stage:
 
 
 def _gathered(
-  step: rl.Step, plan: Plan, held: tuple[Tree, Tree, Tree], batch: Batch
+  step: Step, plan: Plan, held: tuple[Tree, Tree, Tree], batch: Batch
 ) -> tuple[dict[str, Program], Tree]:
   """What a step runs before its update: its programs by name, and the experience that they make.
 
@@ -192,6 +192,9 @@ def _gathered(
     return step.gather(state, prompts)[0]
 
   experience = spread(jax.eval_shape(gather, held, batch), plan.mesh)
+  if plan.config.rl.ptx:
+    documents = plan.batch('document', plan.config.rl.batch_size)
+    experience = experience.replace(aside={name: documents[name] for name in ASIDE})
   return {name: recorder.program for name, recorder in recorders.items()}, experience
 
 

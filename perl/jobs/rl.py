@@ -5,9 +5,6 @@ policy's own adapter before its first update, and the reward model are frozen ad
 copy of the base in memory, unless rl.layout asks for the conventional four.
 """
 
-import functools
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,36 +12,32 @@ import optax
 from ml_collections import ConfigDict
 
 from perl import trees
-from perl.data.examples import Example
 from perl.jobs import artefacts, responses
 from perl.jobs import setting as settings
+from perl.jobs.collect import Step
 from perl.peft import adapters
-from perl.rl import roles
-from perl.rl.experience import make_experience
-from perl.rl.rollout import rollout
-from perl.rl.rules import Rules
-from perl.train import loop, memory
+from perl.rl import controllers, options
+from perl.train import loop
 from perl.train import step as steps
-from perl.types import Batch, Experience, Mean, Tree
+from perl.types import Tree
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ (the policy's); returns reward, KL and gold reward of the test prompts."""
   setting = settings.begin(config, workdir, 'rl')
-  anchor = artefacts.load_anchor(setting)
-  algorithm = importlib.import_module(f'perl.rl.{config.rl.algorithm}')
-  learners = algorithm.trains(config.rl.baseline)
-  learning = {role: _fresh(setting, anchor, role) for role in learners}
+  anchor, rl = artefacts.load_anchor(setting), setting.config.rl
+  learning = {role: _fresh(setting, anchor, role) for role in learners(setting)}
   reference = artefacts.reference(setting, anchor, learning['policy'])
   frozen = {'reference': reference, **responses.judges(setting, anchor)}
-  tx = _optimizer(setting, learners)
-  state, places = artefacts.first_state(setting, anchor.params, learning, tx)
+  tx = _optimizer(setting)
+  state, places = artefacts.first_state(
+    setting, anchor.params, learning, tx, running=controllers.first(**rl))
   dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
-  step = Step(setting, anchor, frozen, algorithm, tx, places, offset=offset)
-  rows = setting.rows(step.prompts, 'prompt')
+  step = Step(
+    setting, anchor, frozen, tx, places, offset=offset if rl.reward_centre else 0.0)
   state, result = loop.fit(
-    step, state, setting.stream(rows, 'prompt'),
+    step, state, step.stream(),
     meta=artefacts.run_meta(setting, anchor, head=False),
     evaluate=dev,
     **setting.loop_options(),
@@ -62,96 +55,50 @@ def run(config: ConfigDict, workdir: str) -> dict:
   })
 
 
+def learners(setting: settings.Setting) -> tuple[str, ...]:
+  """The roles that the config's algorithm trains."""
+  rl = setting.config.rl
+  return options.trains(rl.algorithm, rl)
+
+
 def _fresh(setting: settings.Setting, anchor: artefacts.Base, role: str) -> Tree:
-  """The role's adapter before the first update: the anchor's function; a critic's values are 0."""
+  """The role's adapter before the first update: the anchor's function; a critic's values are 0,
+  or the reward model's scores.
+  """
+  rl, critic = setting.config.rl, role == 'critic'
   key = jax.random.fold_in(setting.key, ('policy', 'critic').index(role))
-  start = setting.config.rl.adapter if role == 'policy' else ''
-  adapter = artefacts.new_adapter(setting, anchor, key, head=role == 'critic', start=start)
-  if role == 'critic':
+  adapter = artefacts.new_adapter(
+    setting, anchor, key, head=critic, start='' if critic else rl.adapter)
+  if critic and rl.critic_from == 'reward':
+    return _of_reward(setting, anchor, adapter)
+  if critic:
     adapter['head'] = jax.tree.map(jnp.zeros_like, adapter['head'])
   return adapter
 
 
-def _optimizer(
-  setting: settings.Setting, learners: tuple[str, ...]
-) -> optax.GradientTransformation:
+def _of_reward(setting: settings.Setting, anchor: artefacts.Base, fresh: Tree) -> Tree:
+  """The reward model as a critic: what its head reads of the last hidden state, and no more."""
+  found, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
+  made = found | {'head': {name: found['head'][name] for name in fresh['head']}}
+  if jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, fresh):
+    raise ValueError(
+      "expected a reward model of the critic's method, ranks and modules for "
+      'rl.critic_from=reward, found another; train it with this config.peft, or set '
+      'rl.critic_from=zero')
+  return made
+
+
+def _optimizer(setting: settings.Setting) -> optax.GradientTransformation:
   """A chain for each role: the gradient of one is not clipped for the other's sake."""
   rates = {'critic': setting.config.rl.value_learning_rate}
   chains = {
     role: setting.optimizer(**({'learning_rate': rates[role]} if role in rates else {}))
-    for role in learners
+    for role in learners(setting)
   }
   labels = lambda tree: {
     role: jax.tree.map(lambda _, role=role: role, part) for role, part in tree.items()
   }
   return optax.partition(chains, labels)
-
-
-class Step:
-  """(state, prompts) -> (state, metrics): rollout, experience, update; three compiled programs."""
-
-  def __init__(self, setting, anchor, frozen, algorithm, tx, places, *, offset: float):
-    rl = setting.config.rl
-    self.setting, self.model, self.frozen, self.offset = setting, anchor.model, frozen, offset
-    self.base = roles.lay_out(anchor.params, rl.layout)
-    common = dict(
-      max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, samples=rl.samples)
-    self.experience = make_experience(
-      anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty,
-      forwards=rl.forwards, regularizer=rl.regularizer, baseline=rl.baseline,
-      reward_weight=rl.reward_weight, **common
-    )
-    loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
-    self.update = steps.make_train_step(
-      loss, tx, split=adapters.split, shardings=places, microbatches=rl.microbatches,
-      together=rl.samples,
-    )
-    slots = rl.slots if rl.slots and rl.rollout != 'batch' else None
-    self.sampling = responses.sampling(setting, samples=rl.samples, slots=slots)
-    self.sample = rollout
-    self.rules = responses.rules(setting)
-
-  @functools.cached_property
-  def prompts(self) -> list[Example]:
-    """What is answered, in the order of a batch's index."""
-    return self.setting.examples('train', 'prompt')
-
-  def __call__(self, state: steps.TrainState, batch: Batch):
-    experience, metrics = self.gather(state, self.setting.place(batch), self.rules)
-    state, more = self.update(state, self.base, experience)
-    return state, {name: m.value() for name, m in metrics.items()} | more
-
-  def gather(
-    self, state: steps.TrainState, batch: Batch, rules: Rules | None = None
-  ) -> tuple[Experience, dict[str, Mean]]:
-    """The experience of one batch of prompts, and its metrics; rules read texts, on the host."""
-    # The update draws from fold_in(key, step); the rollout from a branch of its own.
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    sampled = self.sample(
-      self.model, roles.of(self.base, 'policy'), state.adapters['policy'], batch['tokens'],
-      batch['mask'], key, **self.sampling,
-    )
-    weight = jnp.repeat(batch['weight'], self.sampling['samples'])
-    if not rules:
-      return self.experience(self.base, self.frozen, sampled, weight, self.offset)
-    indices = np.repeat(jax.device_get(batch['index']), self.sampling['samples'])
-    each = rules.each(
-      [self.prompts[i] for i in indices], responses.texts_of(self.setting, sampled))
-    extra = self.setting.place({'extra': rules.total(each)})['extra']
-    experience, metrics = self.experience(
-      self.base, self.frozen, sampled, weight, self.offset, extra)
-    return experience, metrics | {
-      f'rule_{name}': Mean.of(values, weight) for name, values in each.items()}
-
-  def memory(self, state: steps.TrainState) -> dict:
-    """The update's compiled bytes, at the longest prompts."""
-    setting = self.setting
-    rows = setting.rows(setting.examples('dev', 'prompt'), 'prompt')
-    batch = memory.longest(setting.evaluation_batches(rows, 'prompt'))
-    prompts = setting.config.rl.batch_size // setting.config.rl.samples
-    batch = setting.place(memory.resized(batch, prompts))
-    experience, _ = jax.eval_shape(self.gather, state, batch)
-    return memory.of_step(self.update, state, self.base, experience)
 
 
 def _make_evaluation(

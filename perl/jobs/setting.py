@@ -26,6 +26,7 @@ from perl.models import pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
 from perl.quantized import Scheme
+from perl.rl import options
 from perl.train import metrics, optim, provenance, sharding
 from perl.types import Batch
 
@@ -42,7 +43,7 @@ class Setting:
   """One job's surroundings. Below it a ConfigDict is never seen, but for the sections it hands out.
 
   Attributes:
-    config: the experiment.
+    config: the experiment; what its algorithm is to decide is decided (perl/rl/options.py).
     workdir: the stage's own folder.
     stage: its name, which is also that of its section of the config.
   """
@@ -51,6 +52,9 @@ class Setting:
   workdir: str
   stage: str
   started: float = dataclasses.field(default_factory=time.perf_counter)
+
+  def __post_init__(self):
+    object.__setattr__(self, 'config', decided(self.config))
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -197,11 +201,11 @@ class Setting:
     logging.info('%s: whole chats: %s', self.stage, counts)
     return rows
 
-  def stream(self, rows: list[dict], kind: str) -> pipeline.Batches:
-    """The stage's endless training batches; of prompts, one row for all samples of a prompt."""
+  def stream(self, rows: list[dict], kind: str, batch_size: int = 0) -> pipeline.Batches:
+    """The stage's endless training batches, of as many rows as an update reads or `batch_size`."""
     section = self.config[self.stage]
     return pipeline.batches(
-      rows, kind=kind, batch_size=section.batch_size // section.get('samples', 1),
+      rows, kind=kind, batch_size=batch_size or section.batch_size,
       seed=self.config.seed, buckets=self.buckets(rows, kind), shard_index=jax.process_index(),
       shard_count=jax.process_count(), pad_id=self.tokenizer.pad_id,
       packed=section.get('packed', False), shared_prompt=section.get('share_prompt', False),
@@ -230,13 +234,20 @@ class Setting:
   def optimizer(self, **overrides: Any) -> optax.GradientTransformation:
     """The stage's optax chain."""
     section = self.config[self.stage]
-    options = {**section.optim.to_dict(), **overrides}
-    options['schedule_name'] = options.pop('schedule')
-    tx = optim.make(steps=section.steps, **options)
+    given = {**section.optim.to_dict(), **overrides}
+    given['schedule_name'] = given.pop('schedule')
+    given['warmup_steps'] *= self.updates  # a schedule runs over batches, whatever is made of them
+    tx = optim.make(steps=section.steps * self.updates, **given)
     if self.stage == 'pretrain':  # full tuning, whatever config.peft says
       return tx
     return adapters.optimizer(
-      self.config.peft.name, tx, steps=section.steps, **self.peft_options())
+      self.config.peft.name, tx, steps=section.steps * self.updates, **self.peft_options())
+
+  @property
+  def updates(self) -> int:
+    """Updates of the parameters that a step makes."""
+    section = self.config[self.stage]
+    return section.get('epochs', 1) * section.get('minibatches', 1)
 
   def peft_options(self) -> dict[str, Any]:
     """What config.peft holds beside the method's name: the arguments of adapters.init."""
@@ -272,6 +283,16 @@ class Setting:
     summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
     metrics.summary(self.workdir, summary)
     return summary
+
+
+def decided(config: ConfigDict) -> ConfigDict:
+  """The config with the values that config.rl leaves to its algorithm."""
+  if 'rl' not in config:
+    return config
+  made = config.copy_and_resolve_references()
+  with made.unlocked():
+    made.rl = ConfigDict(options.resolve(config.rl.algorithm, config.rl.to_dict()))
+  return made
 
 
 def _module(name: str) -> ModuleType:

@@ -18,7 +18,7 @@ CHUNK_ELEMENTS = 2**23
 """Logits held at once: 32 MiB in float32."""
 
 RowFunction = Callable[[Tree, jax.Array, jax.Array], jax.Array]
-"""(parameters, h [B, t, D], targets [B, t]) -> [B, t], each entry of its own h."""
+"""(parameters, h [B, t, D], targets [B, t, ...]) -> [B, t], each entry of its own h."""
 
 
 def rowwise(
@@ -31,7 +31,7 @@ def rowwise(
     function: see RowFunction.
     parameters: what it reads.
     h: f[B, T, D].
-    targets: i32[B, T].
+    targets: [B, T, ...]; no gradient flows to them.
     vocab_size: V, for the size of a chunk.
     frozen: the parameters are not trained: no gradient is formed for them.
   """
@@ -62,8 +62,8 @@ _frozen.defvjp(_forward, _backward)
 
 
 def _over_chunks(function, vocab_size: int, h: jax.Array, targets: jax.Array):
-  """function(h [B, t, D], targets [B, t]) -> tree of [B, t, ...], over all t."""
-  batch, length = targets.shape
+  """function(h [B, t, D], targets [B, t, ...]) -> tree of [B, t, ...], over all t."""
+  batch, length = targets.shape[:2]
   size = min(length, max(1, CHUNK_ELEMENTS // (batch * vocab_size)))
   if size == length:
     return function(h, targets)

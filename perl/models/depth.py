@@ -11,6 +11,12 @@ import jax
 from perl.types import Tree
 
 
+def outside(variables: dict[str, Tree]) -> dict[str, Tree]:
+  """The collections without what lies in layers: embeddings, last norm, unembedding."""
+  return {name: {k: v for k, v in tree.items() if k != 'layers'}
+          for name, tree in variables.items()}
+
+
 def take(adapter: Tree | None, which: int | slice, layers: int) -> Tree | None:
   """The adapters of a layer, or of a slice of layers, of which each has all or none.
 

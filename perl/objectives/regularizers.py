@@ -83,12 +83,18 @@ def exact_jensen_shannon(logits: jax.Array, reference_logits: jax.Array) -> jax.
   return halves.sum(-1) / 2
 
 
+def entropy(logits: jax.Array) -> jax.Array:
+  """-sum_a pi(a) log pi(a), over the last axis; nats."""
+  pi = _log_softmax(logits)
+  return -(jnp.exp(pi) * pi).sum(-1)
+
+
 def _log_softmax(logits: jax.Array) -> jax.Array:
   return jax.nn.log_softmax(logits.astype(jnp.float32), -1)
 
 
 EXACT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-  'reverse_kl': reverse_kl, 'forward_kl': forward_kl, 'jensen_shannon': exact_jensen_shannon}
+  function.__name__: function for function in (reverse_kl, forward_kl, exact_jensen_shannon)}
 """Name -> (logits f[..., V], reference_logits) -> f32[...]."""
 
 

@@ -72,10 +72,27 @@ def others_baseline(
     samples: rows on end that are compared, the responses to one prompt (RLOO: Ahmadian et al.
       2024, arXiv 2402.14740); 0 compares all rows.
   """
-  first = jnp.argmax(mask, -1)
-  whole = jnp.take_along_axis(returns, first[:, None], 1)[:, 0]
-  baseline = advantages.others_mean(whole, weight, samples=samples)
+  baseline = advantages.others_mean(_whole(returns, mask), weight, samples=samples)
   return jnp.where(mask, baseline[:, None], 0.0)
+
+
+def group_mean(
+  returns: jax.Array, mask: jax.Array, weight: jax.Array, *, samples: int
+) -> jax.Array:
+  """f32[B, T]: the mean whole return of the responses to a row's prompt, at each of its tokens.
+
+  Args:
+    returns, mask, weight, samples: as `others_baseline`.
+  """
+  whole = _whole(returns, mask)
+  over = lambda x: jnp.where(weight > 0, x, 0.0).reshape(-1, samples).sum(-1, keepdims=True)
+  mean = over(whole) / jnp.maximum(over(jnp.ones_like(whole)), 1.0)
+  return jnp.where(mask, jnp.repeat(mean, samples, 1).reshape(-1)[:, None], 0.0)
+
+
+def _whole(returns: jax.Array, mask: jax.Array) -> jax.Array:
+  """f32[B]: the return to go of each row's first token."""
+  return jnp.take_along_axis(returns, jnp.argmax(mask, -1)[:, None], 1)[:, 0]
 
 
 def sequence_kl(logprobs: jax.Array, reference_logprobs: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,26 +1,24 @@
 """REINFORCE with a baseline, as in PERL (Sidahmed et al., arXiv 2403.10704, sec. 3).
 
-  L_PG = -sum_t log pi(a_t | x_t) sg(Z_t - V(x_t)),      L_V = sum_t (Z_t - V(x_t))^2
+  L_PG = -sum_t log pi(a_t | x_t) sg(Z_t - b_t),      L_V = sum_t (Z_t - V(x_t))^2
 
 with Z_t the return to go of the shaped rewards, gamma = 1. Both are sums over a response and means
-over the batch (aggregation: sequence-sum). The policy and the value model are two adapters over one
-base, so that one loss trains both: neither term has a gradient in the other's adapter.
+over the batch. The baseline b_t is the critic's value V(x_t), the mean return of the other
+responses (of the batch, or to the same prompt), or a moving average over the batches before.
 """
 
-from collections.abc import Callable
-
 import jax
+import jax.numpy as jnp
 
-from perl.models import lm
-from perl.models.transformer import Transformer
-from perl.objectives import losses
-from perl.rl import roles
+from perl.objectives import losses, returns
+from perl.rl import controllers, surrogate
 from perl.types import Experience, Mean, Tree
 
-BASELINES = ('value', 'batch_mean', 'leave_one_out')
+BASELINES = ('value', 'batch_mean', 'leave_one_out', 'moving_average', 'none')
+OWN = {'baseline': 'value', 'aggregation': 'sequence_sum'}
 
 
-def trains(baseline: str) -> tuple[str, ...]:
+def trains(*, baseline: str, **_) -> tuple[str, ...]:
   """The roles that learn under a baseline.
 
   Raises:
@@ -31,48 +29,29 @@ def trains(baseline: str) -> tuple[str, ...]:
   return ('policy', 'critic') if baseline == 'value' else ('policy',)
 
 
-def make_loss(
-  model: Transformer, *, max_new_tokens: int, temperature: float = 1.0, baseline: str = 'value',
-  samples: int = 1,
-) -> Callable[[dict[str, Tree], Tree, Experience, jax.Array], tuple[Mean, dict[str, Mean]]]:
-  """The loss ``(adapters, base, experience, key) -> (Mean, metrics)`` of the train step.
+def estimate(
+  e: Experience, *, baseline: str, samples: int, running: Tree, baseline_decay: float = 0.95, **_
+) -> Experience:
+  """A_t = Z_t - b_t; that of the critic's baseline is left to `policy_loss`."""
+  if baseline == 'value':
+    return e
+  if baseline == 'moving_average':
+    b = controllers.moving_average(running, decay=baseline_decay)
+  elif baseline == 'none':
+    b = 0.0
+  else:
+    compared = samples if baseline == 'leave_one_out' else 0
+    b = returns.others_baseline(e.returns, e.response_mask, e.weight, samples=compared)
+  return e.replace(advantages=jnp.where(e.response_mask, e.returns - b, 0.0))
 
-  Args:
-    model: the base's module.
-    max_new_tokens: R, the last columns of a rollout, where responses lie.
-    temperature: at which the rollout was sampled.
-    baseline: 'value' (adapters['critic']), or no critic at all: 'batch_mean', 'leave_one_out'
-      (RLOO), which the experience has.
-    samples: responses to each prompt, rows in turn, which share the prompt's computation.
-  """
-  learnt = 'critic' in trains(baseline)
 
-  def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
-    del key  # Dropout is off in every forward of RL.
-    mask, weight = e.response_mask, e.weight
-    prompts = dict(start=e.tokens.shape[1] - max_new_tokens, shared=samples)
-    logprobs = lm.logprobs(
-      model, roles.of(base, 'policy'), adapters['policy'], e.tokens, e.mask,
-      temperature=temperature, **prompts,
-    )
-    z = e.returns
-    if learnt:
-      v = lm.values(
-        model, roles.of(base, 'critic'), adapters['critic'], e.tokens, e.mask, **prompts)
-      critic = losses.value(v, z, mask)
-    else:
-      v, critic = e.baseline, 0.0
-    policy = losses.reinforce(logprobs, z - v, mask)
-    gap = logprobs - e.behaviour_logprobs
-    counted = mask & (weight > 0)[:, None]
-    metrics = {
-      'policy_loss': Mean.of(policy, weight),
-      'sampler_gap': Mean.of(abs(gap), counted),  # decoding against teacher forcing; rounding only
-      'advantage': Mean.of(z - v, counted),
-    }
-    if learnt:
-      metrics['value_loss'] = Mean.of(critic, weight)
-      metrics['value'] = Mean.of(v, counted)
-    return Mean.of(policy + critic, weight), metrics
+def policy_loss(logprobs: jax.Array, e: Experience, **options) -> tuple[Mean, dict[str, Mean]]:
+  """L_PG; e.values are the critic's, as it is now, where it is the baseline."""
+  if e.advantages is None:
+    e = e.replace(advantages=e.returns - e.values)
+  return surrogate.score_function(logprobs, e, **options)
 
-  return loss
+
+def value_loss(values: jax.Array, e: Experience, **_) -> Mean:
+  """L_V."""
+  return Mean.of(losses.value(values, e.returns, e.response_mask), e.weight)

@@ -4,6 +4,7 @@ The base is an argument: never closed over, never donated, never differentiated.
 has a gradient and an optimizer state.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,20 +16,27 @@ from perl import trees
 from perl.train import paging
 from perl.types import Batch, Mean, Tree
 
-LossFn = Callable[[Tree, Tree, Batch, jax.Array], tuple[Mean, dict[str, Mean]]]
+Losses = Mean | dict[str, Mean]
+"""A loss, or the terms of one: each is divided by its own weight, then they are added."""
+
+LossFn = Callable[[Tree, Tree, Batch, jax.Array], tuple[Losses, dict[str, Mean]]]
 """(adapters, base, batch, key) -> (loss, metrics), both not yet divided."""
 
 Split = Callable[[Tree], tuple[Tree, Tree]]
 """adapters -> (what is trained, fixed data), inverse trees.combine."""
 
+Prepare = Callable[['TrainState', Tree, Batch], tuple['TrainState', Batch]]
+"""(state, base, batch) -> (state, batch): once a step, on the whole batch, without gradient."""
+
 
 class TrainState(struct.PyTreeNode):
   """What a step changes, all of it; donated to the step."""
 
-  step: jax.Array  # i32[], updates done
+  step: jax.Array  # i32[], batches done
   adapters: Tree  # float32
   opt_state: Tree
   key: jax.Array  # typed PRNG key; the step's own key is fold_in(key, step)
+  running: Tree = struct.field(default_factory=dict)  # statistics that a job keeps, see `Prepare`
 
 
 def _everything(tree: Tree) -> tuple[Tree, Tree]:
@@ -36,11 +44,12 @@ def _everything(tree: Tree) -> tuple[Tree, Tree]:
 
 
 def init_state(
-  adapters: Tree, tx: optax.GradientTransformation, key: jax.Array, split: Split = _everything
+  adapters: Tree, tx: optax.GradientTransformation, key: jax.Array, split: Split = _everything,
+  running: Tree | None = None,
 ) -> TrainState:
   """The state before the first step; the optimizer sees the trained leaves alone."""
   trained, _ = split(adapters)
-  return TrainState(jnp.zeros((), jnp.int32), adapters, tx.init(trained), key)
+  return TrainState(jnp.zeros((), jnp.int32), adapters, tx.init(trained), key, running or {})
 
 
 def make_train_step(
@@ -51,6 +60,10 @@ def make_train_step(
   microbatches: int = 1,
   together: int = 1,
   shardings: Tree | None = None,
+  prepare: Prepare | None = None,
+  epochs: int = 1,
+  minibatches: int = 1,
+  stop: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The jitted step ``(state, base, batch) -> (state, metrics)``.
 
@@ -63,63 +76,121 @@ def make_train_step(
     loss_fn: see LossFn.
     tx: an optax chain.
     split: which leaves are trained.
-    microbatches: parts that the batch (leading axis of every leaf) is cut into, one after another.
-    together: rows in turn that stay in one microbatch (responses to one prompt).
+    microbatches: parts that what an update learns from (leading axis of every leaf) is cut into,
+      one after another.
+    together: rows in turn that stay in one part (responses to one prompt).
     shardings: placements of the state, which the step keeps; None leaves them to the compiler,
       which on more than one device may move the state and so compile the next step anew. What
       of the optimizer's state lies in the host's memory (perl/train/paging.py) goes back there.
+    prepare: see Prepare.
+    epochs: passes over the batch.
+    minibatches: updates in a pass, each of its own rows, drawn anew for each pass.
+    stop: metrics of an update -> bool[]: the batch teaches no more, further updates are left out.
 
   Returns:
-    the step; metrics are f32[]: the loss_fn's, with `loss`, `grad_norm` and `finite`.
+    the step; metrics are f32[]: the loss_fn's, with `loss`, `grad_norm` and `finite`, means over
+    the updates; with several of them `updates` says how many were made.
   """
 
-  def gradient(trained, fixed, base, batch, key):
+  def gradient(trained, fixed, base, batch, key, weights):
     def total(trained):
-      loss, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)
-      return loss.total, (loss, metrics)
+      found, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)
+      terms = _terms(found)
+      over = weights or {name: term.weight for name, term in terms.items()}
+      parts = [term.total / _positive(over[name]) for name, term in terms.items()]
+      return functools.reduce(jnp.add, parts), metrics
 
-    grads, out = jax.grad(total, has_aux=True)(trained)
-    return grads, out
+    (loss, metrics), grads = jax.value_and_grad(total, has_aux=True)(trained)
+    return loss, grads, metrics
 
   def accumulated(trained, fixed, base, batch, key):
     if microbatches == 1:
-      return gradient(trained, fixed, base, batch, key)
+      return gradient(trained, fixed, base, batch, key, {})
     parts = jax.tree.map(lambda x: _cut(x, microbatches, together), batch)
     keys = jax.random.split(key, microbatches)
-    first = gradient(trained, fixed, base, jax.tree.map(lambda x: x[0], parts), keys[0])
+
+    def weigh(part):  # masks alone: the compiler drops the model from it
+      found, _ = loss_fn(trees.combine(trained, fixed), base, *part)
+      return {name: term.weight for name, term in _terms(found).items()}
+
+    weights = jax.tree.map(lambda x: x.sum(0), jax.lax.map(weigh, (parts, keys)))
+    first = gradient(trained, fixed, base, jax.tree.map(lambda x: x[0], parts), keys[0], weights)
 
     def add(so_far, part):
-      new = gradient(trained, fixed, base, *part)
+      new = gradient(trained, fixed, base, *part, weights)
       return jax.tree.map(jnp.add, so_far, new), None
 
     rest = jax.tree.map(lambda x: x[1:], parts), keys[1:]
     return jax.lax.scan(add, first, rest)[0]
 
-  def step(state: TrainState, base: Tree, batch: Batch):
+  def update(state: TrainState, base: Tree, batch: Batch, key: jax.Array):
     trained, fixed = split(state.adapters)
-    if shardings is not None:
-      state = state.replace(opt_state=paging.fetch(state.opt_state, shardings.opt_state))
-    key = jax.random.fold_in(state.key, state.step)
-    grads, (loss, metrics) = accumulated(trained, fixed, base, batch, key)
-    divisor = jnp.where(loss.weight > 0, loss.weight, 1.0)
-    grads = jax.tree.map(lambda g: g / divisor, grads)
+    loss, grads, metrics = accumulated(trained, fixed, base, batch, key)
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     new = optax.apply_updates(trained, updates)
     keep = lambda a, b: jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
-    state = TrainState(
-      step=state.step + 1,
+    state = state.replace(
       adapters=trees.combine(keep(new, trained), fixed),
       opt_state=keep(opt_state, state.opt_state),
-      key=state.key,
     )
     values = {name: m.value() for name, m in metrics.items()}
-    values |= {'loss': loss.value(), 'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
-    return state, values
+    return state, values | {
+      'loss': loss, 'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
+
+  def updates(state: TrainState, base: Tree, batch: Batch, key: jax.Array):
+    """Several epochs of minibatches, or what of them comes before `stop`."""
+    keys = jax.random.split(key, epochs)
+    parts = jax.vmap(lambda key: _shuffled(key, batch, minibatches, together))(keys)
+    parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
+    shapes = jax.eval_shape(update, state, base, jax.tree.map(lambda x: x[0], parts), key)[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def one(carry, part):
+      state, stopped = carry
+      number, rows = part
+      state, values = jax.lax.cond(
+        stopped, lambda state: (state, nothing),
+        lambda state: update(state, base, rows, jax.random.fold_in(key, number)), state)
+      now = stopped if stop is None else stopped | stop(values)
+      return (state, now), (values, ~stopped)
+
+    numbers = jnp.arange(epochs * minibatches)
+    (state, _), (values, made) = jax.lax.scan(one, (state, jnp.zeros((), bool)), (numbers, parts))
+    mean = lambda x: jnp.where(made, x, 0.0).sum() / made.sum()
+    least = jnp.where(made, values['finite'], 1.0).min()
+    return state, {name: mean(x) for name, x in values.items()} | {
+      'finite': least, 'updates': made.sum().astype(jnp.float32)}
+
+  def step(state: TrainState, base: Tree, batch: Batch):
+    if shardings is not None:
+      state = state.replace(opt_state=paging.fetch(state.opt_state, shardings.opt_state))
+    if prepare is not None:
+      state, batch = jax.lax.stop_gradient(prepare(state, base, batch))
+    key = jax.random.fold_in(state.key, state.step)
+    several = epochs * minibatches > 1
+    state, values = (updates if several else update)(state, base, batch, key)
+    return state.replace(step=state.step + 1), values
 
   placed = None if shardings is None else (shardings, None)
   return jax.jit(step, donate_argnums=0, out_shardings=placed)
+
+
+def _terms(found: Losses) -> dict[str, Mean]:
+  return {'loss': found} if isinstance(found, Mean) else found
+
+
+def _positive(weight: jax.Array) -> jax.Array:
+  return jnp.where(weight > 0, weight, 1.0)
+
+
+def _shuffled(key: jax.Array, batch: Batch, parts: int, together: int) -> Batch:
+  """[B, ...] -> [parts, B / parts, ...] of every leaf, in a random order of its groups of rows."""
+  rows = len(jax.tree.leaves(batch)[0])
+  order = jax.random.permutation(key, rows // together)
+  order = (order[:, None] * together + jnp.arange(together)).reshape(-1)
+  return jax.tree.map(lambda x: _cut(x[order], parts, together), batch)
 
 
 def _cut(x: jax.Array, parts: int, together: int) -> jax.Array:
@@ -129,8 +200,8 @@ def _cut(x: jax.Array, parts: int, together: int) -> jax.Array:
   if x.shape[0] % (parts * together):
     groups = f' of {together} rows in turn' if together > 1 else ''
     raise ValueError(
-      f'expected a batch that {parts} microbatches{groups} divide, found {x.shape[0]} rows; '
-      'change batch_size or microbatches'
+      f'expected a batch that {parts} parts{groups} divide, found {x.shape[0]} rows; '
+      'change batch_size, microbatches or minibatches'
     )
   groups = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
   return groups.reshape(parts, -1, *x.shape[1:])

@@ -195,5 +195,90 @@ def test_fixed_leaves_have_no_optimizer_state_and_never_move():
 
 def test_rows_that_microbatches_do_not_divide_are_an_error():
   tx = optax.sgd(0.1)
-  with pytest.raises(ValueError, match='2 microbatches divide, found 3 rows'):
+  with pytest.raises(ValueError, match='2 parts divide, found 3 rows'):
     step.make_train_step(square, tx, microbatches=2)(begin(tx), BASE, batch_of([0.0] * 3))
+
+
+# --- Several updates of one batch
+
+
+def straight(tree, base, batch, key):
+  """Two terms with weights of their own: 2 x per token of `mask`, and x^2 per row."""
+  del base, key
+  x = tree['w']
+  return {
+    'tokens': Mean.of(x * batch['rows'][:, None] * jnp.ones((1, 3)), batch['mask']),
+    'row': Mean.of(jnp.square(x) * jnp.ones_like(batch['rows'])),
+  }, {'x': Mean.of(x)}
+
+
+def line(rows=4):
+  mask = np.asarray(tiny.right_mask([1, 3, 2, 3], 3))[:rows]
+  return {'rows': jnp.arange(1.0, rows + 1), 'mask': mask}
+
+
+def run_straight(**options):
+  tx = optax.sgd(0.1)
+  state = step.init_state({'w': jnp.float32(1.0)}, tx, jax.random.key(3))
+  state, metrics = step.make_train_step(straight, tx, **options)(state, {}, line())
+  return state, {name: float(value) for name, value in metrics.items()}
+
+
+def test_terms_are_divided_each_by_its_own_weight_whatever_the_microbatches():
+  expected = (1 * 1 + 2 * 3 + 3 * 2 + 4 * 3) / 9
+  for parts in (1, 2, 4):
+    state, metrics = run_straight(microbatches=parts)
+    assert metrics['loss'] == pytest.approx(expected + 1.0, rel=1e-5)
+    assert state.adapters['w'] == pytest.approx(1 - 0.1 * (expected + 2.0), rel=1e-5)
+
+
+def test_epochs_and_minibatches_update_on_every_row_once_a_pass():
+  """With rows' own gradients alone, one pass over single rows sums them, in any order."""
+  def own(tree, base, batch, key):
+    return Mean.of(tree['w'] * batch['rows']), {'row': Mean.of(batch['rows'])}
+
+  tx = optax.sgd(0.1)
+  for epochs in (1, 3):
+    state = step.init_state({'w': jnp.float32(0.0)}, tx, jax.random.key(3))
+    run = step.make_train_step(own, tx, epochs=epochs, minibatches=4)
+    state, metrics = run(state, {}, line())
+    assert state.adapters['w'] == pytest.approx(-0.1 * 10 * epochs, rel=1e-5)
+    assert metrics['row'] == pytest.approx(2.5) and metrics['updates'] == 4 * epochs
+    assert state.step == 1
+
+
+def test_updates_stop_when_a_metric_says_so_and_the_state_stays():
+  run = lambda **options: run_straight(epochs=3, minibatches=2, **options)
+  whole, _ = run()
+  state, metrics = run(stop=lambda values: values['x'] < 0.99)
+  assert metrics['updates'] == 2  # at the second, x has moved
+  assert state.adapters['w'] > whole.adapters['w']
+  assert metrics['finite'] == 1.0 and np.isfinite(metrics['loss'])
+
+
+def test_rows_that_belong_together_stay_so_in_minibatches():
+  def own(tree, base, batch, key):
+    apart = jnp.abs(batch['rows'][0::2] - batch['rows'][1::2])
+    return Mean.of(tree['w'] * batch['rows']), {'apart': Mean.of(apart)}
+
+  tx = optax.sgd(0.1)
+  state = step.init_state({'w': jnp.float32(0.0)}, tx, jax.random.key(3))
+  batch = {'rows': jnp.asarray([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0])}
+  for parts in (2, 4):
+    run = step.make_train_step(own, tx, epochs=4, minibatches=parts, together=2)
+    _, metrics = run(jax.tree.map(jnp.copy, state), {}, batch)
+    assert metrics['apart'] == 0.0
+
+
+def test_a_batch_is_prepared_once_and_statistics_are_kept():
+  def prepare(state, base, batch):
+    seen = state.running['seen'] + batch['rows'].sum()
+    return state.replace(running={'seen': seen}), batch | {'rows': batch['rows'] * state.adapters['w']}
+
+  tx = optax.sgd(0.1)
+  own = lambda tree, base, batch, key: (Mean.of(tree['w'] * batch['rows']), {})
+  state = step.init_state(
+    {'w': jnp.float32(2.0)}, tx, jax.random.key(3), running={'seen': jnp.float32(1.0)})
+  state, _ = step.make_train_step(own, tx, prepare=prepare, epochs=2)(state, {}, line())
+  assert state.running['seen'] == 11.0
+  assert state.adapters['w'] == pytest.approx(2 - 2 * 0.1 * 5.0)  # no gradient through prepare

@@ -1,0 +1,24 @@
+"""REINFORCE++: returns to go, whitened over the batch, in PPO's loss (Hu 2025, arXiv 2501.03262).
+
+  A_t = (Z_t - mean) / std over all tokens of the batch,   Z_t = sum_{s >= t} r_s
+
+with the KL in the rewards, and no critic. With several responses to a prompt their mean is taken
+from Z_t first (its form REINFORCE++-baseline).
+"""
+
+from perl import masked
+from perl.objectives import returns
+from perl.rl.surrogate import clipped as policy_loss
+from perl.types import Experience
+
+__all__ = ['OWN', 'estimate', 'policy_loss']
+
+OWN = {'aggregation': 'token'}
+
+
+def estimate(e: Experience, *, samples: int, **_) -> Experience:
+  """A_t."""
+  counted, z = e.response_mask & (e.weight > 0)[:, None], e.returns
+  if samples > 1:
+    z = z - returns.group_mean(z, e.response_mask, e.weight, samples=samples)
+  return e.replace(advantages=masked.whiten(z, counted))

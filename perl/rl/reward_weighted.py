@@ -1,0 +1,28 @@
+"""Reward-weighted regression: responses are imitated by what they are worth (Peters and Schaal,
+2007; for language models Korbak et al. 2022, arXiv 2206.00761).
+
+  L = -mean_i w_i log pi(y_i | x),   w_i = exp(r_i / tau) / mean_j exp(r_j / tau)
+
+with the mean over the responses to a prompt, or over the batch where there is one to each.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from perl.objectives import advantages
+from perl.rl.surrogate import score_function as policy_loss
+from perl.types import Experience
+
+__all__ = ['OWN', 'estimate', 'policy_loss']
+
+OWN = {'regularizer': 'none', 'aggregation': 'sequence_sum'}
+
+
+def estimate(e: Experience, *, samples: int, reward_temperature: float = 1.0, **_) -> Experience:
+  """w_i at every token of response i, as if it were an advantage."""
+  compared = lambda x: x.reshape((-1, samples) if samples > 1 else (1, -1))
+  counted = compared(e.weight) > 0
+  whole = compared(e.rewards.sum(-1)) / reward_temperature
+  share = jax.nn.softmax(jnp.where(counted, whole, -jnp.inf), -1, where=counted, initial=0.0)
+  w = jnp.where(counted, share * counted.sum(-1, keepdims=True), 0.0).reshape(-1)
+  return e.replace(advantages=advantages.per_token(w, e.response_mask))

@@ -1,0 +1,54 @@
+"""Policy losses that several algorithms share: the clipped surrogate, and the score function.
+
+They differ in advantages and in options, and are one function as seen from here.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from perl.objectives import policy
+from perl.types import Experience, Mean
+
+
+def clipped(
+  logprobs: jax.Array, e: Experience, *, clip: float, level: str, aggregation: str,
+  max_new_tokens: int, clip_high: float | None = None, dual_clip: float = 0.0, **_,
+) -> tuple[Mean, dict[str, Mean]]:
+  """max(-A rho, -A clip(rho, 1 - clip, 1 + clip_high)), aggregated: perl/objectives/policy.py.
+
+  Args:
+    logprobs: f32[B, T], of the policy that learns.
+    e: with e.advantages.
+    clip: bound on rho below 1, and above where clip_high is None.
+    level: what rho is of: 'token', 'response' or 'sequence'.
+    aggregation: how tokens become one number.
+    max_new_tokens: the longest response, which 'constant' divides by.
+    clip_high: bound above 1.
+    dual_clip: largest loss of a token whose advantage is negative, in units of it; 0 is none.
+  """
+  rho = policy.ratios(logprobs, e.behaviour_logprobs, e.response_mask, level=level)
+  loss = policy.clipped(rho, e.advantages, low=clip, high=clip_high, dual=dual_clip or None)
+  fraction = policy.clip_fraction(rho, e.advantages, low=clip, high=clip_high)
+  return policy.aggregate(
+    loss, e.response_mask, e.weight, how=aggregation, tokens=max_new_tokens
+  ), metrics(e, clip_fraction=fraction)
+
+
+def score_function(
+  logprobs: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int, **_
+) -> tuple[Mean, dict[str, Mean]]:
+  """-sg(A) log pi, aggregated: on the policy that sampled its gradient is that of E[R].
+
+  Args:
+    logprobs, e, aggregation, max_new_tokens: as in `clipped`.
+  """
+  a = jax.lax.stop_gradient(jnp.where(e.response_mask, e.advantages, 0.0))
+  loss = -a * jnp.where(e.response_mask, logprobs, 0.0)
+  return policy.aggregate(
+    loss, e.response_mask, e.weight, how=aggregation, tokens=max_new_tokens), metrics(e)
+
+
+def metrics(e: Experience, **tokens: jax.Array) -> dict[str, Mean]:
+  """Means over the tokens that count, the advantage among them."""
+  counted = e.response_mask & (e.weight > 0)[:, None]
+  return {name: Mean.of(x, counted) for name, x in ({'advantage': e.advantages} | tokens).items()}
