@@ -83,7 +83,8 @@ FIELDS: dict[str, Field] = {
                      'needs whose responses score differently; 1 takes them as they come.',
                      'rollouts', 'Yu', low=1, kind=int),
   'rl.preference_beta': Field(0.1, 'online_dpo: beta of DPO.', low=0.0),
-  'rl.threshold': Field(0.5, 'expert_iteration: least score of a response that is imitated.'),
+  'rl.threshold': Field(0.0, 'expert_iteration: score, less the anchor\'s mean, above which a '
+                        'response is imitated.'),
   'rl.reward_temperature': Field(1.0, 'reward_weighted: score by which a response weighs e times '
                                  'another.', low=1e-6),
 }

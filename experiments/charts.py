@@ -9,13 +9,16 @@ SMALL, TEXT = 8, 9
 """Points: of labels, and of titles."""
 
 
-def new(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
-  """A figure and its axes side by side, which share the vertical axis.
+def new(
+  width: float, height: float, panels: int = 1, *, shared: bool = True
+) -> tuple[Any, list[Any]]:
+  """A figure and its axes side by side.
 
   Args:
     width: inches.
     height: inches.
     panels: how many axes.
+    shared: they have one vertical axis.
   """
   # Loaded where it is drawn: matplotlib takes a second.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,7 +26,7 @@ def new(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
 
   figure = Figure(figsize=(width, height), layout='constrained')
   FigureCanvasAgg(figure)
-  axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+  axes = list(figure.subplots(1, panels, sharey=shared, squeeze=False)[0])
   for axis in axes:
     axis.tick_params(labelsize=SMALL)
     axis.spines[['top', 'right']].set_visible(False)

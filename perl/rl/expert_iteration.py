@@ -1,7 +1,10 @@
 """Expert iteration: what passes is imitated (ReST: Gulcehre et al. 2023, arXiv 2308.08998; with a
 verifier, online rejection fine-tuning: Yuan et al. 2023, 2308.01825).
 
-  L = -mean over the tokens of all responses with r(x, y) >= threshold of log pi(a_t | x_t)
+  L = -mean over the tokens of all responses with r(x, y) > threshold of log pi(a_t | x_t)
+
+with r less the anchor's mean (rl.reward_centre): at 0 what is better than the anchor passes, and of
+right and wrong answers the right ones.
 """
 
 import jax
@@ -12,9 +15,9 @@ from perl.types import Experience, Mean
 OWN = {'regularizer': 'none'}
 
 
-def estimate(e: Experience, *, threshold: float = 0.5, **_) -> Experience:
+def estimate(e: Experience, *, threshold: float = 0.0, **_) -> Experience:
   """1 at the tokens of responses that pass, else 0."""
-  passes = ((e.scores >= threshold) & (e.weight > 0)).astype('float32')
+  passes = ((e.rewards.sum(-1) > threshold) & (e.weight > 0)).astype('float32')
   return e.replace(advantages=advantages.per_token(passes, e.response_mask))
 
 

@@ -23,6 +23,6 @@ def estimate(e: Experience, *, samples: int, reward_temperature: float = 1.0, **
   compared = lambda x: x.reshape((-1, samples) if samples > 1 else (1, -1))
   counted = compared(e.weight) > 0
   whole = compared(e.rewards.sum(-1)) / reward_temperature
-  share = jax.nn.softmax(jnp.where(counted, whole, -jnp.inf), -1, where=counted, initial=0.0)
+  share = jax.nn.softmax(jnp.where(counted, whole, -1e30), -1)
   w = jnp.where(counted, share * counted.sum(-1, keepdims=True), 0.0).reshape(-1)
   return e.replace(advantages=advantages.per_token(w, e.response_mask))

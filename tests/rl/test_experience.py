@@ -1,5 +1,7 @@
 """Experience: scores, KL and shaped rewards of a rollout, under stop-gradient."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import tiny
 
 from perl.models import lm
 from perl.objectives import returns
+from perl.rl import controllers
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 
@@ -62,31 +65,89 @@ def test_rewards_are_floats_at_the_last_token_with_k1_everywhere(out, build):
   assert np.abs(k1).max() > 0.01
 
 
-def test_returns_and_the_batch_mean_are_those_of_the_rewards(out, build):
+def test_returns_are_those_of_the_rewards(out, build):
   e, _ = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
   z = returns.returns_to_go(e.rewards, out.response_mask)
   np.testing.assert_allclose(e.returns, z, atol=1e-6)
-  mean = returns.others_baseline(z, out.response_mask, WEIGHT)
-  np.testing.assert_allclose(e.baseline, mean, atol=1e-6)
 
 
-def test_a_baseline_of_the_prompts_other_responses(out):
-  build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, samples=2,
-                          baseline='leave_one_out', regularizer='squared_error')
-  e, metrics = build(BASE, {'reference': OTHER, 'reward': REWARD}, out, WEIGHT)
+def test_another_regularizer_in_the_reward_or_in_the_loss(out):
+  common = dict(max_new_tokens=RESPONSE, beta=BETA, samples=2, regularizer='squared_error')
+  frozen = {'reference': OTHER, 'reward': REWARD}
+  e, metrics = make_experience(MODEL, **common)(BASE, frozen, out, WEIGHT)
   whole = e.rewards.sum(-1)
-  first = out.response_mask.argmax(-1)
-  np.testing.assert_allclose(e.baseline[jnp.arange(2), first[:2]], whole[1::-1], rtol=1e-4)
   expected = (1 - BETA) * e.scores - BETA * jnp.where(
     out.response_mask, (out.logprobs - e.reference_logprobs) ** 2 / 2, 0.0).sum(-1)
   np.testing.assert_allclose(whole, expected, rtol=1e-4)
   np.testing.assert_allclose(
     metrics['objective'].value(), (expected * WEIGHT).sum() / WEIGHT.sum(), rtol=1e-4)
+  e, _ = make_experience(MODEL, regularize='loss', **common)(BASE, frozen, out, WEIGHT)
+  np.testing.assert_allclose(e.rewards.sum(-1), e.scores, rtol=1e-5)
+  np.testing.assert_array_equal(e.beta, jnp.full(4, BETA))
+
+
+def test_without_a_reference_or_a_reward_model_their_passes_are_not_made(out, monkeypatch):
+  """Reference-free mode: the base is read by nobody, and no KL is claimed."""
+  monkeypatch.setattr(lm, 'hidden', None)
+  monkeypatch.setattr(lm, 'score', None)
+  build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, regularizer='none',
+                          overlong=0.5, missing_eos_penalty=2.0)
+  e, metrics = build(BASE, {}, out, WEIGHT, 0.0, jnp.asarray([1.0, 2.0, 3.0, 4.0]))
+  lengths = np.asarray(out.response_mask.sum(-1))
+  late = np.clip((lengths - 2) / 2, 0, 1)  # the last half of 4 tokens
+  np.testing.assert_allclose(
+    e.scores, [1.0, 2.0, 3.0, 4.0] - 2.0 * np.asarray([0, 1, 0, 1]) - late, rtol=1e-6)
+  np.testing.assert_allclose(e.rewards.sum(-1), e.scores, rtol=1e-6)
+  assert 'kl' not in metrics and 'objective' not in metrics
+  assert not e.reference_logprobs.any()
+
+
+def test_scores_are_scaled_by_their_deviation_so_far_and_clipped(out):
+  running = controllers.first(beta=BETA, reward_scale='running')
+  build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, regularizer='none',
+                          reward_clip=1.0)
+  scores = jnp.asarray([0.0, 3.0, 9.0, 50.0])  # the last row is a filler
+  e, _ = build(BASE, {}, out, WEIGHT, 1.0, scores, running)
+  expected = np.clip((np.asarray(scores) - 1.0) / np.std([0.0, 3.0, 9.0]), -1, 1)
+  np.testing.assert_allclose(e.rewards.sum(-1), expected, rtol=1e-4)
+  np.testing.assert_allclose(e.scores, scores)
+  after = controllers.advanced(running, e)
+  after = controllers.advanced(after, e.replace(scores=2 * scores))
+  seen = [0.0, 3.0, 9.0, 0.0, 6.0, 18.0]
+  assert after['count'] == 6 and after['mean'] == pytest.approx(np.mean(seen))
+  assert after['squares'] == pytest.approx(6 * np.var(seen), rel=1e-5)
+
+
+def test_an_adaptive_coefficient_follows_the_kl_and_weighs_the_next_batch(out):
+  running = controllers.first(beta=BETA, kl_target=0.5)
+  frozen = {'reference': OTHER}
+  build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA)
+  e, metrics = build(BASE, frozen, out, WEIGHT, 0.0, 1.0, running)
+  far = e.replace(behaviour_logprobs=e.behaviour_logprobs + 1.0)  # a nat a token above the target
+  for now, sign in ((far, 1), (e.replace(behaviour_logprobs=e.behaviour_logprobs - 1.0), -1)):
+    after = controllers.advanced(running, now, kl_target=0.5, kl_horizon=30.0)
+    assert after['beta'] == pytest.approx(BETA * (1 + sign * 0.2 * 3 / 30), rel=1e-5)
+  large = controllers.advanced({'beta': jnp.float32(0.985)}, far, kl_target=0.5, kl_horizon=1.0)
+  assert large['beta'] == pytest.approx(controllers.LARGEST_BETA)
+  twice, _ = build(BASE, frozen, out, WEIGHT, 0.0, 1.0, {'beta': jnp.float32(2 * BETA)})
+  kl = np.where(out.response_mask, out.logprobs - e.reference_logprobs, 0).sum(-1)
+  np.testing.assert_allclose(twice.rewards.sum(-1), (1 - 2 * BETA) * twice.scores - 2 * BETA * kl,
+                             rtol=1e-4, atol=1e-5)
+
+
+def test_a_moving_average_is_of_the_returns_before():
+  running = controllers.first(beta=0.1, baseline='moving_average')
+  assert controllers.moving_average(running, decay=0.5) == 0.0
+  one = lambda x: types.SimpleNamespace(rewards=jnp.full((2, 2), x), weight=jnp.asarray([1.0, 0.0]))
+  for value in (1.0, 2.0):
+    running = controllers.advanced(running, one(value), baseline_decay=0.5)
+  # 0.5 * 2 * 2 + 0.25 * 2 * 1 over 0.75
+  assert controllers.moving_average(running, decay=0.5) == pytest.approx(2.5 / 0.75)
 
 
 @pytest.mark.parametrize('options, message', [
-  ({'regularizer': 'k1'}, "expected rl.regularizer among .*'bregman'.*found 'k1'"),
-  ({'baseline': 'leave_one_out'}, 'expected rl.samples of at least 2 .* found 1')])
+  ({'regularizer': 'k1'}, "expected rl.regularizer among .* bregman.*found 'k1'"),
+  ({'forwards': 'both'}, "expected rl.forwards among .* found 'both'")])
 def test_what_an_experience_cannot_be_made_of(options, message):
   with pytest.raises(ValueError, match=message):
     make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, **options)

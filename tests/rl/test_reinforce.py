@@ -13,7 +13,7 @@ from perl import trees
 from perl.models import lm
 from perl.objectives import returns
 from perl.peft import adapters
-from perl.rl import reinforce
+from perl.rl import learner, reinforce
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step
@@ -69,16 +69,20 @@ def test_the_sampled_gradient_is_the_enumerated_one(baseline):
   whole = lambda x: trees.combine(x, fixed)
   enumerate_all = jax.value_and_grad(lambda x: objective(whole(x)), has_aux=True)
   (_, mass), exact = jax.jit(enumerate_all)(learnt)
-  common = dict(max_new_tokens=2, temperature=TEMPERATURE, baseline=baseline,
-                samples=2 if baseline == 'leave_one_out' else 1)
-  build, loss = make_experience(MODEL, beta=BETA, **common), reinforce.make_loss(MODEL, **common)
-  parts = 16
+  samples = 2 if baseline == 'leave_one_out' else 1
+  common = dict(max_new_tokens=2, temperature=TEMPERATURE, samples=samples)
+  build = make_experience(MODEL, beta=BETA, **common)
+  loss = learner.make_loss(MODEL, 'reinforce', baseline=baseline, **common)
+  running, parts = {'return': jnp.float32(0.3), 'seen': jnp.float32(9.0)}, 16
 
   @jax.jit
   def gradients(experience):
+    experience = reinforce.estimate(
+      experience, baseline=baseline, samples=samples, running=running)
+
     def one(part):
       tree = lambda x: {'policy': whole(x), 'critic': CRITIC}
-      return jax.grad(lambda x: loss(tree(x), BASE, part, None)[0].value())(learnt)
+      return jax.grad(lambda x: loss(tree(x), BASE, part, None)[0]['policy'].value())(learnt)
 
     cut = jax.tree.map(lambda x: x.reshape(parts, ROWS // parts, *x.shape[1:]), experience)
     return jax.lax.map(one, cut)
@@ -105,9 +109,16 @@ def experience_of(out, rewards, weight=None):
   return Experience(
     tokens=out.tokens, mask=out.mask, response_mask=out.response_mask,
     behaviour_logprobs=out.logprobs, reference_logprobs=jnp.zeros_like(out.logprobs),
-    rewards=rewards, returns=z, scores=rewards.sum(-1), weight=weight,
-    baseline=returns.others_baseline(z, out.response_mask, weight),
-  )
+    rewards=rewards, returns=z, scores=rewards.sum(-1), weight=weight)
+
+
+def updating(tx, **given):
+  """The train step of REINFORCE with the batch's mean."""
+  options = dict(temperature=TEMPERATURE, baseline='batch_mean') | given
+  microbatches = options.pop('microbatches', 1)
+  return step.make_train_step(
+    learner.make_loss(MODEL, 'reinforce', **options), tx, split=adapters.split,
+    prepare=learner.make_prepare(MODEL, 'reinforce', **options), microbatches=microbatches)
 
 
 def learn(reward, *, method, steps, rate, beta=0.0, rows=128):
@@ -115,9 +126,7 @@ def learn(reward, *, method, steps, rate, beta=0.0, rows=128):
   policy = adapters.init(jax.random.key(0), BASE, method, rank=2)
   tx = optim.make('adamw', learning_rate=rate, steps=steps, schedule_name='cosine')
   state = step.init_state({'policy': policy}, tx, jax.random.key(1), adapters.split)
-  loss = reinforce.make_loss(
-    MODEL, max_new_tokens=1, temperature=TEMPERATURE, baseline='batch_mean')
-  update = step.make_train_step(loss, tx, split=adapters.split)
+  update = updating(tx, max_new_tokens=1)
   anchor = arms({})
 
   @jax.jit
@@ -160,14 +169,12 @@ def test_microbatches_are_the_full_batch():
   out = sampled(POLICY, jax.random.key(3), response=2, rows=8)
   build = make_experience(MODEL, max_new_tokens=2, beta=BETA, temperature=TEMPERATURE)
   e, _ = build(BASE, FROZEN, out, jnp.ones(8).at[5].set(0.0))
-  loss = reinforce.make_loss(
-    MODEL, max_new_tokens=2, temperature=TEMPERATURE, baseline='batch_mean')
   tx = optim.make('sgd', learning_rate=1.0, steps=1, clip_norm=0.0)
   found = []
   for parts in (1, 4):
     fresh = {'policy': jax.tree.map(jnp.copy, POLICY)}
     state = step.init_state(fresh, tx, jax.random.key(0), adapters.split)
-    update = step.make_train_step(loss, tx, split=adapters.split, microbatches=parts)
+    update = updating(tx, max_new_tokens=2, microbatches=parts)
     found.append(update(state, BASE, e))
   tiny.close(*(state.adapters for state, _ in found), rtol=1e-4)
   tiny.close(*(metrics for _, metrics in found), rtol=1e-4)
@@ -180,10 +187,13 @@ def test_the_loss_is_the_sum_of_both_terms_and_dropout_is_off():
   }
   out = sampled(POLICY, jax.random.key(3), response=2, rows=4)
   e = experience_of(out, jnp.asarray(out.tokens, jnp.float32))
-  loss = reinforce.make_loss(MODEL, max_new_tokens=2, temperature=TEMPERATURE)
-  run = jax.jit(jax.value_and_grad(
-    lambda tree, key: (lambda mean, metrics: (mean.value(), metrics))(*loss(tree, BASE, e, key)),
-    has_aux=True))
+  loss = learner.make_loss(MODEL, 'reinforce', max_new_tokens=2, temperature=TEMPERATURE)
+
+  def total(tree, key):
+    terms, metrics = loss(tree, BASE, e, key)
+    return sum(term.value() for term in terms.values()), metrics
+
+  run = jax.jit(jax.value_and_grad(total, has_aux=True))
   (value, metrics), grads = run(tree, jax.random.key(0))
   tiny.equal(((value, metrics), grads), run(tree, jax.random.key(1)))
   np.testing.assert_allclose(
@@ -196,4 +206,4 @@ def test_the_loss_is_the_sum_of_both_terms_and_dropout_is_off():
 
 def test_an_unknown_baseline_is_an_error():
   with pytest.raises(ValueError, match=r"\('value', 'batch_mean', .*\), found 'mean'"):
-    reinforce.trains('mean')
+    reinforce.trains(baseline='mean')

@@ -1,0 +1,1 @@
+"""RL algorithms, or regularizers, at equal budgets: rewards against KL."""
