@@ -18,7 +18,6 @@ the row's. Finished stages are skipped; --table prints what is there and runs no
 command once for each core (`taskset -c 0`, `taskset -c 1`, ...): they share the rows.
 """
 
-import pathlib
 import sys
 from collections.abc import Sequence
 

@@ -273,7 +273,8 @@ def test_rows_that_belong_together_stay_so_in_minibatches():
 def test_a_batch_is_prepared_once_and_statistics_are_kept():
   def prepare(state, base, batch):
     seen = state.running['seen'] + batch['rows'].sum()
-    return state.replace(running={'seen': seen}), batch | {'rows': batch['rows'] * state.adapters['w']}
+    rows = batch['rows'] * state.adapters['w']
+    return state.replace(running={'seen': seen}), batch | {'rows': rows}
 
   tx = optax.sgd(0.1)
   own = lambda tree, base, batch, key: (Mean.of(tree['w'] * batch['rows']), {})
