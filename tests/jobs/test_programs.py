@@ -9,7 +9,7 @@ import toyrun as run
 from test_resume import from_run
 
 from perl import trees
-from perl.jobs import programs, rl
+from perl.jobs import collect, programs
 from perl.train import memory
 from perl.train import step as steps
 
@@ -38,13 +38,13 @@ def recorded(patch, module, name, programs, key, stop=False):
 
 def sampled(patch, programs):
   """Keeps the StableHLO of the last rollout."""
-  inner = rl.rollout
+  inner = collect.rollout
 
   def rollout(*arguments, **options):
     programs['rollout'] = inner.lower(*arguments, **options).as_text()
     return inner(*arguments, **options)
 
-  patch.setattr(rl, 'rollout', rollout)
+  patch.setattr(collect, 'rollout', rollout)
 
 
 def ran(config, stage, folder, devices=1):
@@ -54,7 +54,7 @@ def ran(config, stage, folder, devices=1):
     recorded(patch, steps, 'make_train_step', found, 'update', stop=True)
     if stage == 'rl':
       sampled(patch, found)
-      recorded(patch, rl, 'make_experience', found, 'experience')
+      recorded(patch, collect, 'make_experience', found, 'experience')
     with pytest.raises(Seen):
       importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder / stage))
   return found
