@@ -9,13 +9,14 @@ SMALL, TEXT = 8, 9
 """Points: of labels, and of titles."""
 
 
-def new(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
-  """A figure and its axes side by side, which share the vertical axis.
+def new(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Any, list[Any]]:
+  """A figure and its axes, row by row; those side by side share the vertical axis.
 
   Args:
     width: inches.
     height: inches.
-    panels: how many axes.
+    panels: how many axes in a row.
+    rows: how many rows of them.
   """
   # Loaded where it is drawn: matplotlib takes a second.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,7 +24,7 @@ def new(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
 
   figure = Figure(figsize=(width, height), layout='constrained')
   FigureCanvasAgg(figure)
-  axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+  axes = list(figure.subplots(rows, panels, sharey='row', squeeze=False).flat)
   for axis in axes:
     axis.tick_params(labelsize=SMALL)
     axis.spines[['top', 'right']].set_visible(False)

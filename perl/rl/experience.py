@@ -92,16 +92,15 @@ def make_experience(
     kl = returns.sequence_kl(rollout.logprobs, reference, rollout.response_mask)
     held = masked.masked_sum(
       penalty(rollout.logprobs, reference), rollout.response_mask, axis=-1)
-    entropy = masked.masked_sum(-rollout.logprobs, rollout.response_mask, axis=-1)
     metrics = {
       'reward': scores,
       'kl': kl,
       'objective': (1.0 - beta) * scores - beta * held,
-      'entropy': entropy,
       'response_tokens': rollout.response_mask.sum(-1).astype(jnp.float32),
       'finished': rollout.finished.astype(jnp.float32),
     }
     metrics = {name: Mean.of(x, weight) for name, x in metrics.items()}
+    metrics['entropy'] = Mean.of(-rollout.logprobs, rollout.response_mask * weight[:, None])
     return jax.lax.stop_gradient((experience, metrics))
 
   return build
