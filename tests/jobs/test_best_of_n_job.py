@@ -53,27 +53,41 @@ def test_samples_to_other_prompts_are_refused(sampled, toyrun, tmp_path):
     best_of_n.run(config, str(tmp_path / 'best_of_n'))
 
 
-def test_a_text_has_the_score_of_its_tokens(toyrun):
-  """Responses that share their prompt's computation are in its order, and scored either way."""
-  setting = settings.Setting(
-    from_run(toyrun, evaluate__batch_size=8), str(toyrun / 'evaluate'), 'evaluate')
+@pytest.fixture(scope='module')
+def judged(toyrun):
+  """(setting, anchor, the adapters that judge) of the finished run."""
+  setting = settings.Setting(from_run(toyrun), str(toyrun / 'evaluate'), 'evaluate')
   with run.small_world():
     anchor = artefacts.load_anchor(setting)
-    prompts = responses.examples(setting, 'test')
     policy = artefacts.new_adapter(setting, anchor, setting.key)
-    judges = responses.judges(setting, anchor)
-    frozen = {'reference': artefacts.reference(setting, anchor, policy), **judges}
-    found = responses.respond(
-      setting, anchor, policy, prompts, jax.random.key(0), frozen=frozen, samples=2)
-    asked = [example for example in prompts for _ in range(2)]
-    scores = scoring.of_texts(setting, anchor, judges['reward'], asked, found.texts)
-    again = [setting.tokenizer.encode_batch([text])[0] for text in found.texts]
-  same = np.array([ids[:-1] if done else ids for ids, done in zip(found.tokens, found.finished)],
-                  dtype=object)
-  kept = [i for i, ids in enumerate(again) if ids == same[i]]
-  assert len(found.texts) == 2 * len(prompts) and len(kept) > 8
-  np.testing.assert_allclose(scores[kept], found.scores[kept], rtol=1e-3, atol=1e-3)
-  assert (found.logprobs < 0).all() and np.abs(found.kl).max() < 1e-3
+    reference = artefacts.reference(setting, anchor, policy)
+    return setting, anchor, {'reference': reference, **responses.judges(setting, anchor)}
+
+
+def test_a_text_has_the_score_of_the_example_it_is_in(judged):
+  setting, anchor, frozen = judged
+  with run.small_world():
+    pairs = setting.examples('test', 'preference')
+    expected = scoring.predict(setting, anchor, frozen['reward'], pairs)[:, 0]
+    found = scoring.of_texts(setting, anchor, frozen['reward'], pairs, [p.chosen for p in pairs])
+  known = np.isfinite(expected)  # pairs of one truncated text are left out
+  assert known.sum() > 8
+  np.testing.assert_allclose(found[known], expected[known], rtol=1e-4, atol=1e-5)
+
+
+def test_samples_of_a_prompt_are_its_own(judged):
+  """The likeliest response is the same however often it is asked for; filler rows are nobody's."""
+  setting, anchor, frozen = judged
+  with run.small_world():
+    prompts = responses.examples(setting, 'test')[:12]
+    once, twice = (responses.respond(
+      setting, anchor, frozen['reference'], prompts, jax.random.key(0), temperature=0.0,
+      frozen=frozen, samples=n) for n in (1, 2))
+  assert len(set(once.texts)) > 1
+  assert twice.texts == [text for text in once.texts for _ in range(2)]
+  np.testing.assert_allclose(twice.scores, np.repeat(once.scores, 2), rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(twice.logprobs, np.repeat(once.logprobs, 2), rtol=1e-3, atol=1e-3)
+  assert (once.logprobs < 0).all() and np.abs(twice.kl).max() < 1e-3
 
 
 def test_the_dev_evaluation_of_rl_has_monitors(toyrun):
