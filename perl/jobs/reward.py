@@ -51,7 +51,14 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
 
 def some(examples: list[Example], count: int, seed: int) -> list[Example]:
-  """The first `count` of them, shuffled by the seed: fewer are among more. All of them for 0."""
+  """The first `count` of them, shuffled by the seed: fewer are among more. All of them for 0.
+
+  Raises:
+    ValueError: there are not so many.
+  """
+  if count > len(examples):
+    raise ValueError(f'expected at least reward.max_examples={count} examples to learn from, found '
+                     f'{len(examples)}; lower it, or set 0 for all')
   if not count:
     return examples
   return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:count]]
