@@ -8,8 +8,8 @@
 
 The first is the study of Gao et al. (2022, arXiv 2210.10760): reward models of several ranks,
 numbers of pairs and sizes, each optimised against by best-of-n and by RL. The second is one such
-run alone, whose report shows reward and gold reward part. A twenty-fifth of the demo's pairs and
-rl.beta=0 are all that differs in kind; RL is short, for it is hacked within 50 updates, and is
+run alone, whose report shows reward and gold reward part. 500 of the demo's 16,000 pairs and
+rl.beta=0 are what differs in kind; RL is short, for it is hacked within 50 updates, and is
 measured every fifth.
 
 Aim: within 40 minutes of 2 cores the gold reward rises, peaks and falls while the proxy goes on
