@@ -180,6 +180,8 @@ FIELDS: dict[str, Field] = {
               source='PERL A.3'),
   'reward.kind': Field('pairwise', 'Loss: -log sigmoid(r_w - r_l) of pairs, or cross-entropy of '
                        'thumbs.', source='PERL', choices=('pairwise', 'pointwise')),
+  'reward.max_examples': Field(0, 'Examples that are learnt from: the first so many of the train '
+                               'split\'s, shuffled by `seed`; 0 is all.', 'examples', low=0),
   'reward.margin': Field(False, 'Subtract the pair\'s own margin inside the sigmoid (pairwise).',
                          source='Llama 2, 3.2.2'),
   'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
@@ -235,6 +237,11 @@ FIELDS: dict[str, Field] = {
                                   low=0.0),
   'rl.missing_eos_penalty': Field(0.0, 'Taken from the reward of a response that does not end.',
                                   'reward', low=0.0),
+
+  'best_of_n.samples': Field(64, 'Responses to each dev prompt; best-of-n is measured for n up to '
+                             'as many.', 'responses', 'Gao et al. 2022', low=2),
+  'best_of_n.sampled': Field('', 'Folder of a finished best_of_n stage whose responses are judged, '
+                             'whatever model they are of; \'\' samples the anchor.', 'path'),
 
   'evaluate.batch_size': Field(32, 'Examples a forward pass.', 'examples', low=1, identity=False),
   'evaluate.max_examples': Field(0, 'Examples used of a split, spread evenly over it; 0 is all.',

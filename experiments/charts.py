@@ -10,15 +10,16 @@ SMALL, TEXT = 8, 9
 
 
 def new(
-  width: float, height: float, panels: int = 1, *, shared: bool = True
+  width: float, height: float, panels: int = 1, rows: int = 1, *, shared: bool = True
 ) -> tuple[Any, list[Any]]:
-  """A figure and its axes side by side.
+  """A figure and its axes, row by row.
 
   Args:
     width: inches.
     height: inches.
-    panels: how many axes.
-    shared: they have one vertical axis.
+    panels: how many axes in a row.
+    rows: how many rows of them.
+    shared: those side by side have one vertical axis.
   """
   # Loaded where it is drawn: matplotlib takes a second.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +27,8 @@ def new(
 
   figure = Figure(figsize=(width, height), layout='constrained')
   FigureCanvasAgg(figure)
-  axes = list(figure.subplots(1, panels, sharey=shared, squeeze=False)[0])
+  axes = list(figure.subplots(
+    rows, panels, sharey='row' if shared else False, squeeze=False).flat)
   for axis in axes:
     axis.tick_params(labelsize=SMALL)
     axis.spines[['top', 'right']].set_visible(False)

@@ -14,16 +14,18 @@ CHIEF = {
   'pretrain': ('loss', 'grad_norm'),
   'sft': ('loss', 'gold_reward', 'exact_match', 'grad_norm'),
   'reward': ('loss', 'auc', 'pair_accuracy', 'accuracy', 'balanced_accuracy'),
-  'rl': ('reward', 'gold_reward', 'kl', 'response_tokens'),
+  'rl': ('reward', 'gold_reward', 'kl', 'response_tokens', 'entropy', 'repetition', 'uncertainty'),
 }
 """Shown at once, in this order; all other metrics of a stage are folded away."""
 NAMES = {
   'kl': 'KL to the anchor', 'auc': 'ROC AUC', 'response_tokens': 'Length', 'lr': 'Learning rate',
   'grad_norm': 'Gradient norm', 'finished': 'Ends in EOS', 'step_seconds': 'Time of a step',
+  'distinct_2': 'Distinct pairs of tokens',
 }
 UNITS = {
   'kl': 'nats a response', 'response_tokens': 'tokens', 'step_seconds': 'seconds',
-  'loss': 'nats', 'entropy': 'nats a response',
+  'loss': 'nats', 'entropy': 'nats a token', 'repetition': 'share of 4-grams, within a response',
+  'uncertainty': 'of the reward model, in its units',
 }
 HIDDEN = re.compile(r'(_low|_high)$|^(step|time|finite|examples|groups|degenerate_replicates)$')
 COLOURS = {'train': 0, 'dev': 1, 'test': 2}

@@ -64,23 +64,17 @@ def by_gold(folder: pathlib.Path):
 
 def by_reward(folder: pathlib.Path, stage: str):
   """The judge who has the reward model of a stage, over the anchor of `folder`."""
-  from perl.data.examples import Labelled
   from perl.evaluate import win_rate
   from perl.jobs import artefacts, responses, scoring
 
   setting = _setting(folder)
-  setting.config.reward.kind = 'pointwise'  # one response at a time
   anchor = artefacts.load_anchor(setting)
   adapter, _ = artefacts.load_adapter(setting, stage, anchor)
   known = {example.prompt: example for example in responses.examples(setting, 'test')}
 
   def score(prompts: Sequence[str], texts: Sequence[str]):
-    examples = []
-    for prompt, text in zip(prompts, texts):
-      asked = known[prompt].messages
-      said = (*asked, {'role': 'assistant', 'content': text}) if asked else ()
-      examples.append(Labelled(prompt, text, 0.0, messages=said))
-    return scoring.predict(setting, anchor, adapter, examples)
+    asked = [known[prompt] for prompt in prompts]
+    return scoring.of_texts(setting, anchor, adapter, asked, texts)
 
   return win_rate.by_score(score)
 

@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
   made = cli.parser('launch', 'Runs a job, or the pipeline of a config.')
-  made.add_argument('--job', default='pipeline', choices=('pipeline', *base.STAGES),
+  made.add_argument('--job', default='pipeline', choices=('pipeline', *stages.INPUTS),
                     help='one stage alone (in <workdir>/<stage>), or all of config.stages')
   options, overrides = cli.parse(made, argv)
   config = cli.read(options.config, overrides)

@@ -26,6 +26,7 @@ INPUTS = {
   'reward': ('tokenizer', 'base', 'anchor'),
   'rl': ('tokenizer', 'base', 'anchor', 'reward'),
   'evaluate': ('tokenizer', 'base', 'anchor', 'reward', 'policy'),
+  'best_of_n': ('tokenizer', 'base', 'anchor', 'reward'),
 }
 
 SECTIONS = {
@@ -35,6 +36,7 @@ SECTIONS = {
   'reward': ('seed', 'model', 'data', 'peft', 'reward'),
   'rl': ('seed', 'model', 'data', 'peft', 'rl'),
   'evaluate': ('seed', 'model', 'data', 'peft', 'reward', 'rl', 'evaluate'),
+  'best_of_n': ('seed', 'model', 'data', 'rl', 'evaluate', 'best_of_n'),
 }
 """The sections of the config that a stage itself reads."""
 

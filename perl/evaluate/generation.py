@@ -44,6 +44,30 @@ def summarize(
   return {**report, 'repetition': repetition(tokens), 'responses': len(tokens)}
 
 
+def monitors(
+  tokens: Sequence[Sequence[int]], finished: Sequence[bool], logprobs: Sequence[float]
+) -> dict[str, float]:
+  """What changes first where a policy learns to please its reward model; of N sampled responses.
+
+  Args:
+    tokens: ids of each response, its EOS included.
+    finished: whether it ends in EOS.
+    logprobs: [N], log pi of each response, nats.
+
+  Returns:
+    response_tokens, their mean length; finished, the EOS rate; entropy, the mean of -log pi over
+    sampled tokens, in nats a token; repetition and distinct_2.
+  """
+  lengths = [len(row) for row in tokens]
+  return {
+    'response_tokens': mean(lengths),
+    'finished': mean(finished),
+    'entropy': -float(np.sum(logprobs, dtype=np.float64)) / max(sum(lengths), 1),
+    'repetition': repetition(tokens),
+    'distinct_2': distinct(tokens, 2),
+  }
+
+
 def change(
   before: Sequence[float], after: Sequence[float], groups: Sequence, *, bootstrap: int = 1000,
   seed: int = 0,

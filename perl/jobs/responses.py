@@ -19,13 +19,14 @@ from perl.types import Batch, Rollout, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Responses:
-  """One response a prompt, in the order of the examples; N prompts."""
+  """Responses in the order of their prompts, those to one prompt in turn; N in all."""
 
   texts: list[str]
   tokens: list[list[int]]  # of the response, EOS included
   finished: np.ndarray  # bool[N]
   scores: np.ndarray  # f32[N], of reward model and rules; NaN without judges
   kl: np.ndarray  # f32[N], nats, log pi - log pi_ref of the sample; NaN without a reference
+  logprobs: np.ndarray  # f32[N], nats, log pi of the sample
 
 
 def examples(setting: Setting, split: str, kind: str = 'prompt') -> list[Example]:
@@ -55,8 +56,9 @@ def respond(
   *,
   temperature: float | None = None,
   frozen: dict[str, Tree] | None = None,
+  samples: int = 1,
 ) -> Responses:
-  """Samples one response to each example's prompt.
+  """Samples responses to each example's prompt.
 
   Args:
     setting: its config.rl says how to sample.
@@ -66,6 +68,7 @@ def respond(
     key: typed PRNG key.
     temperature: None for config.rl's; 0 for the likeliest token.
     frozen: 'reference' and, where there is one, 'reward' adapters, to fill `kl` and `scores`.
+    samples: responses to each prompt, which share its computation.
   """
   rl = setting.config.rl
   temperature = rl.temperature if temperature is None else temperature
@@ -76,22 +79,27 @@ def respond(
   if frozen:
     build = make_experience(
       base.model, max_new_tokens=rl.max_new_tokens, beta=rl.beta, temperature=temperature or 1.0,
-      reward_weight=rl.reward_weight,
+      reward_weight=rl.reward_weight, samples=samples,
     )
   found: dict[int, tuple] = {}
-  for batch, out in _rollouts(setting, base, policy, rows, key, temperature):
-    scores, kl = _judge(build, base, frozen, out, batch['weight'])
-    tokens, mask, finished = jax.device_get((out.tokens, out.response_mask, out.finished))
-    for i in np.flatnonzero(batch['weight']):
-      found[int(batch['index'][i])] = (
-        tokens[i][mask[i]].tolist(), bool(finished[i]), scores[i], kl[i]
+  for batch, out in _rollouts(setting, base, policy, rows, key, temperature, samples):
+    weight = np.repeat(batch['weight'], samples)
+    index = (samples * batch['index'][:, None] + np.arange(samples)).ravel()
+    scores, kl = _judge(build, base, frozen, out, weight)
+    tokens, mask, finished, logprobs = jax.device_get(
+      (out.tokens, out.response_mask, out.finished, out.logprobs.sum(-1)))
+    for i in np.flatnonzero(weight):
+      found[int(index[i])] = (
+        tokens[i][mask[i]].tolist(), bool(finished[i]), scores[i], kl[i], logprobs[i]
       )
-  ordered = [found[i] for i in range(len(prompts))]
-  tokens, finished, scores, kl = zip(*ordered)
+  ordered = [found[i] for i in range(samples * len(prompts))]
+  tokens, finished, scores, kl, logprobs = zip(*ordered)
   texts, scores = [_text(setting, ids) for ids in tokens], np.array(scores)
   if frozen and (ruled := rules(setting)):
-    scores = scores + ruled.total(ruled.each(examples, texts))
-  return Responses(texts, list(tokens), np.array(finished), scores, np.array(kl))
+    asked = [example for example in examples for _ in range(samples)]
+    scores = scores + ruled.total(ruled.each(asked, texts))
+  return Responses(
+    texts, list(tokens), np.array(finished), scores, np.array(kl), np.array(logprobs))
 
 
 def rules(setting: Setting) -> Rules:
@@ -138,14 +146,15 @@ def sampling(setting: Setting, **changes) -> dict:
 
 
 def _rollouts(
-  setting: Setting, base: Base, policy: Tree, rows: list[dict], key: jax.Array, temperature: float
+  setting: Setting, base: Base, policy: Tree, rows: list[dict], key: jax.Array, temperature: float,
+  samples: int,
 ) -> Iterator[tuple[Batch, Rollout]]:
   """(batch, its rollout) over all rows; a bucket at a time in slots, where that is the faster way.
 
   The first batch of a bucket says how much lengths vary.
   """
   how, size = setting.config.rl.rollout, setting.config.evaluate.batch_size
-  options = sampling(setting, temperature=temperature, top_k=0, top_p=1.0)
+  options = sampling(setting, temperature=temperature, top_k=0, top_p=1.0, samples=samples)
   number, seen = 0, np.zeros(0)
   for batches in _by_length(setting.evaluation_batches(rows, 'prompt')):
     while batches:

@@ -27,6 +27,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   anchor = artefacts.load_anchor(setting)
   kind = scoring.example_kind(setting)
   train, dev, test = (setting.examples(split, kind) for split in ('train', 'dev', 'test'))
+  train = some(train, config.reward.max_examples, config.seed)
   start = _initial_adapter(setting, anchor, train)
   if config.reward.probe:
     probed = _report(setting, test, scoring.predict(setting, anchor, start, test))
@@ -47,6 +48,20 @@ def run(config: ConfigDict, workdir: str) -> dict:
     'parameters_trainable': adapters.count(adapter),
     'parameters_total': trees.count(anchor.params),
   })
+
+
+def some(examples: list[Example], count: int, seed: int) -> list[Example]:
+  """The first `count` of them, shuffled by the seed: fewer are among more. All of them for 0.
+
+  Raises:
+    ValueError: there are not so many.
+  """
+  if count > len(examples):
+    raise ValueError(f'expected at least reward.max_examples={count} examples to learn from, found '
+                     f'{len(examples)}; lower it, or set 0 for all')
+  if not count:
+    return examples
+  return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:count]]
 
 
 def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tree):

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from perl import trees
+from perl.evaluate import generation
 from perl.jobs import artefacts, responses
 from perl.jobs import setting as settings
 from perl.jobs.collect import Step
@@ -122,8 +123,7 @@ def _make_evaluation(
     values = {
       'reward': float(found.scores.mean()),
       'kl': float(found.kl.mean()),
-      'response_tokens': float(np.mean([len(t) for t in found.tokens])),
-      'finished': float(found.finished.mean()),
+      **generation.monitors(found.tokens, found.finished, found.logprobs),
     }
     gold = responses.gold_rewards(setting, examples, found.texts)
     return values if gold is None else values | {'gold_reward': float(gold.mean())}

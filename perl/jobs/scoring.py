@@ -1,12 +1,13 @@
 """Scores of reward models over lists of examples, and the head that a linear probe gives."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from perl.data.examples import Example
+from perl.data import chat
+from perl.data.examples import Example, Labelled
 from perl.jobs import judging, probe
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
@@ -30,10 +31,24 @@ def predict(
 
   Examples that were left out (overlong, identical pairs) score NaN.
   """
+  kind = example_kind(setting)
   columns = [
-    _over_rows(_score, setting, anchor, adapter, examples, field) for field in _fields(setting)
+    _over_rows(_score, setting, anchor, adapter, examples, kind, field)
+    for field in _fields(setting)
   ]
   return columns[0] if len(columns) == 1 else np.stack(columns, -1)
+
+
+def of_texts(
+  setting: Setting, anchor: Base, adapter: Tree, prompts: list[Example], texts: Sequence[str]
+) -> np.ndarray:
+  """f32[N], the score of each text as the response to its prompt; NaN of one that is left out."""
+  examples = []
+  for example, text in zip(prompts, texts):
+    asked = chat.as_prompt(example).messages
+    said = (*asked, {'role': 'assistant', 'content': text}) if asked else ()
+    examples.append(Labelled(example.prompt, text, 0.0, messages=said))
+  return _over_rows(_score, setting, anchor, adapter, examples, 'labelled', 'tokens')
 
 
 def _fields(setting: Setting) -> tuple[str, ...]:
@@ -43,10 +58,9 @@ def _fields(setting: Setting) -> tuple[str, ...]:
 
 def _over_rows(
   function: Callable, setting: Setting, anchor: Base, adapter: Tree,
-  examples: list[Example], field: str,
+  examples: list[Example], kind: str, field: str,
 ) -> np.ndarray:
   """f32[N, ...]: function(model, base, adapter, tokens, mask, prompt_tokens) of every example."""
-  kind = example_kind(setting)
 
   def parts():
     for batch in setting.evaluation_batches(setting.rows(examples, kind), kind):
@@ -65,8 +79,10 @@ def probed_head(
 ) -> Tree:
   """The adapter's head, fitted to what the anchor says of the training examples."""
   features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
+  kind = example_kind(setting)
   found = [
-    _over_rows(features, setting, anchor, adapter, examples, field) for field in _fields(setting)
+    _over_rows(features, setting, anchor, adapter, examples, kind, field)
+    for field in _fields(setting)
   ]
   keep = np.isfinite(found[0]).all(-1)
   c = setting.config.reward.probe_c

@@ -109,7 +109,6 @@ def make_experience(
     )
     metrics = {
       'reward': scores,
-      'entropy': masked.masked_sum(-rollout.logprobs, mask, axis=-1),
       'response_tokens': mask.sum(-1).astype(jnp.float32),
       'finished': rollout.finished.astype(jnp.float32),
     }
@@ -118,6 +117,7 @@ def make_experience(
       metrics['kl'] = returns.sequence_kl(rollout.logprobs, reference, mask)
       metrics['objective'] = (1.0 - now) * scores - now * lost if in_reward else scores - now * lost
     metrics = {name: Mean.of(x, weight) for name, x in metrics.items()}
+    metrics['entropy'] = Mean.of(-rollout.logprobs, mask * weight[:, None])
     return jax.lax.stop_gradient((experience, metrics))
 
   return build

@@ -51,3 +51,10 @@ def test_spread_shows_losses_and_gains():
   assert generation.spread(before, after, 3) == [1, 0, 2]
   assert generation.spread(before, after, 9) == [1, 3, 0, 4, 2]
   assert generation.spread([], [], 3) == []
+
+
+def test_monitors_by_hand():
+  found = generation.monitors(TOKENS, [True, True, False], [-3.0, -1.5, 0.0])
+  assert found == {
+    'response_tokens': 3.0, 'finished': pytest.approx(2 / 3), 'entropy': 0.5,  # 4.5 nats, 9 tokens
+    'repetition': pytest.approx(0.25 / 3), 'distinct_2': 4 / 7}

@@ -4,12 +4,23 @@ import pathlib
 
 import pytest
 
-from configs import arguments, base, coffee, coffee_methods, demo, fields, ticketing, validate
+from configs import (
+  arguments,
+  base,
+  coffee,
+  coffee_methods,
+  demo,
+  fields,
+  overoptimisation,
+  ticketing,
+  validate,
+)
 from configs.fields import ConfigError
 from perl.objectives import regularizers
 
 EXPERIMENTS = {
-  'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo, 'ticketing': ticketing}
+  'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo,
+  'overoptimisation': overoptimisation, 'ticketing': ticketing}
 CONFIGS = pathlib.Path(base.__file__).parent
 
 

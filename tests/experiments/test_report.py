@@ -206,6 +206,18 @@ def test_metrics_are_gathered_by_name():
   assert curves.collect(rows) == {'loss': {'train': [(1., 2.)], 'dev': [(2., 1.)]}}
 
 
+def test_what_tells_hacking_early_is_shown_at_once(tmp_path):
+  names = ('response_tokens', 'entropy', 'kl', 'repetition', 'uncertainty')
+  log(tmp_path / 'rl', [
+    {'step': s, 'dev/reward': 1., 'train/other': 1., **{f'dev/{name}': .1 for name in names}}
+    for s in range(3)])
+  (_, text), = curves.sections(tmp_path, {})
+  shown, folded = text.split('<details>')
+  assert all(curves.title_of(name) in shown and curves.title_of(name) not in folded
+             for name in names)
+  assert 'Other' in folded and 'nats a token' in shown
+
+
 def test_turns_of_a_prompt():
   found = dialogues.turns('<|user|>hi<|api|>{"a":1}<|agent|>')
   assert found == [('user', 'hi'), ('api', '{"a":1}')]

@@ -70,6 +70,15 @@ def test_a_malformed_row_is_named_by_file_and_line(toyrun, tmp_path):
   assert not (tmp_path / 'reward' / 'summary.json').exists()
 
 
+def test_fewer_examples_are_among_more_and_those_of_a_seed():
+  every = list(range(50))
+  ten, twenty = (reward.some(every, n, seed=3) for n in (10, 20))
+  assert twenty[:10] == ten and len(set(twenty)) == 20 and reward.some(every, 0, seed=3) == every
+  assert reward.some(every, 10, seed=4) != ten
+  with pytest.raises(ValueError, match='reward.max_examples=51 examples .* found 50'):
+    reward.some(every, 51, seed=3)
+
+
 # --- Thumbs, full tuning
 
 

@@ -1,0 +1,1 @@
+"""Reward hacking made visible: `python -m experiments.overoptimisation`."""

@@ -1,0 +1,110 @@
+"""Stage `best_of_n`: what optimising against the reward model by choice alone would give.
+
+Samples of the anchor are judged by the reward model and, where there is one, by the gold reward;
+best-of-n picks by the first, and the second tells what it is worth. Reward models of other runs, of
+other sizes even, judge the same samples by their text (`best_of_n.sampled`).
+"""
+
+import json
+import os
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from perl.data.examples import Example
+from perl.evaluate import best_of_n
+from perl.jobs import artefacts, responses, scoring
+from perl.jobs import setting as settings
+from perl.train import metrics
+
+TOGETHER = 8
+"""Samples of a prompt that decode at a time, on one pass of it through the model."""
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+  """Leaves samples.json and scores.json in workdir, and a line of metrics.jsonl for each n.
+
+  Returns:
+    `reward` and `gold_reward` of the policy (n = 1, `_start`) and of the best of all samples.
+
+  Raises:
+    ValueError: the samples of `best_of_n.sampled` are those of other prompts.
+  """
+  setting = settings.begin(config, workdir, 'best_of_n')
+  anchor = artefacts.load_anchor(setting)
+  prompts = responses.examples(setting, 'dev')
+  texts = _sampled(setting, prompts) or _sample(setting, anchor, prompts)
+  judge = artefacts.load_adapter(setting, setting.input('reward'), anchor)[0]
+  values = {'reward': np.array(_by_text(
+    prompts, texts, lambda *which: scoring.of_texts(setting, anchor, judge, *which)))}
+  if hasattr(setting.dataset, 'gold_reward'):
+    values['gold_reward'] = np.array(_by_text(
+      prompts, texts, lambda *which: responses.gold_rewards(setting, *which)))
+  metrics.write_json(os.path.join(workdir, 'samples.json'), [
+    {'prompt': e.prompt, 'group': e.group, 'texts': row} for e, row in zip(prompts, texts)])
+  metrics.write_json(os.path.join(workdir, 'scores.json'), {
+    name: found.tolist() for name, found in values.items()})
+  lines = curve(values)
+  with metrics.Writer(workdir, resumed_step=-1) as writer:
+    for line in lines:
+      writer.write(line['n'], {k: v for k, v in line.items() if k != 'n'}, prefix='dev')
+  first, last = lines[0], lines[-1]
+  return setting.finish({
+    **{f'{name}_start': first[name] for name in values}, **last,
+    'distinct_texts': float(np.mean([len(set(row)) for row in texts])),
+    'prompts': len(prompts), 'samples': len(texts[0]),
+  })
+
+
+def curve(values: dict[str, np.ndarray]) -> list[dict[str, float]]:
+  """[{'n', 'kl', name: its mean of best-of-n, ...}], n = 1, 2, 4, ... and all samples.
+
+  Args:
+    values: {'reward': f[N, m], what chooses; name: f[N, m], ...}.
+  """
+  m = values['reward'].shape[1]
+  numbers = sorted({*(2 ** i for i in range(m.bit_length())), m})
+  return [
+    {'n': n, 'kl': best_of_n.kl(n)} | {
+      name: float(best_of_n.expected(values['reward'], found, n).mean())
+      for name, found in values.items()}
+    for n in numbers if n <= m]
+
+
+def _sample(
+  setting: settings.Setting, anchor: artefacts.Base, prompts: list[Example]
+) -> list[list[str]]:
+  """`best_of_n.samples` texts of the anchor for each prompt."""
+  wanted = setting.config.best_of_n.samples
+  start = artefacts.new_adapter(setting, anchor, setting.key)
+  policy = artefacts.reference(setting, anchor, start)
+  found: list[list[str]] = [[] for _ in prompts]
+  for number in range(0, wanted, TOGETHER):
+    count = min(TOGETHER, wanted - number)
+    drawn = responses.respond(
+      setting, anchor, policy, prompts, jax.random.fold_in(setting.key, number), samples=count)
+    for i, row in enumerate(found):
+      row.extend(drawn.texts[i * count:(i + 1) * count])
+  return found
+
+
+def _sampled(setting: settings.Setting, prompts: list[Example]) -> list[list[str]]:
+  """The texts that `best_of_n.sampled` has; [] where it names no folder."""
+  folder = setting.config.best_of_n.sampled
+  if not folder:
+    return []
+  with open(os.path.join(folder, 'samples.json'), encoding='utf-8') as file:
+    rows = json.load(file)
+  if [row['prompt'] for row in rows] != [e.prompt for e in prompts]:
+    raise ValueError(
+      f'expected samples to the {len(prompts)} prompts of this config in {folder}, found '
+      f'{len(rows)} prompts that are not the same; use one dataset and one evaluate.max_examples')
+  return [row['texts'] for row in rows]
+
+
+def _by_text(prompts: list[Example], texts: list[list[str]], score) -> list[list[float]]:
+  """score(prompts, texts) of every text; one that was sampled twice is judged once."""
+  once = list(dict.fromkeys((i, text) for i, row in enumerate(texts) for text in row))
+  judged = dict(zip(once, score([prompts[i] for i, _ in once], [text for _, text in once])))
+  return [[float(judged[i, text]) for text in row] for i, row in enumerate(texts)]
