@@ -132,13 +132,20 @@ class Step:
 
   def memory(self, state: steps.TrainState) -> dict:
     """The update's compiled bytes, at the longest prompts."""
-    setting = self.setting
-    rows = setting.rows(setting.examples('dev', 'prompt'), 'prompt')
-    batch = memory.longest(setting.evaluation_batches(rows, 'prompt'))
-    prompts = self.rl.batch_size // self.rl.samples
-    batch = setting.place(memory.resized(batch, prompts))
+    longest = functools.partial(_longest, self.setting)
+    batch = longest('prompt', self.rl.batch_size // self.rl.samples)
     experience, _ = jax.eval_shape(self.gather, state, batch)
+    if self.rl.ptx:
+      documents = longest('document', self.rl.batch_size)
+      experience = experience.replace(aside={name: documents[name] for name in ASIDE})
     return memory.of_step(self.update, state, self.base, experience)
+
+
+def _longest(setting: Setting, kind: str, rows: int) -> Batch:
+  """The longest batch of the dev split's examples, as if of so many rows."""
+  found = setting.rows(setting.examples('dev', kind), kind)
+  batch = memory.longest(setting.evaluation_batches(found, kind))
+  return setting.place(memory.resized(batch, rows))
 
 
 def _informative(e: Experience, *, samples: int) -> jax.Array:

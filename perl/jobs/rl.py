@@ -7,7 +7,6 @@ copy of the base in memory, unless rl.layout asks for the conventional four.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 

@@ -26,12 +26,12 @@ def first(
     reward_scale: 'running' divides scores by their standard deviation so far.
     baseline: 'moving_average' keeps a mean of the returns.
   """
-  zero = jnp.zeros((), jnp.float32)
+  zeros = lambda *names: {name: jnp.zeros((), jnp.float32) for name in names}  # none is another
   running = {'beta': jnp.float32(beta)} if kl_target else {}
   if reward_scale == 'running':
-    running |= {'count': zero, 'mean': zero, 'squares': zero}
+    running |= zeros('count', 'mean', 'squares')
   if baseline == 'moving_average':
-    running |= {'return': zero, 'seen': zero}
+    running |= zeros('return', 'seen')
   return running
 
 

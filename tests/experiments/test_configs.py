@@ -38,7 +38,8 @@ def test_names_that_mean_a_quantity_have_a_unit():
 
 
 def test_regularizers_are_those_of_the_objectives():
-  assert base.FIELDS['rl.regularizer'].choices == tuple(regularizers.SAMPLED)
+  assert base.FIELDS['rl.regularizer'].choices == (
+    *regularizers.SAMPLED, *regularizers.EXACT)
 
 
 def test_every_default_obeys_its_own_bounds():
