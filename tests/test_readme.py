@@ -132,3 +132,20 @@ def test_every_dataset_is_in_the_readme():
            if '\ndef load(split' in f.read_text()}
   section = readme().split('## Data\n')[1].split('\n## ')[0]
   assert set(re.findall(r'^\| (\w+) \|', section, re.M)) == found
+
+
+def test_every_algorithm_is_in_the_readme_with_its_own_values():
+  from configs.validate import names_in
+  from perl.rl import options
+
+  section = readme().split('## Algorithms\n')[1].split('\n## ')[0]
+  rows = [[cell.strip() for cell in line.strip('|').split('|')]
+          for line in section.splitlines() if re.match(r'\| \w+ \|', line)]
+  assert [row[0] for row in rows if row[0] not in names_in('rl', 'policy_loss')] == []
+  assert {row[0] for row in rows} == set(names_in('rl', 'policy_loss'))
+  in_words = {'aggregation', 'level', 'regularize', 'whiten_advantages'}
+  for name, _, _, own, arxiv in rows:
+    module = options.algorithm(name)
+    printed = dict(text.split() for text in own.split(', ') if text)
+    assert printed == {k: str(v) for k, v in module.OWN.items() if k not in in_words}
+    assert arxiv in module.__doc__

@@ -122,8 +122,10 @@ class Step:
     if not rules:
       return build(self.base, frozen, sampled, weight, self.offset, 0.0, state.running)
     indices = np.repeat(jax.device_get(batch['index']), sampling['samples'])
-    each = rules.each(
-      [self.prompts[i] for i in indices], responses.texts_of(self.setting, sampled))
+    texts = responses.texts_of(self.setting, sampled) if rules.read_texts else []
+    only = lambda x: x[:, -self.rl.max_new_tokens:]
+    each = rules.each([self.prompts[i] for i in indices], texts, only(sampled.tokens),
+                      only(sampled.response_mask))
     extra = self.setting.place({'extra': rules.total(each)})['extra']
     experience, metrics = build(
       self.base, frozen, sampled, weight, self.offset, extra, state.running)

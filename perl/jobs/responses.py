@@ -1,7 +1,7 @@
 """Responses of a policy to the prompts of a split, with what is known of each."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -97,9 +97,17 @@ def respond(
   texts, scores = [_text(setting, ids) for ids in tokens], np.array(scores)
   if frozen and (ruled := rules(setting)):
     asked = [example for example in examples for _ in range(samples)]
-    scores = scores + ruled.total(ruled.each(asked, texts))
+    scores = scores + ruled.total(ruled.each(asked, texts, *_rows(tokens, rl.max_new_tokens)))
   return Responses(
     texts, list(tokens), np.array(finished), scores, np.array(kl), np.array(logprobs))
+
+
+def _rows(tokens: Sequence[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens i32[N, length], mask) of responses."""
+  mask = np.arange(length) < np.array([len(ids) for ids in tokens])[:, None]
+  rows = np.zeros(mask.shape, np.int32)
+  rows[mask] = np.concatenate(tokens)
+  return rows, mask
 
 
 def rules(setting: Setting) -> Rules:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
 import logging
@@ -17,16 +16,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from perl.data import chat, encoding, pipeline
+from perl.data import chat, datasets, encoding, pipeline
 from perl.data import tokenizer as tokenizers
 from perl.data.examples import Example
-from perl.jobs import folds
+from perl.jobs import decisions, folds
 from perl.models import config as model_config
 from perl.models import pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
 from perl.quantized import Scheme
-from perl.rl import options
 from perl.train import metrics, optim, provenance, sharding
 from perl.types import Batch
 
@@ -54,7 +52,7 @@ class Setting:
   started: float = dataclasses.field(default_factory=time.perf_counter)
 
   def __post_init__(self):
-    object.__setattr__(self, 'config', decided(self.config))
+    object.__setattr__(self, 'config', decisions.decided(self.config))
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -115,7 +113,7 @@ class Setting:
   @functools.cached_property
   def dataset(self) -> ModuleType:
     """The dataset's module: perl/data/<config.data.name>."""
-    return _module(self.config.data.name)
+    return datasets.find(self.config.data.name)
 
   def input(self, name: str) -> str:
     """The folder of an upstream stage: as the config says, or the sibling of this one.
@@ -163,7 +161,7 @@ class Setting:
 
   def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
     c = self.config.data
-    dataset = _module(name) if name else self.dataset
+    dataset = datasets.find(name) if name else self.dataset
     parts = {'parts': tuple(c.parts)} if c.parts and not name else {}
     return dataset.load(split, kind, mirror=c.mirror, data_dir=c.data_dir, seed=c.seed, **parts)
 
@@ -283,27 +281,6 @@ class Setting:
     summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
     metrics.summary(self.workdir, summary)
     return summary
-
-
-def decided(config: ConfigDict) -> ConfigDict:
-  """The config with the values that config.rl leaves to its algorithm."""
-  if 'rl' not in config:
-    return config
-  made = config.copy_and_resolve_references()
-  with made.unlocked():
-    made.rl = ConfigDict(options.resolve(config.rl.algorithm, config.rl.to_dict()))
-  return made
-
-
-def _module(name: str) -> ModuleType:
-  try:
-    return importlib.import_module(f'perl.data.{name}')
-  except ModuleNotFoundError as error:
-    if error.name != f'perl.data.{name}':
-      raise
-    raise ValueError(
-      f'expected the name of a module of perl/data in config.data, found {name!r}'
-    ) from error
 
 
 def begin(config: ConfigDict, workdir: str, stage: str) -> Setting:

@@ -5,7 +5,7 @@ import pytest
 import toyrun as run
 from test_resume import KILLED, from_run, same_result, send_sigterm
 
-from perl.jobs import rl, setting
+from perl.jobs import decisions, rl
 from perl.train import checkpoint, loop
 
 
@@ -79,7 +79,7 @@ def test_remax_takes_the_likeliest_responses_return(toyrun, tmp_path):
 
 
 def test_a_stage_knows_what_its_algorithm_decided(toyrun):
-  made = setting.decided(from_run(toyrun, rl__algorithm='gspo', rl__clip=0.5))
+  made = decisions.decided(from_run(toyrun, rl__algorithm='gspo', rl__clip=0.5))
   assert (made.rl.samples, made.rl.level, made.rl.clip, made.rl.epochs) == (8, 'sequence', 0.5, 1)
   assert made.rl.optim.learning_rate == from_run(toyrun).rl.optim.learning_rate
 

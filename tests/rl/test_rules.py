@@ -16,6 +16,7 @@ CASES = {
   'exact_match': ({'answer': 'a b'}, {' a  b\n': 1, 'a b c': 0}),
   'pattern': ({'pattern': r'(yes|no)\.'}, {'yes.': 1, 'yes. no.': 0, 'yes': 0}),
   'length': ({}, {'': 0, 'x' * 50: 0.5}),
+  'repetition': ({}, {'': 0, 'abcd': 0, 'abab': 1 / 3, 'aaaa': 2 / 3, 'abxab': 1 / 4}),
   'valid_api_call': ({}, {'{"show_menu":{}}': 1, '{"brew":{}}': 0, 'which size?': 1, '': 0}),
 }
 
@@ -29,6 +30,15 @@ def doubled(examples, responses, dataset):
   return [2.0 * len(text) for text in responses]
 
 
+def each(made, examples, texts):
+  """Of texts whose tokens are their characters."""
+  longest = max(map(len, texts), default=0) + 1
+  mask = np.arange(longest) < np.asarray([len(text) for text in texts])[:, None]
+  tokens = np.zeros(mask.shape, np.int32)
+  tokens[mask] = [ord(character) for text in texts for character in text]
+  return made.each(examples, texts, tokens, mask)
+
+
 def test_every_rule_has_a_case():
   assert set(CASES) == {p.stem for p in (HERE.parents[2] / 'perl/rl/rules').glob('[a-z]*.py')}
 
@@ -36,16 +46,17 @@ def test_every_rule_has_a_case():
 @pytest.mark.parametrize('name', CASES)
 def test_by_hand(name):
   meta, expected = CASES[name]
-  found = made(name).each([Prompt('p', meta=meta)] * len(expected), list(expected))[name]
+  found = each(made(name), [Prompt('p', meta=meta)] * len(expected), list(expected))[name]
   np.testing.assert_array_equal(found, np.asarray(list(expected.values()), np.float32))
 
 
 def test_weights_and_a_function_of_the_users():
   both = made('length', f'{__name__}:doubled', weights=(-1.0, 0.5))
-  each = both.each([Prompt('p')] * 2, ['x' * 10, ''])
-  np.testing.assert_allclose(both.total(each), [-0.1 + 0.5 * 20, 0.0])
+  found = each(both, [Prompt('p')] * 2, ['x' * 10, ''])
+  np.testing.assert_allclose(both.total(found), [-0.1 + 0.5 * 20, 0.0])
   assert both and not made()
-  np.testing.assert_allclose(made('length').total(each), [0.1, 0.0])
+  np.testing.assert_allclose(made('length').total(found), [0.1, 0.0])
+  assert both.read_texts and not made('repetition').read_texts
 
 
 @pytest.mark.parametrize('name, said', [
@@ -66,4 +77,4 @@ def test_a_rule_that_gives_something_else(given, monkeypatch):
   module = types.SimpleNamespace(rewards=lambda *_: given)
   monkeypatch.setattr(rules, 'load', lambda name: module.rewards)
   with pytest.raises(ValueError, match='expected 2 finite rewards of the rule odd'):
-    made('odd').each([Prompt('p')] * 2, ['a', 'b'])
+    each(made('odd'), [Prompt('p')] * 2, ['a', 'b'])

@@ -1,26 +1,35 @@
-"""Rewards by rule: plain Python over the prompts and the texts of their responses.
+"""Rewards by rule: plain Python over prompts and the texts of their responses, or over tokens.
 
 A rule is a file here, or a function of the user's own ('my_package.my_module:my_function'):
 
   rewards(examples, responses, dataset) -> one number a response
 
 with the example of each prompt (its `meta` holds what a right answer is checked against), the text
-without its EOS, and the dataset's module. Config.rl.rules names them, config.rl.rule_weights weighs
-them; their sum is added to the reward model's score, which config.rl.reward_weight weighs.
+without its EOS, and the dataset's module; or, told by the names of its arguments,
+
+  rewards(tokens, mask) -> f32[B]
+
+which is jitted, of i32[B, R] and bool[B, R], the EOS included: no text is decoded for it.
+
+Config.rl.rules names them, config.rl.rule_weights weighs them; their sum is added to the reward
+model's score, which config.rl.reward_weight weighs.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+import jax
 import numpy as np
 
 from perl.data.examples import Example
 
 Rule = Callable[[Sequence[Example], Sequence[str], ModuleType], Sequence[float]]
+TokenRule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def load(name: str) -> Rule:
+def load(name: str) -> Rule | TokenRule:
   """The rule of that name.
 
   Raises:
@@ -53,21 +62,39 @@ class Rules:
       raise ValueError(f'expected a weight for each of {len(names)} rules, found {len(weights)}')
     self.dataset, self.weights = dataset, tuple(weights) or (1.0,) * len(names)
     self.rules = {name: load(name) for name in names}
+    self.of_tokens = {name: jax.jit(rule) for name, rule in self.rules.items()
+                      if list(inspect.signature(rule).parameters) == ['tokens', 'mask']}
 
   def __bool__(self) -> bool:
     return bool(self.rules)
 
-  def each(self, examples: Sequence[Example], responses: Sequence[str]) -> dict[str, np.ndarray]:
+  @property
+  def read_texts(self) -> bool:
+    """Whether a rule asks for texts."""
+    return len(self.of_tokens) < len(self.rules)
+
+  def each(
+    self, examples: Sequence[Example], responses: Sequence[str], tokens: jax.Array,
+    mask: jax.Array,
+  ) -> dict[str, np.ndarray]:
     """{rule: f32[N], what it gives to each response}.
+
+    Args:
+      examples: N, those of the prompts.
+      responses: N texts; may be empty where no rule reads them.
+      tokens: i32[N, R], of the responses.
+      mask: bool[N, R].
 
     Raises:
       ValueError: a rule gives another number of rewards, or some that are not finite.
     """
     found = {}
     for name, rule in self.rules.items():
-      values = np.asarray(rule(examples, responses, self.dataset), np.float32)
-      if values.shape != (len(responses),) or not np.isfinite(values).all():
-        raise ValueError(f'expected {len(responses)} finite rewards of the rule {name}, found '
+      values = self.of_tokens[name](tokens, mask) if name in self.of_tokens else rule(
+        examples, responses, self.dataset)
+      values = np.asarray(values, np.float32)
+      if values.shape != (len(tokens),) or not np.isfinite(values).all():
+        raise ValueError(f'expected {len(tokens)} finite rewards of the rule {name}, found '
                          f'{values.tolist()!r:.80}')
       found[name] = values
     return found
