@@ -43,8 +43,8 @@ def responses(row: dict[str, Any], where: str, *, least: int) -> dict[str, Any]:
   """{'responses[0]': the best one, ...}: they are read as any other answer."""
   found = row['responses']
   if not isinstance(found, list) or len(found) < least:
-    raise ValueError(f"local: expected 'responses' to be a list of at least {least}, best first, in "
-                     f'{where}; found {found!r:.60}; repair the row')
+    raise ValueError(f"local: expected 'responses' to be a list of at least {least}, best first, "
+                     f'in {where}; found {found!r:.60}; repair the row')
   return {f'responses[{i}]': response for i, response in enumerate(found)}
 
 

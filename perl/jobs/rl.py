@@ -99,7 +99,8 @@ class Step:
     self.experience = make_experience(
       anchor.model, beta=rl.beta, missing_eos_penalty=rl.missing_eos_penalty,
       forwards=rl.forwards, regularizer=rl.regularizer, baseline=rl.baseline,
-      reward_weight=rl.reward_weight, **common
+      reward_weight=rl.reward_weight, ensemble=rl.ensemble, ensemble_penalty=rl.ensemble_penalty,
+      **common
     )
     loss = algorithm.make_loss(anchor.model, baseline=rl.baseline, **common)
     self.update = steps.make_train_step(

@@ -26,7 +26,7 @@ from perl.models import pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
 from perl.quantized import Scheme
-from perl.train import metrics, optim, provenance, sharding
+from perl.train import metrics, optim, population, provenance, sharding
 from perl.types import Batch
 
 _PRODUCER = {
@@ -177,6 +177,7 @@ class Setting:
     rows, counts = pipeline.encode(
       examples, self.tokenizer, kind=kind, max_prompt_tokens=c.max_prompt_tokens,
       max_response_tokens=c.max_response_tokens, overlong=c.overlong,
+      responses=self.config.reward.responses,
     )
     logging.info('%s: %s examples: %s', self.stage, kind, counts)
     return rows
@@ -235,8 +236,10 @@ class Setting:
     tx = optim.make(steps=section.steps, **options)
     if self.stage == 'pretrain':  # full tuning, whatever config.peft says
       return tx
-    return adapters.optimizer(
+    tx = adapters.optimizer(
       self.config.peft.name, tx, steps=section.steps, **self.peft_options())
+    members = section.get('members', 1)
+    return population.optimizer(tx, members) if members > 1 else tx
 
   def peft_options(self) -> dict[str, Any]:
     """What config.peft holds beside the method's name: the arguments of adapters.init."""

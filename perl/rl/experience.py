@@ -10,7 +10,8 @@ from perl import masked, trees
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import regularizers, returns
-from perl.rl import roles
+from perl.peft import adapters
+from perl.rl import reward_model, roles
 from perl.types import Experience, Mean, Rollout, Tree
 
 FORWARDS = ('auto', 'separate', 'stacked')
@@ -32,6 +33,8 @@ def make_experience(
   regularizer: str = 'kl',
   baseline: str = 'batch_mean',
   reward_weight: float = 1.0,
+  ensemble: str = 'mean',
+  ensemble_penalty: float = 0.0,
 ) -> Callable[..., tuple[Experience, dict[str, Mean]]]:
   """The jitted ``(base, frozen, rollout, weight, offset=0, extra=0) -> (experience, metrics)``.
 
@@ -52,6 +55,8 @@ def make_experience(
     regularizer: of objectives.regularizers.SAMPLED, lowers the reward of each token.
     baseline: 'leave_one_out' compares the responses to one prompt; else all rows are compared.
     reward_weight: of the reward model's score; 0 reads no reward model, and frozen needs none.
+    ensemble, ensemble_penalty: how the scores of several reward models make one, see
+      reward_model.combine; metrics then have 'uncertainty', the mean variance over them.
 
   Raises:
     ValueError: an unknown name, or one response to compare with none.
@@ -74,8 +79,9 @@ def make_experience(
   ):
     stacked = forwards == 'stacked' and reward_weight and _stackable(base, frozen)
     start = rollout.tokens.shape[1] - max_new_tokens
-    scores, reference = (_stacked if stacked else _separate)(
-      model, base, frozen, rollout, dict(start=start, shared=samples), temperature)
+    scores, spread, reference = (_stacked if stacked else _separate)(
+      model, base, frozen, rollout, dict(start=start, shared=samples), temperature,
+      dict(how=ensemble, penalty=ensemble_penalty))
     scores = (scores if reward_weight == 1 else reward_weight * scores) + extra
     scores = scores - missing_eos_penalty * (~rollout.finished)
     rewards = returns.shaped_rewards(
@@ -101,27 +107,33 @@ def make_experience(
       'response_tokens': rollout.response_mask.sum(-1).astype(jnp.float32),
       'finished': rollout.finished.astype(jnp.float32),
     }
+    if adapters.members(frozen.get('reward', {})):
+      metrics['uncertainty'] = spread
     metrics = {name: Mean.of(x, weight) for name, x in metrics.items()}
     return jax.lax.stop_gradient((experience, metrics))
 
   return build
 
 
-def _separate(model, base, frozen, rollout, prompts, temperature):
-  """(scores f32[B], reference log-probs f32[B, T]), by a forward pass each."""
+def _separate(model, base, frozen, rollout, prompts, temperature, ensemble):
+  """(scores, their spread f32[B], reference log-probs f32[B, T]), by a forward pass each."""
   tokens, mask = rollout.tokens, rollout.mask
-  scores = jnp.zeros(len(tokens)) if 'reward' not in frozen else lm.score(
-    model, roles.of(base, 'reward'), frozen['reward'], tokens, mask,
-    response_mask=rollout.response_mask, **prompts)
+  scores = spread = jnp.zeros(len(tokens))
+  if 'reward' in frozen:
+    scores, spread = reward_model.score(
+      model, roles.of(base, 'reward'), frozen['reward'], tokens, mask,
+      response_mask=rollout.response_mask, **ensemble, **prompts)
   reference = lm.logprobs(
     model, roles.of(base, 'reference'), frozen['reference'], tokens, mask,
     temperature=temperature, **prompts)
-  return scores, reference
+  return scores, spread, reference
 
 
 def _stackable(base: Tree, frozen: dict[str, Tree]) -> bool:
   """Whether both adapters are of one shape, over one base, and the head reads no more than h."""
   if isinstance(base, roles.Bases) or lm.head_reads(frozen['reward']['head']):
+    return False
+  if adapters.members(frozen['reward']):
     return False
   shapes = [jax.tree.map(jnp.shape, _body(frozen[role])) for role in ('reference', 'reward')]
   return jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1]) and shapes[0] == shapes[1]
@@ -131,8 +143,9 @@ def _body(adapter: Tree) -> Tree:
   return {name: tree for name, tree in adapter.items() if name != 'head'}
 
 
-def _stacked(model, base, frozen, rollout, prompts, temperature):
+def _stacked(model, base, frozen, rollout, prompts, temperature, ensemble):
   """The same by one forward pass over both adapters: each weight of the base is read once."""
+  del ensemble  # there is none
   tokens, mask, start = rollout.tokens, rollout.mask, prompts['start']
   both = trees.stack([_body(frozen['reference']), _body(frozen['reward'])])
   read = slice(start - 1, tokens.shape[1])
@@ -143,4 +156,5 @@ def _stacked(model, base, frozen, rollout, prompts, temperature):
     start=start)
   last = masked.last_index(mask) - read.start
   features = jnp.take_along_axis(states[1], last[:, None, None], 1)[:, 0].astype(jnp.float32)
-  return lm.score_of(frozen['reward']['head'], features), reference
+  scores = lm.score_of(frozen['reward']['head'], features)
+  return scores, jnp.zeros_like(scores), reference
