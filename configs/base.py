@@ -49,8 +49,9 @@ def _training(
   """The fields that every trained stage has."""
   return {
     f'{stage}.steps': Field(steps, 'Updates of the parameters.', 'steps', source, low=1),
-    f'{stage}.batch_size': Field(batch_size, 'Examples an update, over all devices (pairs for a '
-                                 'pairwise reward, episodes for rl).', 'examples', source, low=1),
+    f'{stage}.batch_size': Field(batch_size, 'Examples an update, over all devices (pairs or '
+                                 'rankings for such a reward, episodes for rl).', 'examples',
+                                 source, low=1),
     f'{stage}.microbatches': Field(1, 'Parts in which a batch passes through memory; divides '
                                    'batch_size and changes no result.', low=1),
     f'{stage}.evaluate_every_steps': Field(100, 'Evaluation on the dev split; 0 only at the end.',
@@ -178,14 +179,22 @@ FIELDS: dict[str, Field] = {
 
   **_adapting('reward', 'the reward model', steps=5000, batch_size=128, learning_rate=1e-4,
               source='PERL A.3'),
-  'reward.kind': Field('pairwise', 'Loss: -log sigmoid(r_w - r_l) of pairs, or cross-entropy of '
-                       'thumbs.', source='PERL', choices=('pairwise', 'pointwise')),
+  'reward.kind': Field('pairwise', 'Loss: -log sigmoid(r_w - r_l) of pairs, cross-entropy of '
+                       'thumbs, the mean over all pairs of a ranking (InstructGPT, eq. 1), or '
+                       'squared error of ratings.', source='PERL',
+                       choices=('pairwise', 'pointwise', 'ranking', 'regression')),
+  'reward.responses': Field(4, 'K, most responses to a prompt of a ranking; of more, the best, the '
+                            'worst and some evenly between them.', 'responses',
+                            'Ouyang et al. 2022, 3.5', low=2),
+  'reward.members': Field(1, 'Reward models of an ensemble, stacked over one base and trained in '
+                          'one program on the same batches; they differ by their initialisation.',
+                          'models', 'Coste et al. 2023', low=1),
   'reward.max_examples': Field(0, 'Examples that are learnt from: the first so many of the train '
                                'split\'s, shuffled by `seed`; 0 is all.', 'examples', low=0),
   'reward.margin': Field(False, 'Subtract the pair\'s own margin inside the sigmoid (pairwise).',
                          source='Llama 2, 3.2.2'),
-  'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise).',
-                         source='Eisenstein et al. 2023', low=0.0),
+  'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise, '
+                         'ranking).', source='Eisenstein et al. 2023', low=0.0),
   'reward.share_prompt': Field(False, 'The prompt of a pair passes through the model once for both '
                                'of its responses (pairwise): less work where prompts are long.'),
   'reward.reads': Field((), 'What the head reads beside the last hidden state: the mean ones of '
@@ -198,14 +207,20 @@ FIELDS: dict[str, Field] = {
   'reward.probe_c': Field(0.03, 'Inverse strength of the probe\'s L2 penalty, on standardised '
                           'features; less where the head reads more.', low=1e-6),
   'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
-                       'accuracy, or AUC of thumbs) or the last.', source='PERL',
-                       choices=('best', 'last')),
+                       'accuracy, AUC of thumbs, rank correlation of ratings) or the last.',
+                       source='PERL', choices=('best', 'last')),
 
   **_adapting('rl', 'the policy', steps=1000, batch_size=128, learning_rate=1e-5,
               source='PERL A.3'),
   **algorithms.FIELDS,
   'rl.reward_weight': Field(1.0, 'Weight of the reward model\'s score in the reward; 0 needs no '
                             'reward model.', low=0.0),
+  'rl.ensemble': Field('mean', 'How the scores of an ensemble (reward.members) make one: their '
+                       'mean, the least of them, or the mean less rl.ensemble_penalty times their '
+                       'variance.', source='Coste et al. 2023',
+                       choices=('mean', 'minimum', 'uncertainty')),
+  'rl.ensemble_penalty': Field(0.0, 'lambda, weight of the variance over members in '
+                               'rl.ensemble=uncertainty.', source='Coste et al. 2023', low=0.0),
   'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
                     '\'module:function\' of your own.'),
   'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),

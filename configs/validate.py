@@ -33,7 +33,7 @@ def validate(config: ConfigDict) -> list[str]:
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
   for check in (_stages, _batches, _sampling, _algorithm, _rules, _targets, _mesh, _parts, _folds,
-                _buckets, _shared_prompts, _starts, _checkpoint, _quantized):
+                _buckets, _reward, _ensemble, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -210,10 +210,33 @@ def _buckets(config: ConfigDict) -> Iterator[str]:
            f'{config.data.auto_buckets}; set data.auto_buckets=0 or data.buckets=()')
 
 
-def _shared_prompts(config: ConfigDict) -> Iterator[str]:
-  if config.reward.share_prompt and config.reward.kind != 'pairwise':
-    yield (f'expected reward.kind=pairwise for reward.share_prompt, found {config.reward.kind!r}: '
-           'a thumb has one response; set reward.share_prompt=False')
+def _reward(config: ConfigDict) -> Iterator[str]:
+  reward = config.reward
+  kinds = {
+    'share_prompt': (('pairwise',), 'only a pair is laid out so'),
+    'margin': (('pairwise',), 'only pairs have margins'),
+    'centre': (('pairwise', 'ranking'), 'other scores have a zero already'),
+    'probe': (('pairwise', 'pointwise'), 'a logistic regression is of pairs or thumbs'),
+  }
+  for name, (allowed, why) in kinds.items():
+    if reward[name] and reward.kind not in allowed:
+      yield (f'expected reward.kind={" or ".join(allowed)} for reward.{name}, found '
+             f'{reward.kind!r}: {why}; set reward.{name}={type(reward[name])()}')
+  for name in ('probe', 'adapter'):
+    if reward[name] and reward.members > 1:
+      yield (f'expected reward.members=1 for reward.{name}, found {reward.members}: all members '
+             f'would start alike; set reward.{name}={type(reward[name])()!r}')
+
+
+def _ensemble(config: ConfigDict) -> Iterator[str]:
+  rl = config.rl
+  ours = 'reward' in config.stages and 'rl' in config.stages and not config.inputs.reward
+  if rl.ensemble != 'mean' and ours and config.reward.members < 2:
+    yield (f'expected reward.members of at least 2 for rl.ensemble={rl.ensemble}, found '
+           f'{config.reward.members}; set reward.members=4, or rl.ensemble=mean')
+  if rl.ensemble_penalty and rl.ensemble != 'uncertainty':
+    yield (f'expected rl.ensemble=uncertainty for rl.ensemble_penalty, found {rl.ensemble!r}: only '
+           'it weighs the variance; set rl.ensemble_penalty=0.0')
 
 
 def _starts(config: ConfigDict) -> Iterator[str]:

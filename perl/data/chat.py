@@ -9,7 +9,16 @@ import re
 from collections.abc import Sequence
 
 from perl.data import dialogue
-from perl.data.examples import Demonstration, Document, Example, Labelled, Preference, Prompt
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Example,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
 from perl.data.templates import Message, Refusal, Template
 from perl.data.tokenizer import Tokenizer
 
@@ -19,7 +28,7 @@ __all__ = ['Message', 'Refusal', 'Template', 'apply', 'as_messages', 'as_prompt'
 _ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
 _OPENINGS = {dialogue.MARKERS[role]: name for role, name in _ROLES.items()}
 _RESPONSES = {Prompt: (), Demonstration: ('response',), Labelled: ('response',),
-              Preference: ('chosen', 'rejected')}
+              Rated: ('response',), Preference: ('chosen', 'rejected')}
 
 
 def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
@@ -42,7 +51,7 @@ def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
 
 def as_prompt(example: Example) -> Prompt:
   """What an example asks, without its answers."""
-  cut = len(example.messages) - len(_RESPONSES[type(example)])
+  cut = len(example.messages) - len(_answers(example))
   return Prompt(example.prompt, example.group, example.meta, example.messages[:max(cut, 0)])
 
 
@@ -138,13 +147,20 @@ def _messages(example: Example) -> tuple[list[Message], list[Message]]:
   if isinstance(example, Document):
     ours = example.text.startswith(tuple(_OPENINGS))
     return _named(example.messages) or (as_messages(example.text) if ours else []), []
-  names = _RESPONSES[type(example)]
+  answers = _answers(example)
   if example.messages:
-    cut = len(example.messages) - len(names)
+    cut = len(example.messages) - len(answers)
     return _named(example.messages[:cut]), _named(example.messages[cut:])
   ours = example.prompt.startswith(tuple(_OPENINGS))
   context = as_messages(example.prompt) if ours else [{'role': 'user', 'content': example.prompt}]
-  return context, [{'role': 'assistant', 'content': getattr(example, name)} for name in names]
+  return context, [{'role': 'assistant', 'content': answer} for answer in answers]
+
+
+def _answers(example: Example) -> tuple[str, ...]:
+  """The responses of an example, in the order of its messages."""
+  if isinstance(example, Ranked):
+    return example.responses
+  return tuple(getattr(example, name) for name in _RESPONSES[type(example)])
 
 
 def _named(messages: Sequence[Message]) -> list[Message]:
@@ -153,18 +169,20 @@ def _named(messages: Sequence[Message]) -> list[Message]:
 
 
 def _texts(template: Template, example: Example, context: list[Message], turns: list[Message],
-           tools: list[dict] | None) -> dict[str, str]:
+           tools: list[dict] | None) -> dict[str, str | tuple[str, ...]]:
   """The fields of the example that hold text."""
   if isinstance(example, Document):
     text = template.render(context, tools=tools)
     # White space after the last eos would keep the pipeline from seeing that it is there.
     return {'text': text.rstrip() if _stops(template, text) else text}
   texts = {'prompt': template.render(context, add_generation_prompt=True, tools=tools)}
-  for name, message in zip(_RESPONSES[type(example)], turns):
+  eos, answers = template.special_tokens.get('eos_token', ''), []
+  for message in turns:
     said = _said(template, context, message, tools)
-    eos = template.special_tokens.get('eos_token', '')
-    texts[name] = said.rstrip().removesuffix(eos) if _stops(template, said) else said
-  return texts
+    answers.append(said.rstrip().removesuffix(eos) if _stops(template, said) else said)
+  if isinstance(example, Ranked):
+    return texts | {'responses': tuple(answers)}
+  return texts | dict(zip(_RESPONSES[type(example)], answers))
 
 
 def _stops(template: Template, text: str) -> bool:

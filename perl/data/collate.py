@@ -9,15 +9,22 @@ from perl.data.encoding import Row
 from perl.data.examples import KINDS
 
 TOKEN_FIELDS = dict.fromkeys(KINDS, ('tokens',)) | {'preference': ('chosen', 'rejected')}
-"""Kind -> the sequences of a row."""
+"""Kind -> the sequences of a row; those of a ranking are one list, see `sequences`."""
 
 PAIR_MULTIPLE = 16
 """Lengths of prompts and responses are multiples of it where a pair shares its prompt."""
 
 
+def sequences(row: Row, kind: str) -> list[np.ndarray]:
+  """The token ids of a row: one sequence, two of a pair, K of a ranking."""
+  return row['responses'] if kind == 'ranked' else [row[name] for name in TOKEN_FIELDS[kind]]
+
+
 def padded(rows: Sequence[Row], kind: str, length: int, pad_id: int) -> dict[str, np.ndarray]:
   """Each sequence in a row of its own, padded to `length`: prompts on the left, others right."""
   left = kind == 'prompt'
+  if kind == 'ranked':
+    return _ranked(rows, length, pad_id)
   batch = {}
   for name in TOKEN_FIELDS[kind]:
     mask_name = 'mask' if name == 'tokens' else f'{name}_mask'
@@ -26,6 +33,14 @@ def padded(rows: Sequence[Row], kind: str, length: int, pad_id: int) -> dict[str
     batch['loss_mask'] = _pad([row['loss_mask'] for row in rows], length, False)[0]
     batch['loss_mask'][:, 0] = False  # nothing comes before it that could predict it
   return batch | _facts(rows)
+
+
+def _ranked(rows: Sequence[Row], length: int, pad_id: int) -> dict[str, np.ndarray]:
+  """The K responses of a prompt in one element, [B, K, length]."""
+  flat = [sequence for row in rows for sequence in row['responses']]
+  tokens, mask = (x.reshape(len(rows), -1, length) for x in _pad(flat, length, pad_id))
+  present = np.stack([row['present'] for row in rows])
+  return {'tokens': tokens, 'mask': mask, 'present': present} | _facts(rows)
 
 
 def packed(packs: Sequence[Sequence[Row]], length: int, pad_id: int) -> dict[str, np.ndarray]:
@@ -107,6 +122,7 @@ def _facts(rows: Sequence[Row]) -> dict[str, np.ndarray]:
   """What is one number a row; those that the kind has."""
   found = {name: np.array([row[name] for row in rows], dtype)
            for name, dtype in (('margin', np.float32), ('label', np.float32),
+                               ('rating', np.float32),
                                ('prompt_tokens', np.int32), ('index', np.int32))
            if name in rows[0]}
   return found | {'weight': np.ones(len(rows), np.float32)}

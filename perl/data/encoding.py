@@ -8,9 +8,13 @@ example in its list:
   document, demonstration  tokens i32[n], loss_mask bool[n]
   preference               chosen i32[n], rejected i32[m], margin float
   labelled                 tokens i32[n], label float
+  ranked                   responses K x i32[n], each after the prompt, best first, and present
+                           bool[K]: the last one stands in for those that are not there
+  rated                    tokens i32[n], rating float
   prompt                   tokens i32[n]
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,78 +22,10 @@ import numpy as np
 
 from perl.data import chat
 from perl.data.examples import KINDS, Document, Example
+from perl.data.limits import Limits, Overlong
 from perl.data.tokenizer import Tokenizer
 
 Row = dict[str, Any]
-
-
-class _Limits:
-  """Cuts prompts and responses to length, or refuses them, and counts what it did."""
-
-  def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, response_tokens: int, overlong: str):
-    if prompt_tokens < 2 or response_tokens < 1:
-      raise ValueError(
-        'encode: expected max_prompt_tokens >= 2 (bos and a token) and max_response_tokens >= 1 '
-        f'(eos); found {prompt_tokens} and {response_tokens}; raise them')
-    if overlong not in ('filter', 'truncate'):
-      raise ValueError(f"encode: expected overlong to be 'filter' or 'truncate'; found "
-                       f"{overlong!r}; set data.overlong to one of these")
-    self._bos, self._eos = [tokenizer.bos_id], [tokenizer.eos_id]
-    self._adds_bos = tokenizer.adds_bos
-    self._prompt_tokens, self._response_tokens = prompt_tokens, response_tokens
-    self.window = prompt_tokens + response_tokens
-    self._filter = overlong == 'filter'
-    self.counts = {'examples': 0, 'rows': 0, 'filtered': 0, 'truncated_prompts': 0,
-                   'truncated_responses': 0, 'identical_pairs': 0}
-
-  def prompt(self, ids: list[int]) -> list[int]:
-    """[bos] + ids; of an overlong prompt bos and the last tokens: the latest turns matter most."""
-    opening, ids = self._opened(ids)
-    room = self._prompt_tokens - len(opening)
-    if len(ids) > room:
-      self._count('truncated_prompts')
-      ids = ids[-room:]
-    return opening + ids
-
-  def response(self, ids: list[int]) -> list[int]:
-    """The ids and eos; an overlong response keeps its start, without eos: it did not end there."""
-    ids = self._ended(ids)
-    if len(ids) > self._response_tokens:
-      self._count('truncated_responses')
-      ids = ids[:self._response_tokens]
-    return ids
-
-  def windows(self, ids: list[int]) -> list[list[int]]:
-    """A document cut into pieces, each opened by one token of context.
-
-    That is bos, and the pieces together hold every other token once. Of a tokenizer that adds none
-    it is the token before the piece, so that every token but the first is learnt once.
-    """
-    opening, ids = self._opened(self._ended(ids), least=2)
-    if not self._adds_bos:
-      opening, ids = [], opening + ids
-    room = self.window - 1
-    first = 1 - len(opening)
-    return [(opening or ids[start - 1:start]) + ids[start:start + room]
-            for start in range(first, len(ids), room)]
-
-  def _opened(self, ids: list[int], least: int = 1) -> tuple[list[int], list[int]]:
-    """(bos or nothing, the other ids); bos stands in where there are fewer ids than `least`."""
-    has_bos = ids[:1] == self._bos and len(ids) >= least
-    opens = has_bos or self._adds_bos or len(ids) < least
-    return self._bos if opens else [], ids[1:] if has_bos else ids
-
-  def _ended(self, ids: list[int]) -> list[int]:
-    return ids if ids[-1:] == self._eos else ids + self._eos
-
-  def _count(self, what: str) -> None:
-    if self._filter:
-      raise _Overlong
-    self.counts[what] += 1
-
-
-class _Overlong(Exception):
-  """The example is to be left out."""
 
 
 def _language_row(prompt: list[int], response: list[int]) -> Row:
@@ -97,16 +33,20 @@ def _language_row(prompt: list[int], response: list[int]) -> Row:
   return {'tokens': np.array(prompt + response, np.int32), 'loss_mask': loss_mask}
 
 
-def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: _Limits) -> list[Row]:
+def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: Limits) -> list[Row]:
   """The rows of one example: several for a long document, none for a pair that says nothing."""
   if kind == 'document':
     return [_language_row(window[:1], window[1:]) for window in limits.windows(ids['text'])]
   prompt = limits.prompt(ids['prompt'])
   if kind == 'demonstration':
     return [_language_row(prompt, limits.response(ids['response']))]
-  if kind == 'labelled':
+  if kind in ('labelled', 'rated'):
     tokens = np.array(prompt + limits.response(ids['response']), np.int32)
-    return [{'tokens': tokens, 'label': float(example.label), 'prompt_tokens': len(prompt)}]
+    name = 'label' if kind == 'labelled' else 'rating'
+    return [{'tokens': tokens, name: float(getattr(example, name)), 'prompt_tokens': len(prompt)}]
+  if kind == 'ranked':
+    return _ranked_rows(prompt, [limits.response(response) for response in ids['responses']],
+                        limits)
   if kind == 'prompt':
     return [{'tokens': np.array(prompt, np.int32)}]
   chosen, rejected = limits.response(ids['chosen']), limits.response(ids['rejected'])
@@ -118,43 +58,71 @@ def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: _Limit
            'prompt_tokens': len(prompt)}]
 
 
+def _ranked_rows(prompt: list[int], responses: list[list[int]], limits: Limits) -> list[Row]:
+  """The row of a ranking, or none; one of two responses with the same ids says nothing."""
+  distinct = [ids for i, ids in enumerate(responses) if ids not in responses[:i]]
+  limits.counts['identical_pairs'] += len(responses) - len(distinct)
+  if len(distinct) < 2:
+    return []
+  distinct = limits.spread(distinct)
+  present = np.arange(limits.responses) < len(distinct)
+  distinct += distinct[-1:] * (limits.responses - len(distinct))
+  return [{'responses': [np.array(prompt + ids, np.int32) for ids in distinct],
+           'present': present, 'prompt_tokens': len(prompt)}]
+
+
 _TEXTS = {
   'document': ('text',),
   'demonstration': ('prompt', 'response'),
   'preference': ('prompt', 'chosen', 'rejected'),
   'labelled': ('prompt', 'response'),
+  'ranked': ('prompt', 'responses'),
+  'rated': ('prompt', 'response'),
   'prompt': ('prompt',),
 }
 
 
+def _column(examples: Sequence[Example], name: str, tokenizer: Tokenizer) -> list:
+  """The ids of a field of every example: a list, or of responses one for each."""
+  texts = [getattr(example, name) for example in examples]
+  if name != 'responses':
+    return tokenizer.encode_batch(texts)
+  ids = iter(tokenizer.encode_batch([text for several in texts for text in several]))
+  return [list(itertools.islice(ids, len(several))) for several in texts]
+
+
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_prompt_tokens: int,
-           max_response_tokens: int, overlong: str = 'filter') -> tuple[list[Row], dict[str, int]]:
+           max_response_tokens: int, overlong: str = 'filter',
+           responses: int = 4) -> tuple[list[Row], dict[str, int]]:
   """Encodes examples of one kind.
 
   Args:
-    kind: 'document', 'demonstration', 'preference', 'labelled' or 'prompt'.
+    kind: of examples.KINDS.
     max_prompt_tokens: longest prompt, bos included.
     max_response_tokens: longest response, eos included. Documents are cut into windows of the sum.
     overlong: 'filter' leaves an example with an overlong prompt or response out; 'truncate' keeps
       the last tokens of the prompt and the first ones of the response. No document is overlong.
+    responses: K, at most so many of a ranking, at least 2; of more the best, the worst and some
+      evenly between them are kept.
 
   Returns:
     rows, and counts: examples, rows, filtered, truncated_prompts, truncated_responses,
-    identical_pairs (left out: chosen and rejected have the same ids, perhaps after truncation).
+    identical_pairs (left out: chosen and rejected have the same ids, perhaps after truncation; of
+    ranked responses those with the ids of a better one); of rankings also surplus_responses.
 
   Raises:
     ValueError: an example of another kind, impossible lengths, an unknown policy, or no rows left.
   """
-  limits = _Limits(tokenizer, max_prompt_tokens, max_response_tokens, overlong)
+  limits = Limits(tokenizer, max_prompt_tokens, max_response_tokens, overlong,
+                  responses if kind == 'ranked' else None)
   _check_kind(examples, kind)
-  columns = [tokenizer.encode_batch([getattr(example, name) for example in examples])
-             for name in _TEXTS[kind]]
+  columns = [_column(examples, name, tokenizer) for name in _TEXTS[kind]]
   rows = []
   for index, (example, *ids) in enumerate(zip(examples, *columns)):
     before = dict(limits.counts)
     try:
       found = _rows(kind, example, dict(zip(_TEXTS[kind], ids)), limits)
-    except _Overlong:
+    except Overlong:
       limits.counts.update(before, filtered=before['filtered'] + 1)
       continue
     rows += [{'index': index, **row} for row in found]

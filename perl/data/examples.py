@@ -1,15 +1,16 @@
-"""What a dataset yields, before tokens: five kinds of example, as text.
+"""What a dataset yields, before tokens: seven kinds of example, as text.
 
 `group` is the leak-free grouping key of an example: examples that share it must lie on the same
 side of every split, fold and bootstrap draw. `meta` holds what reports show and training ignores.
 
 `messages` is the chat that an example comes from, if it does: dicts {role, content, ...} as the
 data hold them, for chat.py to render. A document has them all, a prompt has its context; the others
-have the context, then the response: of a preference the chosen one, then the rejected one. Tools
-that the chat may call are in meta['tools'].
+have the context, then the response: of a preference the chosen one, then the rejected one, of a
+ranked example all of them in order. Tools that the chat may call are in meta['tools'].
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 
@@ -60,6 +61,29 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ranked:
+  """Responses to one prompt, from the best to the worst, at least two."""
+
+  prompt: str
+  responses: tuple[str, ...]
+  group: str = ''
+  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rated:
+  """A response with the number that somebody gave it, higher for better."""
+
+  prompt: str
+  response: str
+  rating: float
+  group: str = ''
+  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[dict[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Prompt:
   """A prompt that the policy is to answer."""
 
@@ -69,7 +93,7 @@ class Prompt:
   messages: tuple[dict[str, Any], ...] = ()
 
 
-Example = Document | Demonstration | Preference | Labelled | Prompt
+Example = Document | Demonstration | Preference | Labelled | Ranked | Rated | Prompt
 
 SPLITS = ('train', 'dev', 'test')
 KINDS = {
@@ -77,13 +101,17 @@ KINDS = {
   'demonstration': Demonstration,
   'preference': Preference,
   'labelled': Labelled,
+  'ranked': Ranked,
+  'rated': Rated,
   'prompt': Prompt,
 }
 
 
-def check_request(dataset: str, split: str, kind: str) -> None:
-  """Raises ValueError for a split or a kind that no dataset has."""
-  for what, found, expected in (('split', split, SPLITS), ('kind', kind, tuple(KINDS))):
+def check_request(
+  dataset: str, split: str, kind: str, kinds: Collection[str] = tuple(KINDS)
+) -> None:
+  """Raises ValueError for a split that no dataset has, or a kind that this one has not."""
+  for what, found, expected in (('split', split, SPLITS), ('kind', kind, kinds)):
     if found not in expected:
       raise ValueError(f'{dataset}: expected a {what} among {", ".join(expected)}; '
                        f'found {found!r}; ask for one of these')

@@ -4,7 +4,9 @@ A batch is a dict of numpy arrays:
   document, demonstration  tokens i32[B, T], mask bool[B, T], loss_mask bool[B, T]    right-padded
   preference               chosen, chosen_mask, rejected, rejected_mask, margin f32[B] right-padded
   labelled                 tokens, mask, label f32[B]                                  right-padded
-    (both with prompt_tokens i32[B]: where the response starts)
+  rated                    tokens, mask, rating f32[B]                                 right-padded
+  ranked                   tokens i32[B, K, T], mask, present bool[B, K], best first   right-padded
+    (all four with prompt_tokens i32[B]: where the response starts)
   prompt                   tokens, mask                                                LEFT-padded
 and in all: weight f32[B] (0 for filler rows) and index i32[B] (the example's position in its list).
 Masks come from lengths, so the id under the padding (`pad_id`) is never looked at; loss_mask is
@@ -37,8 +39,8 @@ _ENDLESS = 2**48  # batches; a stream without an end, as far as anybody can see
 
 
 def lengths(rows: Sequence[Row], kind: str) -> np.ndarray:
-  """i64[rows]: tokens of each row, of the longer sequence of a pair."""
-  return np.array([max(len(row[name]) for name in collate.TOKEN_FIELDS[kind]) for row in rows])
+  """i64[rows]: tokens of each row, of the longest sequence of a pair or ranking."""
+  return np.array([max(map(len, collate.sequences(row, kind))) for row in rows])
 
 
 def _check(rows: Sequence[Row], kind: str, packed: bool, shared_prompt: bool) -> None:
@@ -207,7 +209,7 @@ def batches(rows: Sequence[Row], *, kind: str, batch_size: int, seed: int,
 
 
 def _total_tokens(rows: Sequence[Row], kind: str) -> int:
-  return sum(len(row[name]) for row in rows for name in collate.TOKEN_FIELDS[kind])
+  return sum(len(tokens) for row in rows for tokens in collate.sequences(row, kind))
 
 
 def evaluation_batches(rows: Sequence[Row], *, kind: str, batch_size: int,

@@ -3,84 +3,64 @@
 A row has one of these layouts, and may add `group`, `meta` (an object that stays with the example:
 what a rule checks responses against, say) and, beside chosen and rejected, `margin`:
   {text}  {prompt}  {prompt, response}  {prompt, response, label}  {prompt, chosen, rejected}
+  {prompt, responses: [best, ..., worst]}  {prompt, response, rating}
   {messages: [{role, content}, ...]}    chat; roles user, assistant (or agent), system, tool
-`completion` is another name of `response`. Each of prompt, response, chosen and rejected may be a
-list of messages too: responses then end in one message of the assistant, and may repeat the prompt,
-which chosen and rejected need not name if they share it. Chats may add `tools`, a list.
+`completion` is another name of `response`. Each of prompt, response, chosen, rejected and the
+responses may be a list of messages too: responses then end in one message of the assistant, and may
+repeat the prompt, which those to compare need not name if they share it. Chats may add `tools`, a
+list.
 Each kind takes what it can use of a layout:
   document       text; prompt + response (or chosen); the whole chat
-  demonstration  response; chosen; responses with label 1 only; every assistant turn of a chat
+  demonstration  response; chosen; the best of responses; those with label 1 only; every assistant
+                 turn of a chat
   preference     {prompt, chosen, rejected}
   labelled       {prompt, response, label}, label 0, 1, false or true
+  ranked         {prompt, responses}, at least two
+  rated          {prompt, response, rating}, any finite number
   prompt         prompt; the chat before the assistant's last turn
 Text is used as it stands; only chats are rendered, by `dialogue.render`. Their messages stay with
 the examples as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from perl.data import dialogue
-from perl.data.examples import Demonstration, Document, Example, Labelled, Preference, Prompt
+from perl.data import dialogue, fields
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Example,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
 
-_ROLES = {'user': 'user', 'system': 'user', 'assistant': 'agent', 'agent': 'agent', 'tool': 'api'}
 _LAYOUTS = {
   'document': '{text}, {prompt, response} or {messages}',
   'demonstration': '{prompt, response} or {messages}',
   'preference': '{prompt, chosen, rejected}',
   'labelled': '{prompt, response, label}',
+  'ranked': '{prompt, responses}',
+  'rated': '{prompt, response, rating}',
   'prompt': '{prompt} or {messages}',
 }
 _ANSWERS = ('chosen', 'rejected', 'response')
-
-# --- Fields
-
-
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-  if not isinstance(row.get(name), str):
-    raise ValueError(f'local: expected {name!r} to be a string in {where}; found '
-                     f'{row.get(name)!r:.60}; repair the row')
-  return row[name]
-
-
-def _number(row: dict[str, Any], name: str, where: str, allowed: Callable[[float], bool],
-            expected: str) -> float:
-  value = row[name]
-  if not isinstance(value, (bool, int, float)) or not allowed(float(value)):
-    raise ValueError(f'local: expected {name!r} to be {expected} in {where}; found {value!r}; '
-                     'repair the row')
-  return float(value)
-
-
-def _label(row: dict[str, Any], where: str) -> float:
-  return _number(row, 'label', where, lambda value: value in (0.0, 1.0), '0, 1, false or true')
-
-
-def _margin(row: dict[str, Any], where: str) -> float:
-  return _number({'margin': 0.0} | row, 'margin', where, lambda value: value >= 0, '>= 0')
-
-
-def _messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-  """The messages of a field, as they stand there."""
-  messages = row[name]
-  for message in messages if isinstance(messages, list) else [None]:
-    if (not isinstance(message, dict) or message.get('role') not in _ROLES
-        or not isinstance(message.get('content'), str)):
-      raise ValueError(
-        f'local: expected {name!r} to be a list of {{role, content}} with roles '
-        f'{", ".join(_ROLES)} in {where}; found {message!r:.60}; repair the row')
-  return messages
+_NUMBERS = {'labelled': ('label',), 'rated': ('rating',)}
+_OF_RANKINGS = {'document': 1, 'demonstration': 1, 'ranked': 2, 'prompt': 0}
+"""Kinds that read a row's `responses` -> how many they need."""
 
 
 def _turns(messages: Sequence[dict[str, Any]]) -> list[dialogue.Turn]:
   """A chat as turns; what the system says is read as if the user had said it."""
-  roles = [_ROLES[message['role']] for message in messages]
+  roles = [fields.ROLES[message['role']] for message in messages]
   return [{'role': role, 'response' if role == 'api' else 'text': message['content']}
           for role, message in zip(roles, messages)]
 
 
 def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
-  group = _text(row, 'group', where) if 'group' in row else dialogue.normalised(default)
+  group = fields.text(row, 'group', where) if 'group' in row else dialogue.normalised(default)
   meta = row.get('meta', {})
   if not isinstance(meta, dict):
     raise ValueError(f"local: expected 'meta' to be an object in {where}; found {meta!r:.60}; "
@@ -119,32 +99,41 @@ def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
   Raises:
     ValueError: a malformed field, or a layout that the kind cannot use.
   """
-  if 'messages' in row and kind not in ('preference', 'labelled'):
+  if 'messages' in row and kind not in ('preference', 'labelled', 'ranked', 'rated'):
     return _of_chat(row, kind, where)
   if 'text' in row and kind == 'document':
-    text = _text(row, 'text', where)
+    text = fields.text(row, 'text', where)
     return [Document(text, **_about(row, where, text))]
-  fields = {'response': row['completion']} | row if 'completion' in row else row
-  names = _answers(fields, kind)
-  needed = {*names, 'label'} if kind == 'labelled' else {*names}
-  if not needed <= fields.keys():
+  given = {'response': row['completion']} | row if 'completion' in row else row
+  if 'responses' in row and kind in _OF_RANKINGS:
+    given = given | fields.responses(row, where, least=_OF_RANKINGS[kind])
+  names = _answers(given, kind)
+  needed = {*names, *_NUMBERS.get(kind, ())}
+  if not needed <= given.keys():
     raise _misfit(row, kind, where)
-  if kind in ('document', 'demonstration') and 'label' in row and not _label(row, where):
+  if kind in ('document', 'demonstration') and 'label' in row and not fields.label(row, where):
     return []  # nothing to imitate
-  if any(isinstance(fields.get(name), list) for name in ('prompt', *_ANSWERS)):
-    return [_of_parts(fields, kind, where, names)]
+  if any(isinstance(given.get(name), list) for name in ('prompt', *_all_answers(given))):
+    return [_of_parts(given, kind, where, names)]
   if 'prompt' not in row:
     raise _misfit(row, kind, where)
-  prompt = _text(row, 'prompt', where)
-  answers = [_text(fields, name, where) for name in names]
-  return [_made(fields, kind, where, prompt, answers, _about(row, where, prompt))]
+  prompt = fields.text(row, 'prompt', where)
+  answers = [fields.text(given, name, where) for name in names]
+  return [_made(given, kind, where, prompt, answers, _about(row, where, prompt))]
 
 
 def _answers(row: dict[str, Any], kind: str) -> tuple[str, ...]:
   """The fields besides the prompt that a kind takes."""
   if kind in ('document', 'demonstration'):
-    return ('chosen',) if 'chosen' in row else ('response',)
-  return {'preference': ('chosen', 'rejected'), 'labelled': ('response',), 'prompt': ()}[kind]
+    return next(((name,) for name in ('chosen', 'responses[0]') if name in row), ('response',))
+  if kind == 'ranked':
+    return tuple(name for name in row if name.startswith('responses[')) or ('responses',)
+  return {'preference': ('chosen', 'rejected'), 'prompt': ()}.get(kind, ('response',))
+
+
+def _all_answers(row: dict[str, Any]) -> list[str]:
+  """The fields of a row that are answers, whatever the kind."""
+  return [name for name in row if name in _ANSWERS or name.startswith('responses[')]
 
 
 def _made(row: dict[str, Any], kind: str, where: str, prompt: str, answers: list[str],
@@ -152,16 +141,20 @@ def _made(row: dict[str, Any], kind: str, where: str, prompt: str, answers: list
   if kind == 'prompt':
     return Prompt(prompt, **about)
   if kind == 'preference':
-    return Preference(prompt, *answers, _margin(row, where), **about)
+    return Preference(prompt, *answers, fields.margin(row, where), **about)
+  if kind == 'ranked':
+    return Ranked(prompt, tuple(answers), **about)
   if kind == 'labelled':
-    return Labelled(prompt, *answers, _label(row, where), **about)
+    return Labelled(prompt, *answers, fields.label(row, where), **about)
+  if kind == 'rated':
+    return Rated(prompt, *answers, fields.rating(row, where), **about)
   (answer,) = answers
   return Document(prompt + answer, **about) if kind == 'document' else Demonstration(
     prompt, answer, **about)
 
 
 def _of_chat(row: dict[str, Any], kind: str, where: str) -> list[Example]:
-  messages = _messages(row, 'messages', where)
+  messages = fields.messages(row, 'messages', where)
   turns = _turns(messages)
   about = _about_chat(row, where, messages)
   agent = [i for i, turn in enumerate(turns) if turn['role'] == 'agent']
@@ -190,10 +183,10 @@ def _parts(row: dict[str, Any],
            where: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
   """(the context, the message that each answer of the row is)."""
   read = lambda name, role: ([{'role': role, 'content': row[name]}]
-                             if isinstance(row[name], str) else _messages(row, name, where))
+                             if isinstance(row[name], str) else fields.messages(row, name, where))
   context = read('prompt', 'user') if 'prompt' in row else []
-  answers = {name: read(name, 'assistant') for name in _ANSWERS if name in row}
-  opened = any(_ROLES[said[0]['role']] == 'user' for said in answers.values() if said)
+  answers = {name: read(name, 'assistant') for name in _all_answers(row)}
+  opened = any(fields.ROLES[said[0]['role']] == 'user' for said in answers.values() if said)
   if opened and isinstance(row.get('prompt'), str):
     context = []  # the answers are whole chats; the prompt repeats what the user says there
   length = len(context)
@@ -203,9 +196,9 @@ def _parts(row: dict[str, Any],
   context = context + next(iter(answers.values()), [])[:shared]
   answers = {name: said[shared:] for name, said in answers.items()}
   for name, said in answers.items():
-    if [_ROLES[message['role']] for message in said] != ['agent']:
+    if [fields.ROLES[message['role']] for message in said] != ['agent']:
       raise ValueError(f'local: expected {name!r} to end in one message of the assistant after the '
-                       f'prompt (or what chosen and rejected share) in {where}; found '
+                       f'prompt (or what they share) in {where}; found '
                        f'{len(said)} messages there; split the row, or leave it out')
   if not context:
     raise ValueError(f'local: expected messages before the answer in {where}; found none; '
@@ -218,7 +211,7 @@ def _shared(chats: list[list[dict[str, Any]]]) -> int:
   alone = len(chats) == 1
   count = 0
   while chats and all(len(chat) > count + 1 and chat[count] == chats[0][count] for chat in chats):
-    if alone and _ROLES[chats[0][count]['role']] == 'agent':
+    if alone and fields.ROLES[chats[0][count]['role']] == 'agent':
       break
     count += 1
   return count

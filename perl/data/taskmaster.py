@@ -69,13 +69,14 @@ def _about(row: dict[str, Any], **more: Any) -> dict[str, Any]:
           'meta': {'conversation_id': row['conversation_id'], **more}}
 
 
-_MAKERS = {
+MAKERS = {
   'document': ('dialogues', _documents),
   'demonstration': ('dialogues', _demonstrations),
   'preference': ('thumbs', _preferences),
   'labelled': ('thumbs', _labelled),
   'prompt': ('thumbs', _prompts),
 }
+"""Kind -> (the part that it is made of, how)."""
 
 
 def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, *,
@@ -85,8 +86,8 @@ def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, 
   `apart` leaves out the dialogues that open like a judged one of any split: what a base or an
   anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
   """
-  check_request(source.name, split, kind)
-  part, make = _MAKERS[kind]
+  check_request(source.name, split, kind, tuple(MAKERS))
+  part, make = MAKERS[kind]
   rows = records(source, part, split, mirror, data_dir)
   if apart and part == 'dialogues':
     judged = {dialogue.split_key(row['turns']) for other in SPLITS

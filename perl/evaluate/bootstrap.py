@@ -76,6 +76,38 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
   return float(low), float(high)
 
 
+def with_intervals(
+  statistics: dict[str, Statistic], groups: Sequence, arrays: Sequence, n: int, seed: int
+) -> dict[str, float | int]:
+  """{name, name_low, name_high, ..., degenerate_replicates (the largest count of a statistic)}.
+
+  Args:
+    statistics: by name.
+    groups, arrays, seed: see `group_replicates`.
+    n: replicates; 0 leaves the intervals out.
+  """
+  report: dict[str, float | int] = {name: f(*arrays) for name, f in statistics.items()}
+  if not n:
+    return report
+  degenerate = 0
+  for name, statistic in statistics.items():
+    found = group_replicates(statistic, groups, *arrays, n=n, seed=seed)
+    degenerate = max(degenerate, found.degenerate)
+    report[f'{name}_low'], report[f'{name}_high'] = interval(found.values)
+  return {**report, 'degenerate_replicates': degenerate}
+
+
+def finite(name: str, values: Sequence[float]) -> np.ndarray:
+  """f64[N]; raises ValueError unless there is one finite number a row, and a row."""
+  values = np.asarray(values, np.float64)
+  bad = np.flatnonzero(~np.isfinite(values))
+  if values.ndim != 1 or not len(values) or len(bad):
+    found = f'{len(bad)} not finite, the first in row {bad[0]}' if len(bad) else values.shape
+    raise ValueError(f'expected {name} as one finite number a row, at least one row, found '
+                     f'{found}; leave out rows without a score')
+  return values
+
+
 def _check_lengths(groups: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
   lengths = [len(a) for a in arrays]
   if not len(groups) or any(length != len(groups) for length in lengths):

@@ -1,4 +1,4 @@
-"""How well scores tell thumbs up from down, and chosen from rejected: pure functions of arrays.
+"""How well scores tell thumbs up from down, and better from worse: pure functions of arrays.
 
 Scores are the reward model's outputs (logits): sigmoid(score) is the probability of label 1, and a
 score above 0 says 1. Labels are 1 or 0. N rows throughout.
@@ -10,11 +10,12 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from perl.evaluate.bootstrap import Statistic, group_bootstrap, group_replicates, interval
+from perl.evaluate.bootstrap import finite, group_bootstrap, with_intervals
 
 __all__ = [
   'accuracy', 'auc', 'balanced_accuracy', 'calibration_error', 'group_bootstrap', 'labelled_report',
-  'log_loss', 'majority_rate', 'pair_accuracy', 'preference_report', 'reliability',
+  'log_loss', 'majority_rate', 'pair_accuracy', 'preference_report', 'ranking_report',
+  'reliability',
 ]
 
 
@@ -87,7 +88,7 @@ def calibration_error(
 
 def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> float:
   """Share of pairs whose chosen response scores higher; a tie counts half."""
-  chosen, rejected = _finite('chosen', chosen), _finite('rejected', rejected)
+  chosen, rejected = finite('chosen', chosen), finite('rejected', rejected)
   return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())
 
 
@@ -114,7 +115,7 @@ def labelled_report(
   """
   statistics = {'accuracy': accuracy, 'balanced_accuracy': balanced_accuracy, 'auc': auc}
   report = {
-    **_with_intervals(statistics, groups, (scores, labels), bootstrap, seed),
+    **with_intervals(statistics, groups, (scores, labels), bootstrap, seed),
     'loss': log_loss(scores, labels),
     'calibration_error': calibration_error(scores, labels),
     'majority_rate': majority_rate(labels),
@@ -139,9 +140,9 @@ def preference_report(
     threshold on the score would see), each with _low and _high; loss (-log sigmoid of the margin),
     margin (mean of chosen - rejected), calibration_error of the more probable side; counts.
   """
-  chosen, rejected = _finite('chosen', chosen), _finite('rejected', rejected)
+  chosen, rejected = finite('chosen', chosen), finite('rejected', rejected)
   statistics = {'pair_accuracy': pair_accuracy, 'auc': _pooled_auc}
-  report = _with_intervals(statistics, groups, (chosen, rejected), bootstrap, seed)
+  report = with_intervals(statistics, groups, (chosen, rejected), bootstrap, seed)
   same = {k.replace('pair_', ''): v for k, v in report.items() if k.startswith('pair_')}
   margin = chosen - rejected
   return {
@@ -155,40 +156,45 @@ def preference_report(
   }
 
 
+def ranking_report(
+  scores: np.ndarray, groups: Sequence, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, float | int]:
+  """All that there is to say of scores of rankings: of all their pairs.
+
+  Args:
+    scores: [N, K], of the responses from the best to the worst; NaN where a prompt has fewer.
+    groups, bootstrap, seed: see `labelled_report`.
+
+  Returns:
+    as `preference_report` of the pairs i < j of each ranking, without auc (a response in the
+    middle is both chosen and rejected); the loss is the mean over rankings of their pairs' mean
+    (losses.ranking); examples counts rankings, pairs their pairs.
+
+  Raises:
+    ValueError: no ranking has two scores.
+  """
+  scores = np.asarray(scores, np.float64)
+  better, worse = np.triu_indices(scores.shape[1], 1)
+  chosen, rejected = scores[:, better], scores[:, worse]
+  there = np.isfinite(chosen) & np.isfinite(rejected)
+  of = np.broadcast_to(np.arange(len(scores))[:, None], there.shape)[there]
+  chosen, rejected = chosen[there], rejected[there]
+  report = preference_report(chosen, rejected, np.asarray(groups)[of], bootstrap, seed)
+  pairs = np.bincount(of)
+  each = np.bincount(of, np.logaddexp(0.0, rejected - chosen))[pairs > 0] / pairs[pairs > 0]
+  return {k: v for k, v in report.items() if not k.startswith('auc')} | {
+    'loss': float(each.mean()), 'examples': int((pairs > 0).sum()), 'pairs': len(of)}
+
+
 def _pooled_auc(chosen: np.ndarray, rejected: np.ndarray) -> float:
   return auc(np.concatenate([chosen, rejected]), np.repeat([1, 0], [len(chosen), len(rejected)]))
 
 
-def _with_intervals(
-  statistics: dict[str, Statistic], groups: Sequence, arrays: Sequence, n: int, seed: int
-) -> dict[str, float | int]:
-  """{name, name_low, name_high, ...}; the count of degenerate draws is the largest one's."""
-  report: dict[str, float | int] = {name: f(*arrays) for name, f in statistics.items()}
-  if not n:
-    return report
-  degenerate = 0
-  for name, statistic in statistics.items():
-    found = group_replicates(statistic, groups, *arrays, n=n, seed=seed)
-    degenerate = max(degenerate, found.degenerate)
-    report[f'{name}_low'], report[f'{name}_high'] = interval(found.values)
-  return {**report, 'degenerate_replicates': degenerate}
-
-
 def _checked(scores: Sequence[float], labels: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-  scores, labels = _finite('scores', scores), _as_labels(labels)
+  scores, labels = finite('scores', scores), _as_labels(labels)
   if len(scores) != len(labels):
     raise ValueError(f'expected as many scores as labels, found {len(scores)} and {len(labels)}')
   return scores, labels
-
-
-def _finite(name: str, values: Sequence[float]) -> np.ndarray:
-  values = np.asarray(values, np.float64)
-  bad = np.flatnonzero(~np.isfinite(values))
-  if values.ndim != 1 or not len(values) or len(bad):
-    found = f'{len(bad)} not finite, the first in row {bad[0]}' if len(bad) else values.shape
-    raise ValueError(f'expected {name} as one finite number a row, at least one row, found '
-                     f'{found}; leave out rows without a score')
-  return values
 
 
 def _as_labels(labels: Sequence[float]) -> np.ndarray:

@@ -122,6 +122,8 @@ def _check_method(adapter: Tree, method: str, folder: str) -> None:
 
 def _over(base: Base, adapter: Tree) -> Tree:
   """The adapter over a copy of what lies frozen over the base: states are donated to their step."""
+  if base.below and adapters.members(adapter):
+    return adapters.stack([_over(base, one) for one in trees.unstack(adapter)])
   below = jax.tree.map(jnp.copy, base.below)
   return composition.over(base.params, below, adapter) if below else adapter
 
@@ -182,9 +184,11 @@ def run_meta(setting: Setting, base: Base, *, head: bool) -> dict:
 
 
 def save_adapter(setting: Setting, base: Base, adapter: Tree, *, head: bool = False) -> None:
-  """Writes <workdir>/adapter: the adapter alone, with what it was trained on."""
+  """Writes <workdir>/adapter: the adapter or the stack alone, with what it was trained on."""
   meta = adapter_meta(setting, base, head=head)
   meta |= {'commit': provenance.commit(), 'parameters': adapters.count(adapter)}
+  if members := adapters.members(adapter):
+    meta['members'] = members
   tree = flax.serialization.to_state_dict(composition.upper(adapter))
   checkpoint.save_tree(os.path.join(setting.workdir, 'adapter'), tree, meta)
 

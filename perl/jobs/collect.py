@@ -21,7 +21,8 @@ from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
 BUILDS = ('max_new_tokens', 'temperature', 'beta', 'missing_eos_penalty', 'overlong', 'forwards',
-          'regularizer', 'regularize', 'reward_weight', 'reward_clip', 'gamma')
+          'regularizer', 'regularize', 'reward_weight', 'reward_clip', 'gamma', 'ensemble',
+          'ensemble_penalty')
 """Fields of config.rl that make_experience takes by their names."""
 
 ASIDE = ('tokens', 'mask', 'loss_mask')

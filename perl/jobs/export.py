@@ -35,7 +35,7 @@ def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: boo
     what was written: parameters, and for 'merged' what `merge_difference` says.
 
   Raises:
-    ValueError: a form that the stage or its method does not have.
+    ValueError: a form that the stage or its method does not have, or an ensemble.
   """
   if form not in FORMS:
     raise ValueError(f'expected a form among {FORMS}, found {form!r}; choose one')
@@ -69,6 +69,10 @@ def _over(setting: Setting, below: str) -> tuple[Base, Tree]:
     return base, artefacts.load_adapter(setting, setting.workdir, base)[0]
   anchor, sft = artefacts.anchor_over(setting, base)
   adapter, _ = artefacts.load_adapter(setting, setting.workdir, anchor)
+  if members := adapters.members(adapter):
+    raise ValueError(
+      f'expected one adapter to export, found an ensemble of {members} in {setting.workdir}, which '
+      'no other format holds; train a reward model with reward.members=1')
   if below == 'anchor' or not sft:
     return anchor, adapter
   return base, compose(sft, adapter)

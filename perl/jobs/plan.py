@@ -8,7 +8,16 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perl.data import tokenizer as tokenizers
-from perl.data.examples import Demonstration, Document, Example, Labelled, Preference, Prompt
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Example,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
 from perl.jobs import artefacts
 from perl.jobs.setting import Setting
 from perl.models import lm, pretrained
@@ -82,11 +91,14 @@ class Plan(Setting):
     """An example that fills the config's limits to the last token (bos and eos are added)."""
     c = self.config.data
     prompt, response = 'p' * (c.max_prompt_tokens - 1), 'r' * (c.max_response_tokens - 1)
+    other = 's' * max(1, len(response))
     return {
       'document': lambda: Document(prompt + 'p' + response),
       'demonstration': lambda: Demonstration(prompt, response),
       'labelled': lambda: Labelled(prompt, response, 1.0),
-      'preference': lambda: Preference(prompt, response, 's' * max(1, len(response))),
+      'preference': lambda: Preference(prompt, response, other),
+      'ranked': lambda: Ranked(prompt, (response, other)),  # filled up to K
+      'rated': lambda: Rated(prompt, response, 1.0),
       'prompt': lambda: Prompt(prompt),
     }[kind]()
 

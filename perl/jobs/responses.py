@@ -11,6 +11,7 @@ from perl.data.examples import Example, Prompt
 from perl.jobs import artefacts
 from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
+from perl.peft import adapters
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout, slots
 from perl.rl.rules import Rules
@@ -79,7 +80,8 @@ def respond(
   if frozen:
     build = make_experience(
       base.model, max_new_tokens=rl.max_new_tokens, beta=rl.beta, temperature=temperature or 1.0,
-      reward_weight=rl.reward_weight, samples=samples,
+      reward_weight=rl.reward_weight, samples=samples, ensemble=rl.ensemble,
+      ensemble_penalty=rl.ensemble_penalty,
     )
   found: dict[int, tuple] = {}
   for batch, out in _rollouts(setting, base, policy, rows, key, temperature, samples):
@@ -116,10 +118,20 @@ def rules(setting: Setting) -> Rules:
 
 
 def judges(setting: Setting, base: Base) -> dict[str, Tree]:
-  """{'reward': the reward model's adapter}; {} where config.rl.reward_weight needs none."""
+  """{'reward': the reward model's adapter}; {} where config.rl.reward_weight needs none.
+
+  Raises:
+    ValueError: config.rl.ensemble asks for several, and there is one.
+  """
   if not setting.config.rl.reward_weight:
     return {}
-  return {'reward': artefacts.load_adapter(setting, setting.input('reward'), base)[0]}
+  folder = setting.input('reward')
+  reward, _ = artefacts.load_adapter(setting, folder, base)
+  if setting.config.rl.ensemble != 'mean' and not adapters.members(reward):
+    raise ValueError(
+      f'expected an ensemble in {folder} for rl.ensemble={setting.config.rl.ensemble}, found one '
+      'reward model; train it with reward.members, or set rl.ensemble=mean')
+  return {'reward': reward}
 
 
 def texts_of(setting: Setting, out: Rollout) -> list[str]:

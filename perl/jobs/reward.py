@@ -1,24 +1,33 @@
-"""Stage `reward`: an adapter with a scalar head over the anchor, from pairs or from thumbs.
+"""Stage `reward`: an adapter with a scalar head over the anchor, from pairs, rankings, thumbs or
+ratings; or an ensemble of them, trained at once on the same batches.
 
 The best checkpoint by validation is the result, as in PERL, or the last one. Thumbs are compared
 with a bag of words, and a head that starts from a probe with that start.
 """
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from perl import trees
 from perl.data.examples import Example
-from perl.evaluate import baseline, classification
+from perl.evaluate import baseline, classification, regression
 from perl.jobs import artefacts, judging, scoring
 from perl.jobs import setting as settings
 from perl.peft import adapters
-from perl.train import loop, memory
+from perl.rl import reward_model
+from perl.train import loop, memory, population
 from perl.train import step as steps
 from perl.types import Tree
 
-VALIDATION = {'pairwise': 'pair_accuracy', 'pointwise': 'auc'}
+VALIDATION = {
+  'pairwise': 'pair_accuracy', 'pointwise': 'auc', 'ranking': 'pair_accuracy',
+  'regression': 'spearman',
+}
 """reward.kind -> what picks the best checkpoint."""
+
+_MEMBERS = 1000
+"""Keys of members begin here, beyond those that an adapter folds in."""
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
@@ -32,8 +41,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if config.reward.probe:
     probed = _report(setting, test, scoring.predict(setting, anchor, start, test))
   adapter, result = _train(setting, anchor, start, train, dev)
+  adapter = _aligned(setting, anchor, adapter, dev)
   artefacts.save_adapter(setting, anchor, adapter, head=True)
-  report = _report(setting, test, scoring.predict(setting, anchor, adapter, test))
+  scores = scoring.of_members(setting, anchor, adapter, test)
+  report = _report(setting, test, scores.mean(0)) | _by_member(setting, test, scores)
   result = {f'dev_{k}': v for k, v in result.items() if k != 'step_seconds'} | {
     k: v for k, v in result.items() if k == 'step_seconds'
   }
@@ -70,16 +81,42 @@ def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tr
     anchor.model, kind=section.kind, margin=section.margin, centre=section.centre,
     dropout=setting.config.peft.dropout > 0,
   )
+  if section.members > 1:
+    loss = population.loss(loss, section.members)
   return steps.make_train_step(
     loss, tx, split=adapters.split, shardings=places, microbatches=section.microbatches
   )
 
 
 def _new_adapter(setting: settings.Setting, anchor: artefacts.Base) -> Tree:
+  """An adapter with its head; of an ensemble a stack, whose members differ by their keys."""
   section = setting.config.reward
-  return artefacts.new_adapter(
-    setting, anchor, setting.key, head=True, reads=section.reads, start=section.adapter
-  )
+  made = [
+    artefacts.new_adapter(
+      setting, anchor, member_key(setting, member), head=True, reads=section.reads,
+      start=section.adapter,
+    ) for member in range(section.members)
+  ]
+  if len(made) == 1:
+    return made[0]
+  return artefacts.place_adapter(adapters.stack(made), anchor.params, setting)
+
+
+def member_key(setting: settings.Setting, member: int) -> jax.Array:
+  """Of a member's initialisation. The first one is the model that would be trained alone."""
+  return jax.random.fold_in(setting.key, _MEMBERS + member) if member else setting.key
+
+
+def _aligned(
+  setting: settings.Setting, anchor: artefacts.Base, adapter: Tree, dev: list[Example]
+) -> Tree:
+  """An ensemble whose members have one mean score over dev, where scores have no zero."""
+  if setting.config.reward.kind not in ('pairwise', 'ranking') or not adapters.members(adapter):
+    return adapter
+  scores = scoring.of_members(setting, anchor, adapter, dev)
+  means = np.nanmean(scores.reshape(len(scores), -1), -1)
+  return artefacts.place_adapter(
+    reward_model.align(adapter, means), anchor.params, setting)
 
 
 def _initial_adapter(
@@ -128,14 +165,31 @@ def _report(
 ) -> dict:
   """Metrics of the scores that are there; `bootstrap` 0 leaves the intervals out."""
   n = setting.config.evaluate.bootstrap if bootstrap is None else bootstrap
-  keep = np.isfinite(scores.reshape(len(examples), -1)).all(-1)
+  keep = np.isfinite(scores.reshape(len(examples), -1)).any(-1)
   examples, scores = [e for e, k in zip(examples, keep) if k], scores[keep]
   groups = [e.group for e in examples]
-  options = dict(bootstrap=n, seed=setting.config.seed)
-  if scores.ndim == 2:
+  kind, options = setting.config.reward.kind, dict(bootstrap=n, seed=setting.config.seed)
+  if kind == 'pairwise':
     return classification.preference_report(scores[:, 0], scores[:, 1], groups, **options)
+  if kind == 'ranking':
+    return classification.ranking_report(scores, groups, **options)
+  if kind == 'regression':
+    return regression.rated_report(scores, [e.rating for e in examples], groups, **options)
   labels = np.array([e.label for e in examples])
   return classification.labelled_report(scores, labels, groups, **options)
+
+
+def _by_member(
+  setting: settings.Setting, examples: list[Example], scores: np.ndarray
+) -> dict:
+  """Of an ensemble: the members' own metrics, without intervals, and how much they disagree."""
+  if len(scores) == 1:
+    return {}
+  found = {'members': len(scores), 'uncertainty': float(np.nanmean(scores.var(0)))}
+  for member, own in enumerate(scores):
+    report = _report(setting, examples, own, bootstrap=0)
+    found |= {f'member_{member}_{k}': v for k, v in report.items() if isinstance(v, float)}
+  return found
 
 
 def _baseline(setting: settings.Setting, train: list[Example], test: list[Example]) -> dict:

@@ -13,9 +13,11 @@ from perl.jobs.artefacts import Base
 from perl.jobs.setting import Setting
 from perl.models import lm
 from perl.models.context import Rows
+from perl.rl import reward_model
 from perl.types import Tree
 
-EXAMPLES = {'pairwise': 'preference', 'pointwise': 'labelled'}
+EXAMPLES = {
+  'pairwise': 'preference', 'pointwise': 'labelled', 'ranking': 'ranked', 'regression': 'rated'}
 """reward.kind -> the kind of examples that it learns from."""
 
 
@@ -27,16 +29,26 @@ def example_kind(setting: Setting) -> str:
 def predict(
   setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
 ) -> np.ndarray:
-  """Scores of the examples in their order: f32[N], or f32[N, 2] (chosen, rejected) of pairs.
+  """Scores of the examples in their order: f32[N], f32[N, 2] (chosen, rejected) of pairs, or
+  f32[N, K] of rankings; of an ensemble the mean over its members.
 
-  Examples that were left out (overlong, identical pairs) score NaN.
+  Examples that were left out (overlong, identical pairs), and responses that are not there, score
+  NaN.
   """
+  return of_members(setting, anchor, adapter, examples).mean(0)
+
+
+def of_members(
+  setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
+) -> np.ndarray:
+  """`predict` of every member of an ensemble: f32[n, N, ...]; n is 1 for a single adapter."""
   kind = example_kind(setting)
   columns = [
-    _over_rows(_score, setting, anchor, adapter, examples, kind, field)
+    _over_rows(_scores, setting, anchor, adapter, examples, kind, field)
     for field in _fields(setting)
   ]
-  return columns[0] if len(columns) == 1 else np.stack(columns, -1)
+  found = columns[0] if len(columns) == 1 else np.stack(columns, 1)
+  return np.moveaxis(found, -1, 0)
 
 
 def of_texts(
@@ -48,7 +60,8 @@ def of_texts(
     asked = chat.as_prompt(example).messages
     said = (*asked, {'role': 'assistant', 'content': text}) if asked else ()
     examples.append(Labelled(example.prompt, text, 0.0, messages=said))
-  return _over_rows(_score, setting, anchor, adapter, examples, 'labelled', 'tokens')
+  return _over_rows(
+    _scores, setting, anchor, adapter, examples, 'labelled', 'tokens').mean(-1)
 
 
 def _fields(setting: Setting) -> tuple[str, ...]:
@@ -69,7 +82,10 @@ def _over_rows(
       found = function(
         anchor.model, anchor.params, adapter, placed[field], mask, placed['prompt_tokens']
       )
-      yield np.asarray(found), batch['index'], batch['weight']
+      found = np.array(found)
+      if 'present' in batch:
+        found[~batch['present']] = np.nan
+      yield found, batch['index'], batch['weight']
 
   return probe.gather(parts(), len(examples))
 
@@ -93,9 +109,12 @@ def probed_head(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
+def _scores(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
+  """f32[B, n], or f32[B, K, n] of rankings."""
+  flat, mask, prompt_tokens = judging.flat(tokens, mask, prompt_tokens)
   response_mask, rows = judging.after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
-  return lm.score(model, base, adapter, tokens, rows, response_mask=response_mask)
+  found = reward_model.scores(model, base, adapter, flat, rows, response_mask=response_mask)
+  return found.T.reshape(*tokens.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='reads')

@@ -25,7 +25,7 @@ from perl.models import pretrained
 from perl.models.transformer import Transformer
 from perl.peft import adapters, interop
 from perl.quantized import Scheme
-from perl.train import metrics, optim, provenance, sharding
+from perl.train import metrics, optim, population, provenance, sharding
 from perl.types import Batch
 
 _PRODUCER = {
@@ -179,6 +179,7 @@ class Setting:
     rows, counts = pipeline.encode(
       examples, self.tokenizer, kind=kind, max_prompt_tokens=c.max_prompt_tokens,
       max_response_tokens=c.max_response_tokens, overlong=c.overlong,
+      responses=self.config.reward.responses,
     )
     logging.info('%s: %s examples: %s', self.stage, kind, counts)
     return rows
@@ -238,8 +239,10 @@ class Setting:
     tx = optim.make(steps=section.steps * self.updates, **given)
     if self.stage == 'pretrain':  # full tuning, whatever config.peft says
       return tx
-    return adapters.optimizer(
+    tx = adapters.optimizer(
       self.config.peft.name, tx, steps=section.steps * self.updates, **self.peft_options())
+    members = section.get('members', 1)
+    return population.optimizer(tx, members) if members > 1 else tx
 
   @property
   def updates(self) -> int:

@@ -5,7 +5,7 @@ import itertools
 from ml_collections import ConfigDict
 
 from perl.data import tokenizer
-from perl.data.examples import Example
+from perl.data.examples import KINDS, Example
 from perl.jobs import setting as settings
 
 
@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
 def _texts(setting: settings.Setting):
   """Every text of the train split, of the first kinds that the dataset has."""
-  for kind in ('document', 'demonstration', 'preference', 'labelled', 'prompt'):
+  for kind in KINDS:
     try:
       examples = setting.examples('train', kind)
     except ValueError:
@@ -46,4 +46,5 @@ def _texts(setting: settings.Setting):
 
 def _fields(example: Example) -> list[str]:
   names = ('text', 'prompt', 'response', 'chosen', 'rejected')
-  return [getattr(example, name) for name in names if hasattr(example, name)]
+  found = [getattr(example, name) for name in names if hasattr(example, name)]
+  return [*found, *getattr(example, 'responses', ())]

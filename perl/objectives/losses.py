@@ -46,11 +46,21 @@ def ranking(scores: jax.Array, present: jax.Array, centre: float = 0.0) -> jax.A
     centre: c of `pairwise`, for each pair.
   """
   scores = jnp.where(present, scores, 0.0)
-  losses = pairwise(scores[:, :, None], scores[:, None, :], centre=centre)  # [B, better, worse]
-  ordered = jnp.triu(jnp.ones(losses.shape[1:], bool), 1)
+  return mean_over_pairs(
+    pairwise(scores[:, :, None], scores[:, None, :], centre=centre), present)
+
+
+def mean_over_pairs(values: jax.Array, present: jax.Array) -> jax.Array:
+  """The mean of values[b, i, j] over the pairs i < j of what is present, f32[B].
+
+  Args:
+    values: [B, K, K], of the better i and the worse j.
+    present: bool[B, K].
+  """
+  ordered = jnp.triu(jnp.ones(values.shape[1:], bool), 1)
+  counted = ordered & present[:, :, None] & present[:, None, :]
   return masked.masked_mean(
-    losses.reshape(len(scores), -1),
-    (ordered & present[:, :, None] & present[:, None, :]).reshape(len(scores), -1), axis=-1)
+    values.reshape(len(values), -1), counted.reshape(len(values), -1), axis=-1)
 
 
 def regression(score: jax.Array, target: jax.Array) -> jax.Array:

@@ -271,6 +271,12 @@ def stack(adapters: list[Tree]) -> Tree:
   return trees.stack(adapters)
 
 
+def members(adapter: Tree) -> int:
+  """How many adapters with a head are stacked here; 0 where it is one, or has no head."""
+  kernel = adapter.get('head', {}).get('kernel')
+  return kernel.shape[0] if kernel is not None and kernel.ndim == 3 else 0
+
+
 def count(adapter: Tree) -> int:
   """Trainable elements, the head's included."""
   return trees.count(split(adapter)[0])

@@ -13,7 +13,8 @@ from perl import masked, trees
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import policy, regularizers, returns
-from perl.rl import controllers, options, roles
+from perl.peft import adapters
+from perl.rl import controllers, options, reward_model, roles
 from perl.types import Experience, Mean, Rollout, Tree
 
 FORWARDS = ('auto', 'separate', 'stacked')
@@ -38,6 +39,8 @@ def make_experience(
   reward_weight: float = 1.0,
   reward_clip: float = 0.0,
   gamma: float = 1.0,
+  ensemble: str = 'mean',
+  ensemble_penalty: float = 0.0,
 ) -> Callable[..., tuple[Experience, dict[str, Mean]]]:
   """The jitted ``(base, frozen, rollout, weight, offset=0, extra=0, running={})
   -> (experience, metrics)``.
@@ -64,6 +67,8 @@ def make_experience(
     reward_weight: of the reward model's score; 0 reads no reward model, and frozen needs none.
     reward_clip: bound of a score, once it is centred and scaled; 0 is none.
     gamma: discount of the returns.
+    ensemble, ensemble_penalty: how the scores of several reward models make one, see
+      reward_model.combine; metrics then have 'uncertainty', the mean variance over them.
 
   Raises:
     ValueError: an unknown name, or what does not go together.
@@ -87,8 +92,9 @@ def make_experience(
     running = running or {}
     mask, start = rollout.response_mask, rollout.tokens.shape[1] - max_new_tokens
     read = _stacked if forwards == 'stacked' and _stackable(base, frozen) else _separate
-    prompts = dict(start=start, shared=samples)
-    scores, reference, states = read(model, base, frozen, rollout, prompts, temperature, exact)
+    scores, spread, reference, states = read(
+      model, base, frozen, rollout, dict(start=start, shared=samples), temperature,
+      dict(how=ensemble, penalty=ensemble_penalty))
     held = 'reference' in frozen
     scores = (scores if reward_weight == 1 else reward_weight * scores) + extra
     scores = scores - missing_eos_penalty * (~rollout.finished)
@@ -105,7 +111,7 @@ def make_experience(
       tokens=rollout.tokens, mask=rollout.mask, response_mask=mask,
       behaviour_logprobs=rollout.logprobs, reference_logprobs=reference, rewards=rewards,
       returns=returns.returns_to_go(rewards, mask, gamma=gamma), scores=scores, weight=weight,
-      beta=jnp.full(weight.shape, now), reference_states=states,
+      beta=jnp.full(weight.shape, now), reference_states=states if exact else None,
     )
     metrics = {
       'reward': scores,
@@ -115,7 +121,9 @@ def make_experience(
     if held:
       lost = masked.masked_sum(penalty(rollout.logprobs, reference), mask, axis=-1)
       metrics['kl'] = returns.sequence_kl(rollout.logprobs, reference, mask)
-      metrics['objective'] = (1.0 - now) * scores - now * lost if in_reward else scores - now * lost
+      metrics['objective'] = (1.0 - now if in_reward else 1.0) * scores - now * lost
+    if adapters.members(frozen.get('reward', {})):
+      metrics['uncertainty'] = spread
     metrics = {name: Mean.of(x, weight) for name, x in metrics.items()}
     metrics['entropy'] = Mean.of(-rollout.logprobs, mask * weight[:, None])
     return jax.lax.stop_gradient((experience, metrics))
@@ -123,20 +131,24 @@ def make_experience(
   return build
 
 
-def _separate(model, base, frozen, rollout, prompts, temperature, exact):
-  """(scores f32[B], reference log-probs f32[B, T], its states or None), by a forward pass each."""
+def _separate(model, base, frozen, rollout, prompts, temperature, ensemble):
+  """(scores, their spread f32[B], reference log-probs f32[B, T], its states or None), by a forward
+  pass each.
+  """
   tokens, mask = rollout.tokens, rollout.mask
-  scores = jnp.zeros(len(tokens)) if 'reward' not in frozen else lm.score(
-    model, roles.of(base, 'reward'), frozen['reward'], tokens, mask,
-    response_mask=rollout.response_mask, **prompts)
+  scores = spread = jnp.zeros(len(tokens))
+  if 'reward' in frozen:
+    scores, spread = reward_model.score(
+      model, roles.of(base, 'reward'), frozen['reward'], tokens, mask,
+      response_mask=rollout.response_mask, **ensemble, **prompts)
   if 'reference' not in frozen:
-    return scores, jnp.zeros(tokens.shape), None
+    return scores, spread, jnp.zeros(tokens.shape), None
   own = roles.of(base, 'reference'), frozen['reference']
   states = lm.hidden(
     model, *own, tokens, mask, read=slice(prompts['start'] - 1, tokens.shape[1] - 1), **prompts)
   reference = lm.logprobs_of(
     model, *own, states, tokens, mask, temperature=temperature, start=prompts['start'])
-  return scores, reference, states if exact else None
+  return scores, spread, reference, states
 
 
 def _stackable(base: Tree, frozen: dict[str, Tree]) -> bool:
@@ -144,6 +156,8 @@ def _stackable(base: Tree, frozen: dict[str, Tree]) -> bool:
   if isinstance(base, roles.Bases) or {'reference', 'reward'} - set(frozen):
     return False
   if lm.head_reads(frozen['reward']['head']):
+    return False
+  if adapters.members(frozen['reward']):
     return False
   shapes = [jax.tree.map(jnp.shape, _body(frozen[role])) for role in ('reference', 'reward')]
   return jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1]) and shapes[0] == shapes[1]
@@ -153,8 +167,9 @@ def _body(adapter: Tree) -> Tree:
   return {name: tree for name, tree in adapter.items() if name != 'head'}
 
 
-def _stacked(model, base, frozen, rollout, prompts, temperature, exact):
+def _stacked(model, base, frozen, rollout, prompts, temperature, ensemble):
   """The same by one forward pass over both adapters: each weight of the base is read once."""
+  del ensemble  # there is none
   tokens, mask, start = rollout.tokens, rollout.mask, prompts['start']
   both = trees.stack([_body(frozen['reference']), _body(frozen['reward'])])
   read = slice(start - 1, tokens.shape[1])
@@ -165,5 +180,5 @@ def _stacked(model, base, frozen, rollout, prompts, temperature, exact):
     start=start)
   last = masked.last_index(mask) - read.start
   features = jnp.take_along_axis(states[1], last[:, None, None], 1)[:, 0].astype(jnp.float32)
-  return (lm.score_of(frozen['reward']['head'], features), reference,
-          states[0][:, :-1] if exact else None)
+  scores = lm.score_of(frozen['reward']['head'], features)
+  return scores, jnp.zeros_like(scores), reference, states[0][:, :-1]

@@ -7,7 +7,15 @@ import pytest
 
 from perl.data import chat, encoding, tokenizer
 from perl.data.dialogue import render
-from perl.data.examples import Demonstration, Document, Labelled, Preference, Prompt
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
 
 SYSTEM = {'role': 'system', 'content': 'Be brief.'}
 ASKED = {'role': 'user', 'content': ' an oat latte <b>"please"</b>'}
@@ -296,7 +304,10 @@ MARKED = '<|user|>tea<|agent|>'
   (lambda prompt, **about: Demonstration(prompt, 'ok', **about), {'response': 'ok'}),
   (lambda prompt, **about: Labelled(prompt, 'ok', 1.0, **about), {'response': 'ok'}),
   (lambda prompt, **about: Preference(prompt, 'ok', 'no', 0.5, **about),
-   {'chosen': 'ok', 'rejected': 'no'})])
+   {'chosen': 'ok', 'rejected': 'no'}),
+  (lambda prompt, **about: Ranked(prompt, ('ok', 'no', 'so'), **about),
+   {'responses': ('ok', 'no', 'so')}),
+  (lambda prompt, **about: Rated(prompt, 'ok', 0.5, **about), {'response': 'ok'})])
 def test_examples_by_a_template(make, said, prompt):
   template = chat.Template(checkpoints.CHATML, IM)
   example = make(prompt, group='g', meta={'source': 's'})
@@ -321,6 +332,9 @@ def test_messages_of_a_preference_are_its_context_and_its_two_turns():
   example = chat.apply(template, Preference('', 'x', 'y', messages=(YES, DONE, GREEN)))
   assert (example.chosen, example.rejected) == ('done', GREEN['content'])
   assert example.prompt == template.render([YES], add_generation_prompt=True)
+  ranked = chat.apply(template, Ranked('', ('x', 'y'), messages=(YES, DONE, GREEN)))
+  assert ranked.responses == ('done', GREEN['content']) and ranked.prompt == example.prompt
+  assert chat.as_prompt(ranked).messages == (YES,)
 
 
 def test_documents_are_rendered_whole_and_plain_text_is_left():

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from perl.data import dialogue, prepared, taskmaster_coffee, taskmaster_ticketing
+from perl.data import dialogue, prepared, taskmaster, taskmaster_coffee, taskmaster_ticketing
 from perl.data.examples import KINDS, SPLITS
 
 DATASETS = [taskmaster_coffee, taskmaster_ticketing]
@@ -29,7 +29,7 @@ def load_all(dataset, kind, mirror, tmp_path):
 
 
 @pytest.mark.parametrize('dataset', DATASETS)
-@pytest.mark.parametrize('kind', list(KINDS))
+@pytest.mark.parametrize('kind', list(taskmaster.MAKERS))
 def test_every_kind_is_of_its_split(dataset, kind, mirror, tmp_path):
   groups = {}
   for split, examples in load_all(dataset, kind, mirror, tmp_path).items():

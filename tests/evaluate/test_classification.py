@@ -139,6 +139,25 @@ def test_preference_report_by_hand():
   assert {'pair_accuracy_low', 'accuracy_high', 'auc_low'} <= report.keys()
 
 
+def test_ranking_report_by_hand():
+  scores = np.array([[2.0, 0.0, 1.0], [1.0, 3.0, np.nan], [np.nan] * 3])
+  report = classification.ranking_report(scores, ['a', 'b', 'c'], bootstrap=20)
+  assert report['pair_accuracy'] == 0.5  # two of the first one's three pairs, none of the other's
+  losses = np.log1p(np.exp([-2.0, -1.0, 1.0]))
+  assert report['loss'] == pytest.approx((losses.mean() + np.log1p(np.exp(2.0))) / 2)
+  assert (report['examples'], report['pairs'], report['groups']) == (2, 4, 2)
+  assert report['pair_accuracy_low'] == 0 and 'auc' not in report
+
+
+def test_a_ranking_of_two_is_reported_as_a_pair():
+  scores = np.random.default_rng(0).normal(size=(20, 2))
+  groups = np.arange(20) // 3
+  found = classification.ranking_report(scores, groups, bootstrap=20)
+  pairs = classification.preference_report(*scores.T, groups, bootstrap=20)
+  assert found.pop('pairs') == 20
+  assert found == pytest.approx({k: v for k, v in pairs.items() if k[:3] != 'auc'})
+
+
 @pytest.mark.parametrize('scores, labels, message', [
   ([1.0, np.nan], [1, 0], 'not finite, the first in row 1'),
   ([1.0, 2.0], [1, 0.5], 'expected labels 1'),

@@ -16,7 +16,10 @@ from configs import (
   validate,
 )
 from configs.fields import ConfigError
+from perl.jobs import judging, scoring
+from perl.jobs import reward as reward_job
 from perl.objectives import regularizers
+from perl.rl import reward_model
 
 EXPERIMENTS = {
   'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo,
@@ -40,6 +43,13 @@ def test_names_that_mean_a_quantity_have_a_unit():
 def test_regularizers_are_those_of_the_objectives():
   assert base.FIELDS['rl.regularizer'].choices == (
     *regularizers.SAMPLED, *regularizers.EXACT)
+
+
+def test_kinds_of_reward_and_of_ensemble_are_those_of_the_jobs():
+  kinds = base.FIELDS['reward.kind'].choices
+  assert kinds == judging.KINDS
+  assert set(kinds) == set(scoring.EXAMPLES) == set(reward_job.VALIDATION)
+  assert base.FIELDS['rl.ensemble'].choices == reward_model.ENSEMBLES
 
 
 def test_every_default_obeys_its_own_bounds():
@@ -150,6 +160,15 @@ def changed(**values):
   ({'reward__steps': -5}, 'reward.steps to be at least 1'),
   ({'reward__kind': 'pairwse'}, "did you mean 'pairwise'"),
   ({'reward__optim__schedule': 'cosin'}, "did you mean 'cosine'"),
+  ({'reward__kind': 'pointwise', 'reward__share_prompt': True}, 'pairwise for reward.share_prompt'),
+  ({'reward__kind': 'ranking', 'reward__probe': True}, 'pairwise or pointwise for reward.probe'),
+  ({'reward__kind': 'ranking', 'reward__margin': True}, 'reward.kind=pairwise for reward.margin'),
+  ({'reward__kind': 'regression', 'reward__centre': 0.1}, 'pairwise or ranking for reward.centre'),
+  ({'reward__responses': 1}, 'reward.responses to be at least 2'),
+  ({'reward__members': 0}, 'reward.members to be at least 1'),
+  ({'reward__members': 2, 'reward__probe': True}, 'reward.members=1 for reward.probe, found 2'),
+  ({'rl__ensemble': 'minimum'}, 'reward.members of at least 2 for rl.ensemble=minimum'),
+  ({'rl__ensemble_penalty': 0.1}, 'rl.ensemble=uncertainty for rl.ensemble_penalty'),
   ({'reward__microbatches': 3}, 'reward.microbatches to divide'),
   ({'reward__microbatches': 0}, 'reward.microbatches to be at least 1'),
   ({'reward__optim__learning_rate': 0.0}, 'positive'),

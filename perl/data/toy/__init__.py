@@ -3,8 +3,8 @@
 A user orders drinks (size, milk, extra, count), perhaps with a correction; the agent's next turn
 is the call of `add_order_item` with the slots that were mentioned last, or, if the drink or the
 size is missing, the question for it. Demonstrations come from a hurried demonstrator (`people`):
-their mean gold reward is about 0.59, and their mode is often wrong. Preferences and thumbs are
-sampled from the gold reward. Everything follows from `seed`.
+their mean gold reward is about 0.59, and their mode is often wrong. Preferences, thumbs, rankings
+and ratings are sampled from the gold reward. Everything follows from `seed`.
 
 Splits: the first user's turn of a dialogue is its group and decides its split
 (`dialogue.split_of`), so that no order text, and no prefix of a context, is in two splits.
@@ -14,7 +14,15 @@ import json
 import random
 
 from perl.data import dialogue
-from perl.data.examples import Demonstration, Document, Labelled, Preference, Prompt
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
 from perl.data.toy import grammar, people
 
 SIZES = {
@@ -22,10 +30,13 @@ SIZES = {
   'demonstration': {'train': 4000, 'dev': 300, 'test': 300},
   'preference': {'train': 16000, 'dev': 600, 'test': 600},
   'labelled': {'train': 16000, 'dev': 600, 'test': 600},
+  'ranked': {'train': 8000, 'dev': 300, 'test': 300},
+  'rated': {'train': 16000, 'dev': 600, 'test': 600},
   'prompt': {'train': 4000, 'dev': 300, 'test': 300},
 }
 OPTIMUM = 1.  # gold_reward of best_response, for every prompt
-TEMPERATURE = .05  # noise of preferences and thumbs, in units of the gold reward
+TEMPERATURE = .05  # noise of all raters, in units of the gold reward
+RESPONSES = 4  # to the prompt of a ranking
 THRESHOLD = .7  # the gold reward at which thumbs up and down are equally likely
 
 
@@ -134,15 +145,38 @@ def _demonstration(rng: random.Random, scene: list[dict], group: str) -> Demonst
   return Demonstration(prompt, grammar.render(context, people.demonstrate(rng, mentions))[1], group)
 
 
-def _preference(rng: random.Random, scene: list[dict], group: str) -> Preference:
+def _candidates(rng: random.Random, scene: list[dict], count: int) -> tuple[str, list[str]]:
+  """(a prompt, so many different responses to it)."""
   context, prompt, mentions = _situation(rng, scene)
-  first = second = people.candidate(rng, context, mentions)
-  while second == first:
-    second = people.candidate(rng, context, mentions)
+  found: list[str] = []
+  while len(found) < count:
+    response = people.candidate(rng, context, mentions)
+    found += [response] if response not in found else []
+  return prompt, found
+
+
+def _preference(rng: random.Random, scene: list[dict], group: str) -> Preference:
+  """A pair; its margin is the difference that the rater saw, in units of the gold reward."""
+  prompt, (first, second) = _candidates(rng, scene, 2)
   difference = gold_reward(prompt, first) - gold_reward(prompt, second)
-  if not people.prefers(rng, difference, TEMPERATURE):
+  seen = people.seen(rng, difference, TEMPERATURE)
+  if seen <= 0:
     first, second = second, first
-  return Preference(prompt, first, second, group=group)
+  return Preference(prompt, first, second, abs(seen), group)
+
+
+def _ranked(rng: random.Random, scene: list[dict], group: str) -> Ranked:
+  prompt, responses = _candidates(rng, scene, RESPONSES)
+  golds = [gold_reward(prompt, response) for response in responses]
+  order = people.ranks(rng, golds, TEMPERATURE)
+  return Ranked(prompt, tuple(responses[i] for i in order), group)
+
+
+def _rated(rng: random.Random, scene: list[dict], group: str) -> Rated:
+  """The gold reward as a rater saw it, who gives thumbs up from the threshold on."""
+  prompt, (response,) = _candidates(rng, scene, 1)
+  return Rated(
+    prompt, response, people.seen(rng, gold_reward(prompt, response), TEMPERATURE), group)
 
 
 def _labelled(rng: random.Random, scene: list[dict], group: str) -> Labelled:
@@ -157,4 +191,4 @@ def _prompt(rng: random.Random, scene: list[dict], group: str) -> Prompt:
 
 
 _MAKERS = {'document': _document, 'demonstration': _demonstration, 'preference': _preference,
-           'labelled': _labelled, 'prompt': _prompt}
+           'labelled': _labelled, 'ranked': _ranked, 'rated': _rated, 'prompt': _prompt}

@@ -7,6 +7,7 @@ taking its mode comes near the optimum. What is right is only in the rater's lab
 
 import math
 import random
+from collections.abc import Sequence
 
 from perl.data.toy import grammar
 
@@ -67,10 +68,29 @@ def candidate(rng: random.Random, context: list[dict], mentions: grammar.Mention
   return response
 
 
+def seen(rng: random.Random, gold: float, temperature: float) -> float:
+  """What a rater sees of a gold reward, or of a difference of two: with logistic noise.
+
+  `temperature` > 0 is the noise's scale, in units of the gold reward.
+  """
+  u = rng.random()
+  return gold + temperature * (math.log1p(-u) - math.log(u or 1e-300))
+
+
 def prefers(rng: random.Random, difference: float, temperature: float) -> bool:
   """A Bradley-Terry choice: True with probability sigmoid(difference / temperature).
 
   `difference` is g1 - g2 for a pair of responses (Bradley and Terry, 1952), and g - threshold for
-  a thumb; `temperature` > 0 is the rater's noise, in units of the gold reward.
+  a thumb; the rater takes what is `seen` to be above 0.
   """
-  return rng.random() < 1. / (1. + math.exp(-difference / temperature))
+  return seen(rng, difference, temperature) > 0
+
+
+def ranks(rng: random.Random, golds: Sequence[float], temperature: float) -> list[int]:
+  """A Plackett-Luce ranking (Plackett 1975): which response comes first, which second, ...
+
+  The best of those that are left is i with probability exp(g_i / T) / sum_j exp(g_j / T), so that
+  each pair is in the order of a Bradley-Terry choice. Drawn by sorting g_i / T + Gumbel noise.
+  """
+  noisy = [gold / temperature - math.log(-math.log(rng.random() or 1e-300)) for gold in golds]
+  return sorted(range(len(golds)), key=noisy.__getitem__, reverse=True)

@@ -1,0 +1,65 @@
+"""Fields of the user's rows, as their layouts have them; errors name the field and the line."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+ROLES = {'user': 'user', 'system': 'user', 'assistant': 'agent', 'agent': 'agent', 'tool': 'api'}
+"""Whose turn a message is, by its role."""
+
+
+def text(row: dict[str, Any], name: str, where: str) -> str:
+  """A field that is a string."""
+  if not isinstance(row.get(name), str):
+    raise ValueError(f'local: expected {name!r} to be a string in {where}; found '
+                     f'{row.get(name)!r:.60}; repair the row')
+  return row[name]
+
+
+def number(row: dict[str, Any], name: str, where: str, allowed: Callable[[float], bool],
+           expected: str) -> float:
+  """A field that is a number of those that are allowed; `expected` says which."""
+  value = row[name]
+  if not isinstance(value, (bool, int, float)) or not allowed(float(value)):
+    raise ValueError(f'local: expected {name!r} to be {expected} in {where}; found {value!r}; '
+                     'repair the row')
+  return float(value)
+
+
+def label(row: dict[str, Any], where: str) -> float:
+  """A thumb."""
+  return number(row, 'label', where, lambda value: value in (0.0, 1.0), '0, 1, false or true')
+
+
+def rating(row: dict[str, Any], where: str) -> float:
+  """A number of any size; true and false are thumbs."""
+  if isinstance(row['rating'], bool):
+    raise ValueError(f"local: expected 'rating' to be a number in {where}; found {row['rating']}; "
+                     "name thumbs 'label'")
+  return number(row, 'rating', where, math.isfinite, 'a finite number')
+
+
+def responses(row: dict[str, Any], where: str, *, least: int) -> dict[str, Any]:
+  """{'responses[0]': the best one, ...}: they are read as any other answer."""
+  found = row['responses']
+  if not isinstance(found, list) or len(found) < least:
+    raise ValueError(f"local: expected 'responses' to be a list of at least {least}, best first, "
+                     f'in {where}; found {found!r:.60}; repair the row')
+  return {f'responses[{i}]': response for i, response in enumerate(found)}
+
+
+def margin(row: dict[str, Any], where: str) -> float:
+  """By how much chosen is better than rejected; 0 where the row does not say."""
+  return number({'margin': 0.0} | row, 'margin', where, lambda value: value >= 0, '>= 0')
+
+
+def messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+  """The messages of a field, as they stand there."""
+  found = row[name]
+  for message in found if isinstance(found, list) else [None]:
+    if (not isinstance(message, dict) or message.get('role') not in ROLES
+        or not isinstance(message.get('content'), str)):
+      raise ValueError(
+        f'local: expected {name!r} to be a list of {{role, content}} with roles '
+        f'{", ".join(ROLES)} in {where}; found {message!r:.60}; repair the row')
+  return found
