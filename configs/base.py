@@ -4,7 +4,7 @@
 are the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it
 needs.
 Another source is named in short: Lee = arXiv 2309.00267, Dettmers = arXiv 2305.14314 (QLoRA), those
-of methods in configs/methods.py, which holds their fields.
+of methods in configs/methods.py and configs/preference.py, which hold their fields.
 """
 
 from typing import Any
@@ -12,12 +12,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import methods
+from configs import preference as preferences
 from configs.fields import ConfigError, Field, nest
 
-STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
-"""Every stage of a pipeline, in the order in which each needs those before it."""
+STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'preference', 'rl', 'evaluate')
+"""Every stage that a pipeline may have, in the order in which each needs those before it."""
 
-TRAINED = ('pretrain', 'sft', 'reward', 'rl')
+PERL = tuple(stage for stage in STAGES if stage != 'preference')
+"""The paper's pipeline; preference optimisation does without reward model and RL."""
+
+TRAINED = ('pretrain', 'sft', 'reward', 'preference', 'rl')
 """The stages that have steps and an optimizer."""
 
 
@@ -50,7 +54,8 @@ def _training(
   return {
     f'{stage}.steps': Field(steps, 'Updates of the parameters.', 'steps', source, low=1),
     f'{stage}.batch_size': Field(batch_size, 'Examples an update, over all devices (pairs for a '
-                                 'pairwise reward, episodes for rl).', 'examples', source, low=1),
+                                 'pairwise reward or preference, episodes for rl).', 'examples',
+                                 source, low=1),
     f'{stage}.microbatches': Field(1, 'Parts in which a batch passes through memory; divides '
                                    'batch_size and changes no result.', low=1),
     f'{stage}.evaluate_every_steps': Field(100, 'Evaluation on the dev split; 0 only at the end.',
@@ -81,7 +86,7 @@ _PACKED = Field(False, 'Examples lie one after another in rows of the longest le
 FIELDS: dict[str, Field] = {
   'seed': Field(0, 'Seed of every initialisation, shuffle, dropout and sample.', low=0),
   'name': Field('base', 'Name of the experiment in reports and tables.', identity=False),
-  'stages': Field(STAGES, 'Stages of the pipeline, in order.', identity=False),
+  'stages': Field(PERL, 'Stages of the pipeline, in order.', identity=False),
 
   'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py; without '
                       'effect where model.checkpoint is set.'),
@@ -163,8 +168,8 @@ FIELDS: dict[str, Field] = {
                          'base itself (an instruct model).', 'path'),
   'inputs.reward': Field('', 'Folder of a finished reward stage, or of a reward model in PEFT\'s '
                          'format where the anchor is the base; \'\' is the sibling.', 'path'),
-  'inputs.policy': Field('', 'Folder of a finished rl stage, or of a LoRA in PEFT\'s format where '
-                         'the anchor is the base; \'\' is the sibling.', 'path'),
+  'inputs.policy': Field('', 'Folder of a finished rl or preference stage, or of a LoRA in PEFT\'s '
+                         'format where the anchor is the base; \'\' is the sibling of rl.', 'path'),
 
   **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
   'pretrain.packed': _PACKED,
@@ -198,6 +203,10 @@ FIELDS: dict[str, Field] = {
   'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
                        'accuracy, or AUC of thumbs) or the last.', source='PERL',
                        choices=('best', 'last')),
+
+  **_adapting('preference', 'the policy', steps=1000, batch_size=64, learning_rate=5e-5,
+              source='ours'),
+  **preferences.FIELDS,
 
   **_adapting('rl', 'the policy', steps=1000, batch_size=128, learning_rate=1e-5,
               source='PERL A.3'),
@@ -265,7 +274,8 @@ def get_config() -> ConfigDict:
 
 
 def use_method(
-  config: ConfigDict, peft: str, *, sft: float, reward: float, rl: float, value: float
+  config: ConfigDict, peft: str, *, sft: float, reward: float, rl: float, value: float,
+  preference: float | None = None,
 ) -> None:
   """Sets the PEFT method with its learning rates, which differ by method (PERL A.3: x10 to x20).
 
@@ -273,11 +283,13 @@ def use_method(
     config: changed in place.
     peft: peft.name; 'full' trains every projection.
     sft, reward, rl, value: peak learning rate of that stage; value is the critic's.
+    preference: that of the stage preference; None takes rl's.
 
   Raises:
     ConfigError: a learning rate is not positive.
   """
-  rates = {'sft': sft, 'reward': reward, 'rl': rl}
+  preference = rl if preference is None else preference
+  rates = {'sft': sft, 'reward': reward, 'preference': preference, 'rl': rl}
   for stage, rate in {**rates, 'value': value}.items():
     if rate <= 0:
       raise ConfigError(f'expected a positive learning rate for {stage}, found {rate}; raise it')

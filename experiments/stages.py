@@ -24,6 +24,7 @@ INPUTS = {
   'pretrain': ('tokenizer',),
   'sft': ('tokenizer', 'base'),
   'reward': ('tokenizer', 'base', 'anchor'),
+  'preference': ('tokenizer', 'base', 'anchor'),
   'rl': ('tokenizer', 'base', 'anchor', 'reward'),
   'evaluate': ('tokenizer', 'base', 'anchor', 'reward', 'policy'),
 }
@@ -33,6 +34,7 @@ SECTIONS = {
   'pretrain': ('seed', 'model', 'data', 'pretrain'),
   'sft': ('seed', 'model', 'data', 'peft', 'sft'),
   'reward': ('seed', 'model', 'data', 'peft', 'reward'),
+  'preference': ('seed', 'model', 'data', 'peft', 'preference'),
   'rl': ('seed', 'model', 'data', 'peft', 'rl'),
   'evaluate': ('seed', 'model', 'data', 'peft', 'reward', 'rl', 'evaluate'),
 }

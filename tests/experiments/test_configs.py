@@ -69,7 +69,8 @@ def test_headers_show_the_command_the_result_and_every_argument(name):
 
 
 def test_every_config_file_is_tested_here():
-  helpers = {'__init__', 'base', 'fields', 'arguments', 'validate', 'rates', 'methods'}
+  helpers = {
+    '__init__', 'base', 'fields', 'arguments', 'validate', 'rates', 'methods', 'preference'}
   assert {path.stem for path in CONFIGS.glob('*.py')} - helpers == set(EXPERIMENTS)
 
 
