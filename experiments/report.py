@@ -11,6 +11,7 @@ import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
+from configs.base import PERL
 from experiments import curves, dialogues, runs
 from experiments.style import STYLE
 
@@ -161,7 +162,7 @@ def _header(name: str, config: dict, found: dict[str, dict]) -> str:
     config.get('data', {}).get('name'), f"{config.get('model', {}).get('size', '')} model".strip(),
     config.get('peft', {}).get('name'),
     f"seed {config['seed']}" if 'seed' in config else None,
-    f'{len(found)} of {len({*config.get("stages", runs.STAGES), *found})} stages finished',
+    f'{len(found)} of {len({*config.get("stages", PERL), *found})} stages finished',
   ]
   line = ' · '.join(html.escape(str(fact)) for fact in facts if fact and fact != 'model')
   return f'<header><h1>{html.escape(name)}</h1><p>{line}</p></header>'

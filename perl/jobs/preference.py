@@ -89,10 +89,13 @@ def examples(setting: settings.Setting, method: Any, split: str) -> list[Example
   """Pairs, or thumbs for a method that wants them: both sides of pairs where there are none."""
   try:
     return setting.examples(split, method.examples)
-  except ValueError:
-    if method.examples == 'preference':
+  except ValueError as lacking:
+    if method.examples != 'labelled':
       raise
-  pairs = setting.examples(split, 'preference')
+    try:
+      pairs = setting.examples(split, 'preference')
+    except ValueError:
+      raise lacking from None  # what is wrong with the thumbs, not with pairs that nobody has
   return [
     Labelled(pair.prompt, said, label, pair.group, pair.meta)
     for pair in pairs for said, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))]

@@ -1,12 +1,24 @@
 """The config: every field documented, the experiment files valid, wrong values refused."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
-from configs import arguments, base, coffee, coffee_methods, demo, fields, ticketing, validate
+from configs import (
+  arguments,
+  base,
+  coffee,
+  coffee_methods,
+  demo,
+  fields,
+  preference,
+  ticketing,
+  validate,
+)
 from configs.fields import ConfigError
 from perl.objectives import regularizers
+from perl.rl import preference as methods
 
 EXPERIMENTS = {
   'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo, 'ticketing': ticketing}
@@ -28,6 +40,13 @@ def test_names_that_mean_a_quantity_have_a_unit():
 
 def test_regularizers_are_those_of_the_objectives():
   assert base.FIELDS['rl.regularizer'].choices == tuple(regularizers.SAMPLED)
+
+
+def test_options_of_preference_methods_are_their_fields():
+  names = validate.names_in('rl/preference', 'Method')
+  options = {f'preference.{name}.{option.name}' for name in names
+             for option in dataclasses.fields(methods.find(name))}
+  assert options == {path for path in preference.FIELDS if path.count('.') == 2}
 
 
 def test_every_default_obeys_its_own_bounds():
