@@ -2,6 +2,9 @@
 
     make demo
     python -m experiments.launch --config=configs/demo.py --workdir=runs/demo
+    python -m experiments.launch --config=configs/demo.py --workdir=runs/demo --job=preference
+
+The second command learns from the preferences themselves (DPO), over the same SFT anchor.
 
 Aim, on 2 cores: at most 5 minutes; the gold reward of the policy ends at least half-way from
 the SFT anchor to the optimum. What was measured: experiments/results/demo.json.
