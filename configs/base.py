@@ -4,7 +4,8 @@
 are the paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it
 needs.
 Another source is named in short: Lee = arXiv 2309.00267, Dettmers = arXiv 2305.14314 (QLoRA), those
-of methods and algorithms in configs/methods.py and algorithms.py, which hold their fields.
+of methods, algorithms, preferences and reward models in the files of that name, which hold their
+fields.
 """
 
 from typing import Any
@@ -12,12 +13,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import algorithms, methods
+from configs import preference as preferences
+from configs import reward as rewards
 from configs.fields import ConfigError, Field, default, nest
 
-STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
-"""Every stage of a pipeline, in the order in which each needs those before it."""
+STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'preference', 'rl', 'evaluate')
+"""Every stage that a pipeline may have, in the order in which each needs those before it."""
 
-TRAINED = ('pretrain', 'sft', 'reward', 'rl')
+PERL = tuple(stage for stage in STAGES if stage != 'preference')
+"""The paper's pipeline; preference optimisation does without reward model and RL."""
+
+TRAINED = ('pretrain', 'sft', 'reward', 'preference', 'rl')
 """The stages that have steps and an optimizer."""
 
 
@@ -50,7 +56,7 @@ def _training(
   return {
     f'{stage}.steps': Field(steps, 'Updates of the parameters.', 'steps', source, low=1),
     f'{stage}.batch_size': Field(batch_size, 'Examples an update, over all devices (pairs or '
-                                 'rankings for such a reward, episodes for rl).', 'examples',
+                                 'rankings for what learns from them, episodes for rl).', 'examples',
                                  source, low=1),
     f'{stage}.microbatches': Field(1, 'Parts in which a batch passes through memory; divides '
                                    'batch_size and changes no result.', low=1),
@@ -82,7 +88,7 @@ _PACKED = Field(False, 'Examples lie one after another in rows of the longest le
 FIELDS: dict[str, Field] = {
   'seed': Field(0, 'Seed of every initialisation, shuffle, dropout and sample.', low=0),
   'name': Field('base', 'Name of the experiment in reports and tables.', identity=False),
-  'stages': Field(STAGES, 'Stages of the pipeline, in order.', identity=False),
+  'stages': Field(PERL, 'Stages of the pipeline, in order.', identity=False),
 
   'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py; without '
                       'effect where model.checkpoint is set.'),
@@ -164,8 +170,8 @@ FIELDS: dict[str, Field] = {
                          'base itself (an instruct model).', 'path'),
   'inputs.reward': Field('', 'Folder of a finished reward stage, or of a reward model in PEFT\'s '
                          'format where the anchor is the base; \'\' is the sibling.', 'path'),
-  'inputs.policy': Field('', 'Folder of a finished rl stage, or of a LoRA in PEFT\'s format where '
-                         'the anchor is the base; \'\' is the sibling.', 'path'),
+  'inputs.policy': Field('', 'Folder of a finished rl or preference stage, or of a LoRA in PEFT\'s '
+                         'format where the anchor is the base; \'\' is the sibling of rl.', 'path'),
 
   **_training('pretrain', steps=1000, batch_size=32, learning_rate=1e-3, source='ours'),
   'pretrain.packed': _PACKED,
@@ -179,36 +185,11 @@ FIELDS: dict[str, Field] = {
 
   **_adapting('reward', 'the reward model', steps=5000, batch_size=128, learning_rate=1e-4,
               source='PERL A.3'),
-  'reward.kind': Field('pairwise', 'Loss: -log sigmoid(r_w - r_l) of pairs, cross-entropy of '
-                       'thumbs, the mean over all pairs of a ranking (InstructGPT, eq. 1), or '
-                       'squared error of ratings.', source='PERL',
-                       choices=('pairwise', 'pointwise', 'ranking', 'regression')),
-  'reward.responses': Field(4, 'K, most responses to a prompt of a ranking; of more, the best, the '
-                            'worst and some evenly between them.', 'responses',
-                            'Ouyang et al. 2022, 3.5', low=2),
-  'reward.members': Field(1, 'Reward models of an ensemble, stacked over one base and trained in '
-                          'one program on the same batches; they differ by their initialisation.',
-                          'models', 'Coste et al. 2023', low=1),
-  'reward.max_examples': Field(0, 'Examples that are learnt from: the first so many of the train '
-                               'split\'s, shuffled by `seed`; 0 is all.', 'examples', low=0),
-  'reward.margin': Field(False, 'Subtract the pair\'s own margin inside the sigmoid (pairwise).',
-                         source='Llama 2, 3.2.2'),
-  'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise, '
-                         'ranking).', source='Eisenstein et al. 2023', low=0.0),
-  'reward.share_prompt': Field(False, 'The prompt of a pair passes through the model once for both '
-                               'of its responses (pairwise): less work where prompts are long.'),
-  'reward.reads': Field((), 'What the head reads beside the last hidden state: the mean ones of '
-                        'response and prompt, the mean input and output of the first layer over '
-                        'the response, how likely the model finds the response '
-                        '(models.lm.score); not in the paper, whose models are large.',
-                        choices=('mean', 'early', 'likelihood')),
-  'reward.probe': Field(False, 'Start the head from a logistic regression over the anchor.',
-                        source='Kumar et al. 2022'),
-  'reward.probe_c': Field(0.03, 'Inverse strength of the probe\'s L2 penalty, on standardised '
-                          'features; less where the head reads more.', low=1e-6),
-  'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
-                       'accuracy, AUC of thumbs, rank correlation of ratings) or the last.',
-                       source='PERL', choices=('best', 'last')),
+  **rewards.FIELDS,
+
+  **_adapting('preference', 'the policy', steps=1000, batch_size=64, learning_rate=5e-5,
+              source='ours'),
+  **preferences.FIELDS,
 
   **_adapting('rl', 'the policy', steps=1000, batch_size=128, learning_rate=1e-5,
               source='PERL A.3'),
@@ -275,7 +256,8 @@ def get_config() -> ConfigDict:
 
 
 def use_method(
-  config: ConfigDict, peft: str, *, sft: float, reward: float, rl: float, value: float
+  config: ConfigDict, peft: str, *, sft: float, reward: float, rl: float, value: float,
+  preference: float | None = None,
 ) -> None:
   """Sets the PEFT method with its learning rates, which differ by method (PERL A.3: x10 to x20).
 
@@ -283,11 +265,13 @@ def use_method(
     config: changed in place.
     peft: peft.name; 'full' trains every projection.
     sft, reward, rl, value: peak learning rate of that stage; value is the critic's.
+    preference: that of the stage preference; None takes rl's.
 
   Raises:
     ConfigError: a learning rate is not positive.
   """
-  rates = {'sft': sft, 'reward': reward, 'rl': rl}
+  preference = rl if preference is None else preference
+  rates = {'sft': sft, 'reward': reward, 'preference': preference, 'rl': rl}
   for stage, rate in {**rates, 'value': value}.items():
     if rate <= 0:
       raise ConfigError(f'expected a positive learning rate for {stage}, found {rate}; raise it')

@@ -2,6 +2,9 @@
 
     make demo
     python -m experiments.launch --config=configs/demo.py --workdir=runs/demo
+    python -m experiments.launch --config=configs/demo.py --workdir=runs/demo --job=preference
+
+The second command learns from the preferences themselves (DPO), over the same SFT anchor.
 
 Aim, on 2 cores: at most 5 minutes; the gold reward of the policy ends at least half-way from
 the SFT anchor to the optimum. What was measured: experiments/results/demo.json.
@@ -18,8 +21,8 @@ ARGUMENTS = {
   'seed': arguments.Argument(0, 'seed of the run'),
 }
 RATES = {
-  'lora': {'sft': 2e-3, 'reward': 2e-3, 'rl': 1e-3, 'value': 2e-3},
-  'full': {'sft': 5e-4, 'reward': 5e-4, 'rl': 1e-4, 'value': 5e-4},
+  'lora': {'sft': 2e-3, 'reward': 2e-3, 'preference': 1e-3, 'rl': 1e-3, 'value': 2e-3},
+  'full': {'sft': 5e-4, 'reward': 5e-4, 'preference': 1e-4, 'rl': 1e-4, 'value': 5e-4},
 }
 
 
@@ -44,6 +47,10 @@ def get_config(text: str = '') -> ConfigDict:
   config.pretrain.update(steps=300, batch_size=64)
   config.sft.update(steps=100, batch_size=64)
   config.reward.update(steps=300, batch_size=64, kind='pairwise', reads=('likelihood',))
+  config.preference.update(steps=200, batch_size=64)
+  # So small a model leaves the anchor for anything at the papers' 0.1: likelihoods of both fall.
+  for name in ('dpo', 'kto'):
+    config.preference[name].beta = 1.0
   config.rl.update(steps=120, batch_size=64, temperature=1.0, beta=0.05)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=50)

@@ -15,8 +15,9 @@ FIELDS: dict[str, Field] = {
   'peft.alpha': Field(16.0, 'The adapter\'s output is scaled by alpha / r.', source='Hu 4.1',
                       low=0.0),
   'peft.rslora': Field(False, 'Scale by alpha / sqrt(r) instead.', source='Kalajdzievski'),
-  'peft.dropout': Field(0.0, 'Dropout of the adapter\'s input in sft and reward (never in rl); '
-                        'below 1.', 'probability', 'PERL A.3', low=0.0, high=0.999),
+  'peft.dropout': Field(0.0, 'Dropout of the adapter\'s input in sft and reward (never in '
+                        'preference or rl); below 1.', 'probability', 'PERL A.3', low=0.0,
+                        high=0.999),
   'peft.targets': Field(('attn/(q|k|v|o)',), 'Regular expressions over the paths of projections: '
                         'which get an adapter. The paper\'s choice; methods with places of their '
                         'own ignore them.', source='PERL'),

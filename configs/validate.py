@@ -33,7 +33,7 @@ def validate(config: ConfigDict) -> list[str]:
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
   for check in (_stages, _batches, _sampling, _algorithm, _rules, _targets, _mesh, _parts, _folds,
-                _buckets, _reward, _ensemble, _starts, _checkpoint, _quantized):
+                _buckets, _reward, _ensemble, _preferences, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -92,7 +92,7 @@ def names_in(folder: str, defines: str = '') -> tuple[str, ...]:
 def _defines(file: pathlib.Path, name: str) -> bool:
   """Whether a module has that name, as its text says; nothing is imported."""
   text = file.read_text('utf-8') if file.is_file() else ''
-  return re.search(rf'^(def {name}\(|from .*\b{name}\b)', text, re.MULTILINE) is not None
+  return re.search(rf'^(def {name}\(|class {name}\b|from .*\b{name}\b)', text, re.M) is not None
 
 
 def _size(value: str) -> Iterator[str]:
@@ -239,8 +239,26 @@ def _ensemble(config: ConfigDict) -> Iterator[str]:
            'it weighs the variance; set rl.ensemble_penalty=0.0')
 
 
+def _preferences(config: ConfigDict) -> Iterator[str]:
+  section = config.preference
+  if section.method not in names_in('rl/preference', 'Method'):
+    return
+  from perl.rl import preference  # imports jax, as _size does
+
+  method = preference.find(section.method)
+  if method.drift and section.microbatches != 1:
+    yield (f'expected preference.microbatches=1 for preference.method={section.method}, found '
+           f'{section.microbatches}: its drift is of the whole batch; lower preference.batch_size')
+  if method.drift and section.batch_size < 2:
+    yield (f'expected preference.batch_size of at least 2 for preference.method={section.method}, '
+           f'found {section.batch_size}: there must be another prompt; raise it')
+  if section.share_prompt and method.examples != 'preference':
+    yield (f'expected a method of pairs for preference.share_prompt, found {section.method!r}: a '
+           'thumb has one response; set preference.share_prompt=False')
+
+
 def _starts(config: ConfigDict) -> Iterator[str]:
-  for stage in ('sft', 'reward', 'rl'):
+  for stage in base.TRAINED[1:]:
     if config[stage].adapter and config.peft.name != 'lora':
       yield (f'expected peft.name=lora to start {stage} from {config[stage].adapter}, found '
              f'{config.peft.name!r}; set peft.name=lora, or {stage}.adapter=\'\'')
@@ -270,7 +288,7 @@ def _slow_adapters(config: ConfigDict) -> Iterator[str]:
   if config.peft.name in COPIES:
     return
   rates = {f'{s}.optim.learning_rate': config[s].optim.learning_rate
-           for s in ('sft', 'reward', 'rl') if s in config.stages}
+           for s in base.TRAINED[1:] if s in config.stages}
   for path, rate in rates.items():
     if rate < FULL_TUNING_RATE:
       yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '

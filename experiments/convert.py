@@ -128,13 +128,14 @@ def export(stage: str, out: str, form: str, uniform: bool) -> dict:
   if not (folder / 'summary.json').is_file() or not (folder / 'config.json').is_file():
     raise ConfigError(f'expected a finished stage in {stage}, found none; give <workdir>/<stage>')
   config = cli.saved(folder / 'config.json')
-  name = next((s for s in ('rl', 'reward', 'sft') if (folder / 'adapter').is_dir()
+  name = next((s for s in ('rl', 'preference', 'reward', 'sft') if (folder / 'adapter').is_dir()
                and folder.resolve().name == s), None)
   if name is None:
     name = 'pretrain' if (folder / 'base').is_dir() else None
   if name is None:
     raise ConfigError(
-      f'expected a folder called pretrain, sft, reward or rl with that stage, found {stage}')
+      f'expected a folder called pretrain, sft, reward, preference or rl with that stage, found '
+      f'{stage}')
   return exports.export(Setting(config, stage, name), out, form=form, uniform=uniform)
 
 
@@ -273,7 +274,8 @@ def _parser() -> argparse.ArgumentParser:
   one.add_argument('--double', action='store_true', help='quantize the scales too')
   one.add_argument('--out', required=True, help='new folder')
   one = add('export', 'A finished stage for transformers, PEFT and vLLM.')
-  one.add_argument('--stage', required=True, help='its folder: <workdir>/sft, reward, rl, pretrain')
+  one.add_argument('--stage', required=True,
+                   help='its folder: <workdir>/pretrain, sft, reward, preference or rl')
   one.add_argument('--form', default='adapter', choices=('adapter', 'alone', 'merged'),
                    help='adapter over the base, adapter over the anchor, or a whole model')
   one.add_argument('--uniform', action='store_true',

@@ -8,12 +8,15 @@ from experiments.figures import Series, finite, line_chart, smooth
 
 TITLES = {
   'tokenizer': 'Tokenizer', 'pretrain': 'Pretraining', 'sft': 'Supervised fine-tuning',
-  'reward': 'Reward model', 'rl': 'Reinforcement learning',
+  'reward': 'Reward model', 'preference': 'Preference optimisation',
+  'rl': 'Reinforcement learning',
 }
 CHIEF = {
   'pretrain': ('loss', 'grad_norm'),
   'sft': ('loss', 'gold_reward', 'exact_match', 'grad_norm'),
   'reward': ('loss', 'auc', 'pair_accuracy', 'accuracy', 'balanced_accuracy'),
+  'preference': ('loss', 'accuracy', 'margin', 'chosen_logprob', 'rejected_logprob',
+                 'chosen_log_ratio'),
   'rl': ('reward', 'gold_reward', 'kl', 'response_tokens', 'entropy', 'repetition', 'uncertainty'),
 }
 """Shown at once, in this order; all other metrics of a stage are folded away."""
@@ -25,7 +28,8 @@ NAMES = {
 UNITS = {
   'kl': 'nats a response', 'response_tokens': 'tokens', 'step_seconds': 'seconds',
   'loss': 'nats', 'entropy': 'nats a token', 'repetition': 'share of 4-grams, within a response',
-  'uncertainty': 'of the reward model, in its units',
+  'uncertainty': 'of the reward model, in its units', 'chosen_logprob': 'nats a response',
+  'rejected_logprob': 'nats a response', 'chosen_log_ratio': 'nats a response',
 }
 HIDDEN = re.compile(r'(_low|_high)$|^(step|time|finite|examples|groups|degenerate_replicates)$')
 COLOURS = {'train': 0, 'dev': 1, 'test': 2}

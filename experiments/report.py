@@ -11,6 +11,7 @@ import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
+from configs.base import PERL
 from experiments import curves, dialogues, runs
 from experiments.style import STYLE
 
@@ -71,13 +72,17 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 def results(found: dict[str, dict]) -> str:
   """The headline: gold reward from SFT to RL to the optimum, and the reward model's figures."""
-  return _headline(found) + table(_policy_rows(found), ('Policy', 'before RL', 'after RL')) + table(
+  return _headline(found) + table(_policy_rows(found), ('Policy', 'before', 'after')) + table(
     _reward_rows(found), ('Reward model', 'this', 'bag of words', 'majority'))
 
 
 def start_and_end(found: dict[str, dict], name: str) -> tuple[float | None, float | None]:
-  """A policy metric before and after RL: of the test prompts, else of RL's own evaluations."""
-  evaluate, rl, sft = (found.get(stage, {}) for stage in ('evaluate', 'rl', 'sft'))
+  """A policy metric before and after RL: of the test prompts, else of RL's own evaluations.
+
+  Without RL, of preference optimisation.
+  """
+  evaluate, sft = (found.get(stage, {}) for stage in ('evaluate', 'sft'))
+  rl = found.get('rl') or found.get('preference', {})
   for where, before, after in ((evaluate, f'{name}_before', name), (rl, f'{name}_start', name)):
     if is_number(where.get(before)) and is_number(where.get(after)):
       return where[before], where[after]
@@ -100,7 +105,8 @@ def _headline(found: dict[str, dict]) -> str:
   best, kl = optimum(found), start_and_end(found, 'kl')[1]
   if not (is_number(start) and is_number(end)):
     return ''
-  text = f'Gold reward went from <b>{start:.3f}</b> (SFT) to <b>{end:.3f}</b> (RL)'
+  last = 'RL' if 'rl' in found or 'preference' not in found else 'preferences'
+  text = f'Gold reward went from <b>{start:.3f}</b> (SFT) to <b>{end:.3f}</b> ({last})'
   if is_number(best) and best > start:
     share = 100 * (end - start) / (best - start)
     text += f', of an optimum of <b>{best:.3f}</b>: {share:.0f} % of the way'
@@ -156,7 +162,7 @@ def _header(name: str, config: dict, found: dict[str, dict]) -> str:
     config.get('data', {}).get('name'), f"{config.get('model', {}).get('size', '')} model".strip(),
     config.get('peft', {}).get('name'),
     f"seed {config['seed']}" if 'seed' in config else None,
-    f'{len(found)} of {len(runs.STAGES)} stages finished',
+    f'{len(found)} of {len({*config.get("stages", PERL), *found})} stages finished',
   ]
   line = ' · '.join(html.escape(str(fact)) for fact in facts if fact and fact != 'model')
   return f'<header><h1>{html.escape(name)}</h1><p>{line}</p></header>'

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
+STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'preference', 'rl', 'evaluate')
 
 
 def read_json(path: pathlib.Path, default: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from configs.base import TRAINED
 from configs.fields import ConfigError
 from experiments.forecast import flops
 from perl.jobs import programs
@@ -68,7 +69,7 @@ def options(stage: programs.Stage, *, accelerator: bool = True) -> dict[str, str
 
 def full(config: ConfigDict) -> ConfigDict:
   """The config with full tuning, from fresh copies of the base, which is then dense."""
-  starts = {f'{stage}__adapter': '' for stage in ('sft', 'reward', 'rl')}
+  starts = {f'{stage}__adapter': '' for stage in TRAINED[1:]}
   return copy(config, peft__name='full', model__quantize='', rl__layout='shared', **starts)
 
 

@@ -133,8 +133,9 @@ def reference(setting: Setting, base: Base, policy: Tree) -> Tree:
 
   Methods that cannot begin as the base's function have the anchor's own in place of it.
   """
-  if setting.config.rl.adapter or getattr(
-      adapters.find(setting.config.peft.name), 'IDENTITY', True):
+  config = setting.config
+  started = config[setting.stage].get('adapter', config.rl.adapter)
+  if started or getattr(adapters.find(config.peft.name), 'IDENTITY', True):
     return jax.tree.map(jnp.copy, policy)
   return place_adapter(_over(base, {}), base.params, setting)
 

@@ -1,7 +1,7 @@
 """What a finished stage leaves, for others: PEFT's adapter over the base, or a whole merged model.
 
-Adapters of reward and rl lie over the anchor, which is the base with the SFT adapter merged in.
-Over the base itself they are both LoRA at once, of the summed rank.
+Adapters of reward, preference and rl lie over the anchor, which is the base with the SFT adapter
+merged in. Over the base itself they are both LoRA at once, of the summed rank.
 """
 
 import os
@@ -25,7 +25,7 @@ def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: boo
   """Writes the result of a finished stage.
 
   Args:
-    setting: of the stage (pretrain, sft, reward or rl).
+    setting: of the stage (pretrain, sft, reward, preference or rl).
     folder: new or empty.
     form: 'adapter', over the checkpoint or pretrained base; 'alone', over the anchor (export the
       sft stage merged to have it); 'merged', a model of its own.

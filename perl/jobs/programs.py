@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from perl.jobs import artefacts, language, reward, rl, scoring
+from perl.jobs import artefacts, language, preference, reward, rl, scoring
 from perl.jobs.collect import ASIDE, Step
 from perl.jobs.plan import Plan, placed, spread
 from perl.peft import adapters
 from perl.rl import controllers
+from perl.rl.preference.learning import Frozen
 from perl.train import sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree
 
-STAGES = ('pretrain', 'sft', 'reward', 'rl')
+STAGES = ('pretrain', 'sft', 'reward', 'preference', 'rl')
 """The stages that have programs worth a forecast, in the order of a pipeline."""
 
 
@@ -65,7 +66,8 @@ def stage(config: ConfigDict, name: str) -> Stage:
   Raises:
     ValueError: no such stage; what the jobs themselves refuse of mesh, size, batch or adapter.
   """
-  makers = {'pretrain': _pretrain, 'sft': _sft, 'reward': _reward, 'rl': _rl}
+  makers = {'pretrain': _pretrain, 'sft': _sft, 'reward': _reward,
+            'preference': _preference, 'rl': _rl}
   _check(name)
   return makers[name](Plan(config, '', name))
 
@@ -94,7 +96,8 @@ def _check(name: str) -> None:
 def _learns(plan: Plan) -> tuple[Tree, Any]:
   """(the adapter that the stage trains, in rl those that it trains by role; their optimizer)."""
   if plan.stage != 'rl':
-    make = {'pretrain': _full_copy, 'sft': _sft_adapter, 'reward': reward._new_adapter}[plan.stage]
+    make = {'pretrain': _full_copy, 'sft': _sft_adapter, 'reward': reward._new_adapter,
+            'preference': preference.new_adapter}[plan.stage]
     return plan.adapter(make), plan.optimizer()
   learning = {
     role: plan.adapter(lambda plan, base, role=role: _fresh(plan, base, role))
@@ -146,6 +149,19 @@ def _reward(plan: Plan) -> Stage:
   state, places = plan.first_state(adapter, tx)
   step = reward._make_step(plan, plan.anchor, tx, places)
   return _updating(plan, state, step, plan.batch(scoring.example_kind(plan)))
+
+
+def _preference(plan: Plan) -> Stage:
+  adapter, tx = _learns(plan)
+  state, places = plan.first_state(adapter, tx)
+  anchor, method, frozen = plan.anchor, preference.make_method(plan), {}
+  if method.reference:
+    frozen['reference'] = plan.adapter(
+      lambda plan, base: artefacts.reference(plan, base, preference.new_adapter(plan, base)))
+  step, batch = preference.make_step(plan, anchor, method, tx, places), plan.batch(method.examples)
+  fixed = Frozen(anchor.params, frozen.get('reference'))
+  update = Program(step, (state, fixed, batch), batch)
+  return Stage(anchor.model, anchor.params, state, frozen, batch, {'update': update})
 
 
 def _rl(plan: Plan) -> Stage:

@@ -68,7 +68,7 @@ class Setting:
   @property
   def key(self) -> jax.Array:
     """The run's PRNG key, by stage; made anew each time, for a state that holds it is donated."""
-    stages = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate', 'best_of_n')
+    stages = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate', 'best_of_n', 'preference')
     return jax.random.fold_in(jax.random.key(self.config.seed), stages.index(self.stage))
 
   @property

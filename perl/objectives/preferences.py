@@ -12,6 +12,8 @@ is what most of them push up. Where a method averages over tokens, it is given m
 import jax
 import jax.numpy as jnp
 
+from perl.types import Mean
+
 
 def margin(
   chosen: jax.Array, rejected: jax.Array, reference_chosen: jax.Array | float = 0.0,
@@ -82,13 +84,14 @@ def kto(
   return label * up + (1.0 - label) * down
 
 
-def kto_drift(log_ratio: jax.Array) -> jax.Array:
+def kto_drift(log_ratio: jax.Array, weight: jax.Array | None = None) -> jax.Array:
   """z, f32[]: max(0, the mean log-ratio of responses to *other* prompts).
 
   Args:
     log_ratio: f32[B], of each prompt with another one's response.
+    weight: f32[B], 0 for rows that do not count; None counts all.
   """
-  return jnp.maximum(jax.lax.stop_gradient(log_ratio).mean(), 0.0)
+  return jnp.maximum(Mean.of(jax.lax.stop_gradient(log_ratio), weight).value(), 0.0)
 
 
 def orpo(chosen: jax.Array, rejected: jax.Array, *, beta: float) -> jax.Array:

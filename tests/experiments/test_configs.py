@@ -1,5 +1,6 @@
 """The config: every field documented, the experiment files valid, wrong values refused."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -12,6 +13,7 @@ from configs import (
   demo,
   fields,
   overoptimisation,
+  preference,
   ticketing,
   validate,
 )
@@ -19,6 +21,7 @@ from configs.fields import ConfigError
 from perl.jobs import judging, scoring
 from perl.jobs import reward as reward_job
 from perl.objectives import regularizers
+from perl.rl import preference as methods
 from perl.rl import reward_model
 
 EXPERIMENTS = {
@@ -52,8 +55,18 @@ def test_kinds_of_reward_and_of_ensemble_are_those_of_the_jobs():
   assert base.FIELDS['rl.ensemble'].choices == reward_model.ENSEMBLES
 
 
+def test_options_of_preference_methods_are_their_fields():
+  names = validate.names_in('rl/preference', 'Method')
+  options = {f'preference.{name}.{option.name}' for name in names
+             for option in dataclasses.fields(methods.find(name))}
+  assert options == {path for path in preference.FIELDS if path.count('.') == 2}
+
+
 def test_every_default_obeys_its_own_bounds():
   for path, field in base.FIELDS.items():
+    if field.default is None:  # somebody else's value, of that type
+      assert field.kind is not None, path
+      continue
     values = field.default if isinstance(field.default, tuple) else (field.default,)
     assert not field.choices or set(values) <= set(field.choices), path
     assert field.low is None or field.default >= field.low, path
@@ -91,7 +104,8 @@ def test_headers_show_the_command_the_result_and_every_argument(name):
 
 
 def test_every_config_file_is_tested_here():
-  helpers = {'__init__', 'base', 'fields', 'arguments', 'validate', 'rates', 'methods'}
+  helpers = {
+    '__init__', 'base', 'fields', 'arguments', 'validate', 'rates', 'methods', 'preference'}
   assert {path.stem for path in CONFIGS.glob('*.py')} - helpers == set(EXPERIMENTS)
 
 

@@ -217,5 +217,5 @@ def test_a_stage_needs_finished_inputs(tmp_path):
 
 def test_keys_differ_by_stage_and_seed():
   keys = [settings.Setting(run.config(seed=seed), '', stage).key
-          for stage in STAGES for seed in (0, 1)]
+          for stage in (*STAGES, 'preference') for seed in (0, 1)]
   assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
