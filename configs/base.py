@@ -56,8 +56,8 @@ def _training(
   return {
     f'{stage}.steps': Field(steps, 'Updates of the parameters.', 'steps', source, low=1),
     f'{stage}.batch_size': Field(batch_size, 'Examples an update, over all devices (pairs or '
-                                 'rankings for what learns from them, episodes for rl).', 'examples',
-                                 source, low=1),
+                                 'rankings for what learns from them, episodes for rl).',
+                                 'examples', source, low=1),
     f'{stage}.microbatches': Field(1, 'Parts in which a batch passes through memory; divides '
                                    'batch_size and changes no result.', low=1),
     f'{stage}.evaluate_every_steps': Field(100, 'Evaluation on the dev split; 0 only at the end.',

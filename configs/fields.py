@@ -59,6 +59,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f'; did you mean {near[0]!r}?' if near else ''
 
 
+def pick(value: Any, names: list[str]) -> str:
+  """`nearest`, or an invitation to choose."""
+  return nearest(str(value), names) or '; choose one'
+
+
 def flatten(tree: Mapping | ConfigDict, prefix: str = '') -> dict[str, Any]:
   """{'peft': {'rank': 8}} -> {'peft.rank': 8}."""
   out = {}

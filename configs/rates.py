@@ -9,7 +9,7 @@ trains, and the closer to 1 or 0 they stay, the larger a rate it bears.
 
 from collections.abc import Mapping
 
-from configs import arguments, validate
+from configs import arguments, files, validate
 
 FACTORS = {
   'adalora': 12.0, 'bitfit': 4.0, 'dora': 1.0, 'full': 1.0, 'houlsby': 1.0, 'ia3': 10.0,
@@ -19,7 +19,7 @@ FACTORS = {
 }
 """Of LoRA's rates; of full tuning's for validate.COPIES."""
 
-ARGUMENT = arguments.Argument('lora', 'what is trained', validate.names_in('peft', 'parameters'))
+ARGUMENT = arguments.Argument('lora', 'what is trained', files.names_in('peft', 'parameters'))
 """The argument `peft` of a config file."""
 
 

@@ -2,16 +2,15 @@
 
 import importlib
 import importlib.util
-import math
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
-from configs.fields import ConfigError, Field, flatten, nearest
+from configs import base, objectives
+from configs.fields import ConfigError, Field, flatten, nearest, pick
+from configs.files import names_in
 
 COPIES = ('full', 'topk')
 """Methods that train copies of kernels: at full tuning's rates, and over no quantized base."""
@@ -32,8 +31,8 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)
   ]
-  for check in (_stages, _batches, _sampling, _algorithm, _rules, _targets, _mesh, _parts, _folds,
-                _buckets, _reward, _ensemble, _preferences, _starts, _checkpoint, _quantized):
+  for check in (_stages, _batches, _sampling, *objectives.CHECKS, _targets, _mesh, _parts, _folds,
+                _buckets, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -52,7 +51,7 @@ def _value(path: str, value: Any) -> Iterator[str]:
   for one in value if isinstance(value, (tuple, list)) else [value]:
     if field.choices and one not in field.choices:
       names = [str(choice) for choice in field.choices]
-      yield f'expected {path} to be one of {", ".join(names)}, found {one!r}{_pick(one, names)}'
+      yield f'expected {path} to be one of {", ".join(names)}, found {one!r}{pick(one, names)}'
     if field.folder:
       yield from _file(path, one, field)
   if path == 'model.size':
@@ -63,36 +62,12 @@ def _value(path: str, value: Any) -> Iterator[str]:
     yield f'expected {path} to be at most {field.high}, found {value}; lower it'
 
 
-def _pick(value: Any, names: list[str]) -> str:
-  return nearest(str(value), names) or '; choose one'
-
-
-def package() -> pathlib.Path:
-  """The folder of the package perl, found without importing it."""
-  return pathlib.Path(importlib.util.find_spec('perl').submodule_search_locations[0])
-
-
 def _file(path: str, value: str, field: Field) -> Iterator[str]:
   """Names resolve by file: perl/<folder>/<value>.py, or a package of that name."""
   names = list(names_in(field.folder, field.defines))
   if value not in names:
     yield (f'expected {path} to name a file of perl/{field.folder}, found {value!r}'
-           f'{_pick(value, names)}')
-
-
-def names_in(folder: str, defines: str = '') -> tuple[str, ...]:
-  """The modules of perl/<folder>, or those that define or import a name."""
-  return tuple(sorted(
-    p.stem for p in (package() / folder).glob('*')
-    if p.stem != '__init__' and (p.suffix == '.py' or (p / '__init__.py').exists())
-    and (not defines or _defines(p, defines))
-  ))
-
-
-def _defines(file: pathlib.Path, name: str) -> bool:
-  """Whether a module has that name, as its text says; nothing is imported."""
-  text = file.read_text('utf-8') if file.is_file() else ''
-  return re.search(rf'^(def {name}\(|class {name}\b|from .*\b{name}\b)', text, re.M) is not None
+           f'{pick(value, names)}')
 
 
 def _size(value: str) -> Iterator[str]:
@@ -100,7 +75,7 @@ def _size(value: str) -> Iterator[str]:
 
   if value not in SIZES:
     yield (f'expected model.size to be one of {", ".join(SIZES)}, found {value!r}'
-           f'{_pick(value, list(SIZES))}')
+           f'{pick(value, list(SIZES))}')
 
 
 def _stages(config: ConfigDict) -> Iterator[str]:
@@ -108,7 +83,7 @@ def _stages(config: ConfigDict) -> Iterator[str]:
   unknown = [s for s in stages if s not in base.STAGES]
   for stage in unknown:
     yield (f'expected stages among {", ".join(base.STAGES)}, found {stage!r}'
-           f'{_pick(stage, list(base.STAGES))}; as a flag: --config.stages="(\'sft\', \'reward\')"')
+           f'{pick(stage, list(base.STAGES))}; as a flag: --config.stages="(\'sft\', \'reward\')"')
   ordered = [s for s in base.STAGES if s in stages]
   if not unknown and stages != ordered:
     yield f'expected each stage once, in order, found {stages}; write {tuple(ordered)}'
@@ -132,34 +107,6 @@ def _sampling(config: ConfigDict) -> Iterator[str]:
     yield (f'expected rl.top_k=0 and rl.top_p=1, found {config.rl.top_k} and {config.rl.top_p}; '
            'log-probs of training are of the whole distribution, so sample from it; '
            'rl.temperature applies to both')
-
-
-def _algorithm(config: ConfigDict) -> Iterator[str]:
-  if config.rl.algorithm not in names_in('rl', 'policy_loss'):
-    return  # said of the field itself
-  from perl.rl import options  # imports jax, as _size does
-
-  rl = options.resolve(config.rl.algorithm, config.rl.to_dict())
-  yield from options.problems(rl)
-  parts = [rl[name] for name in ('samples', 'minibatches', 'microbatches')]
-  if min(parts) > 0 and rl['batch_size'] % math.prod(parts):
-    yield (f'expected rl.samples times rl.minibatches times rl.microbatches to divide '
-           f'rl.batch_size, found {parts[0]}, {parts[1]}, {parts[2]} and {rl["batch_size"]}; '
-           'change one')
-
-
-def _rules(config: ConfigDict) -> Iterator[str]:
-  known = names_in('rl/rules')
-  for name in config.rl.rules:
-    if name not in known and ':' not in name:
-      yield (f"expected rl.rules to name files of perl/rl/rules or 'module:function', found "
-             f'{name!r}{_pick(name, list(known))}')
-  if config.rl.rule_weights and len(config.rl.rule_weights) != len(config.rl.rules):
-    yield (f'expected a weight for each of rl.rules, found {len(config.rl.rule_weights)} for '
-           f'{len(config.rl.rules)}; set rl.rule_weights')
-  if not config.rl.reward_weight and not config.rl.rules:
-    yield ('expected a reward model or rules, found rl.reward_weight=0 and no rl.rules: nothing '
-           'would be rewarded; set either')
 
 
 def _targets(config: ConfigDict) -> Iterator[str]:
@@ -187,7 +134,7 @@ def _parts(config: ConfigDict) -> Iterator[str]:
   for part in config.data.parts:
     if part not in known:
       yield (f'expected data.parts among {", ".join(known) or "none"} for data.name='
-             f'{config.data.name}, found {part!r}{_pick(part, list(known)) if known else ""}')
+             f'{config.data.name}, found {part!r}{pick(part, list(known)) if known else ""}')
 
 
 def _folds(config: ConfigDict) -> Iterator[str]:
@@ -208,53 +155,6 @@ def _buckets(config: ConfigDict) -> Iterator[str]:
   if lengths and config.data.auto_buckets:
     yield (f'expected data.buckets or data.auto_buckets, found both, {tuple(lengths)} and '
            f'{config.data.auto_buckets}; set data.auto_buckets=0 or data.buckets=()')
-
-
-def _reward(config: ConfigDict) -> Iterator[str]:
-  reward = config.reward
-  kinds = {
-    'share_prompt': (('pairwise',), 'only a pair is laid out so'),
-    'margin': (('pairwise',), 'only pairs have margins'),
-    'centre': (('pairwise', 'ranking'), 'other scores have a zero already'),
-    'probe': (('pairwise', 'pointwise'), 'a logistic regression is of pairs or thumbs'),
-  }
-  for name, (allowed, why) in kinds.items():
-    if reward[name] and reward.kind not in allowed:
-      yield (f'expected reward.kind={" or ".join(allowed)} for reward.{name}, found '
-             f'{reward.kind!r}: {why}; set reward.{name}={type(reward[name])()}')
-  for name in ('probe', 'adapter'):
-    if reward[name] and reward.members > 1:
-      yield (f'expected reward.members=1 for reward.{name}, found {reward.members}: all members '
-             f'would start alike; set reward.{name}={type(reward[name])()!r}')
-
-
-def _ensemble(config: ConfigDict) -> Iterator[str]:
-  rl = config.rl
-  ours = 'reward' in config.stages and 'rl' in config.stages and not config.inputs.reward
-  if rl.ensemble != 'mean' and ours and config.reward.members < 2:
-    yield (f'expected reward.members of at least 2 for rl.ensemble={rl.ensemble}, found '
-           f'{config.reward.members}; set reward.members=4, or rl.ensemble=mean')
-  if rl.ensemble_penalty and rl.ensemble != 'uncertainty':
-    yield (f'expected rl.ensemble=uncertainty for rl.ensemble_penalty, found {rl.ensemble!r}: only '
-           'it weighs the variance; set rl.ensemble_penalty=0.0')
-
-
-def _preferences(config: ConfigDict) -> Iterator[str]:
-  section = config.preference
-  if section.method not in names_in('rl/preference', 'Method'):
-    return
-  from perl.rl import preference  # imports jax, as _size does
-
-  method = preference.find(section.method)
-  if method.drift and section.microbatches != 1:
-    yield (f'expected preference.microbatches=1 for preference.method={section.method}, found '
-           f'{section.microbatches}: its drift is of the whole batch; lower preference.batch_size')
-  if method.drift and section.batch_size < 2:
-    yield (f'expected preference.batch_size of at least 2 for preference.method={section.method}, '
-           f'found {section.batch_size}: there must be another prompt; raise it')
-  if section.share_prompt and method.examples != 'preference':
-    yield (f'expected a method of pairs for preference.share_prompt, found {section.method!r}: a '
-           'thumb has one response; set preference.share_prompt=False')
 
 
 def _starts(config: ConfigDict) -> Iterator[str]:

@@ -135,7 +135,7 @@ def test_every_dataset_is_in_the_readme():
 
 
 def test_every_algorithm_is_in_the_readme_with_its_own_values():
-  from configs.validate import names_in
+  from configs.files import names_in
   from perl.rl import options
 
   section = readme().split('## Algorithms\n')[1].split('\n## ')[0]

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.base import TRAINED
 from configs.fields import ConfigError, flatten
-from configs.validate import names_in
+from configs.files import names_in
 from experiments import runs, sweep
 from experiments.statistics import Estimate, estimate
 

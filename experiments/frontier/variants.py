@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from configs.fields import ConfigError, nearest
-from configs.validate import names_in
+from configs.files import names_in
 
 BASELINES = ('batch_mean', 'leave_one_out', 'moving_average')
 """Of REINFORCE, beside its own, the learnt value."""

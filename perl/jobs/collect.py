@@ -16,7 +16,7 @@ from perl.rl import learner, options, roles
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.rl.rules import Rules
-from perl.train import memory
+from perl.train import loop, memory
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
@@ -62,7 +62,7 @@ class Step:
     """What is answered, in the order of a batch's index."""
     return self.setting.examples('train', 'prompt')
 
-  def stream(self):
+  def stream(self) -> loop.Stream:
     """Batches of prompts, as many as an update may need; with documents beside, where asked."""
     setting, rl = self.setting, self.rl
     rows = setting.rows(self.prompts, 'prompt')

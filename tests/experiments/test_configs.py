@@ -12,6 +12,7 @@ from configs import (
   coffee_methods,
   demo,
   fields,
+  files,
   overoptimisation,
   preference,
   ticketing,
@@ -56,7 +57,7 @@ def test_kinds_of_reward_and_of_ensemble_are_those_of_the_jobs():
 
 
 def test_options_of_preference_methods_are_their_fields():
-  names = validate.names_in('rl/preference', 'Method')
+  names = files.names_in('rl/preference', 'Method')
   options = {f'preference.{name}.{option.name}' for name in names
              for option in dataclasses.fields(methods.find(name))}
   assert options == {path for path in preference.FIELDS if path.count('.') == 2}
@@ -105,7 +106,8 @@ def test_headers_show_the_command_the_result_and_every_argument(name):
 
 def test_every_config_file_is_tested_here():
   helpers = {
-    '__init__', 'base', 'fields', 'arguments', 'validate', 'rates', 'methods', 'preference'}
+    '__init__', 'base', 'fields', 'files', 'arguments', 'validate', 'objectives', 'rates',
+    'methods', 'algorithms', 'preference', 'reward'}
   assert {path.stem for path in CONFIGS.glob('*.py')} - helpers == set(EXPERIMENTS)
 
 

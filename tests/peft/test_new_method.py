@@ -11,7 +11,7 @@ import test_methods as laws
 import tiny
 import toyrun as run
 
-from configs import validate
+from configs import files
 from perl import peft
 from perl.jobs import programs
 from perl.peft import adapters, protocol
@@ -65,12 +65,12 @@ def test_jobs_take_it(example):
 
 def test_a_config_takes_a_file_that_lies_in_the_package(example, tmp_path, monkeypatch):
   package = tmp_path / 'perl'
-  shutil.copytree(validate.package() / 'peft', package / 'peft')
+  shutil.copytree(files.package() / 'peft', package / 'peft')
   (package / 'peft' / 'lora_xs.py').write_text(example)
-  monkeypatch.setattr(validate, 'package', lambda: package)
-  assert 'lora_xs' in validate.names_in('peft', 'parameters')
+  monkeypatch.setattr(files, 'package', lambda: package)
+  assert 'lora_xs' in files.names_in('peft', 'parameters')
   assert not {'adapters', 'protocol', 'interop', 'composition'} & set(
-    validate.names_in('peft', 'parameters'))
+    files.names_in('peft', 'parameters'))
 
 
 def test_it_trains_little(example):

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from table import BETA, GROUPS, REFERENCE, SCORES, THETA, K, V
 
 from configs.algorithms import FIELDS
-from configs.validate import names_in
+from configs.files import names_in
 from perl.rl import options
 from perl.types import Experience
 

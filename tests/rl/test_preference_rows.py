@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import base, validate
+from configs import base, files
 from perl.models import lm
 from perl.objectives import preferences
 from perl.peft import adapters
@@ -26,7 +26,7 @@ B, T, R = 3, 10, 5
 STARTS = np.array([3, 5, 2])
 LENGTHS = {'chosen': np.array([7, 8, 5]), 'rejected': np.array([5, 10, 6])}
 WEIGHT = np.array([1.0, 1.0, 1.0], np.float32)
-METHODS = validate.names_in('rl/preference', 'Method')
+METHODS = files.names_in('rl/preference', 'Method')
 
 
 def method(name, **options):
