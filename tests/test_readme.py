@@ -138,10 +138,9 @@ def test_every_algorithm_is_in_the_readme_with_its_own_values():
   from configs.files import names_in
   from perl.rl import options
 
-  section = readme().split('## Algorithms\n')[1].split('\n## ')[0]
+  section = readme().split('| `rl.algorithm` |')[1].split('\n\n')[0]
   rows = [[cell.strip() for cell in line.strip('|').split('|')]
           for line in section.splitlines() if re.match(r'\| \w+ \|', line)]
-  assert [row[0] for row in rows if row[0] not in names_in('rl', 'policy_loss')] == []
   assert {row[0] for row in rows} == set(names_in('rl', 'policy_loss'))
   in_words = {'aggregation', 'level', 'regularize', 'whiten_advantages'}
   for name, _, _, own, arxiv in rows:
@@ -149,3 +148,15 @@ def test_every_algorithm_is_in_the_readme_with_its_own_values():
     printed = dict(text.split() for text in own.split(', ') if text)
     assert printed == {k: str(v) for k, v in module.OWN.items() if k not in in_words}
     assert arxiv in module.__doc__
+
+
+def test_every_preference_method_is_in_the_readme():
+  from configs.files import names_in
+  from perl.rl import preference
+
+  section = readme().split('| `preference.method` |')[1].split('\n\n')[0]
+  rows = [[cell.strip() for cell in line.strip('|').split('|')]
+          for line in section.splitlines() if re.match(r'\| \w+ \|', line)]
+  assert {row[0] for row in rows} == set(names_in('rl/preference', 'Method'))
+  for name, *_, reference, _ in rows:
+    assert preference.find(name).reference == (reference == 'yes')
