@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from perl.data import taskmaster_coffee
+from perl.data import taskmaster_coffee, toy
 from perl.data.examples import Prompt
 from perl.rl import rules
 
@@ -39,8 +39,17 @@ def each(made, examples, texts):
   return made.each(examples, texts, tokens, mask)
 
 
+def test_gold_is_the_datasets():
+  example = toy.load('test', 'demonstration')[0]
+  said = [example.response, example.response + '?']
+  found = each(made('gold', dataset=toy), [Prompt(example.prompt)] * 2, said)['gold']
+  np.testing.assert_allclose(found, [toy.gold_reward(example.prompt, text) for text in said])
+  with pytest.raises(ValueError, match='a gold_reward for the rule gold, found .*taskmaster_coffee'):
+    each(made('gold'), [Prompt('p')], ['x'])
+
+
 def test_every_rule_has_a_case():
-  assert set(CASES) == {p.stem for p in (HERE.parents[2] / 'perl/rl/rules').glob('[a-z]*.py')}
+  assert {*CASES, 'gold'} == {p.stem for p in (HERE.parents[2] / 'perl/rl/rules').glob('[a-z]*.py')}
 
 
 @pytest.mark.parametrize('name', CASES)
