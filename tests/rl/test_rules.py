@@ -44,7 +44,7 @@ def test_gold_is_the_datasets():
   said = [example.response, example.response + '?']
   found = each(made('gold', dataset=toy), [Prompt(example.prompt)] * 2, said)['gold']
   np.testing.assert_allclose(found, [toy.gold_reward(example.prompt, text) for text in said])
-  with pytest.raises(ValueError, match='a gold_reward for the rule gold, found .*taskmaster_coffee'):
+  with pytest.raises(ValueError, match='a gold_reward for the rule gold, found .*coffee'):
     each(made('gold'), [Prompt('p')], ['x'])
 
 
