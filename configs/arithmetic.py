@@ -10,7 +10,7 @@ from configs import arguments, base, rates, validate
 ARGUMENTS = {
   'algorithm': arguments.Argument(
     'reinforce', 'algorithm of rl', validate.names_in('rl', 'make_loss')),
-  'size': arguments.Argument('tiny', 'shape of the model', ('micro', 'tiny')),
+  'size': arguments.Argument('micro', 'shape of the model', ('micro', 'tiny')),
   'digits': arguments.Argument('two_digits', 'numbers of the problems',
                                ('one_digit', 'two_digits', 'three_digits')),
   'peft': rates.ARGUMENT,
@@ -37,7 +37,7 @@ def get_config(text: str = '') -> ConfigDict:
                      max_response_tokens=24)
   config.peft.update(rank=16, alpha=32.0, targets=('attn/(q|k|v|o)', 'mlp/(gate|up|down)'))
 
-  config.pretrain.update(steps=300, batch_size=64)
+  config.pretrain.update(steps=800, batch_size=64)
   config.sft.update(steps=100, batch_size=64)
   config.rl.update(
     algorithm=given.algorithm, baseline='leave_one_out', rules=('gsm8k',), reward_weight=0.0,

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from perl.data import dialogue, gsm8k, prepared_rows, rows
 from perl.data.examples import Example, check_request
 
-
 OPERATIONS = {'+': operator.add, '-': operator.sub, '*': operator.mul}
 
 
@@ -43,28 +42,16 @@ class Calculation(NamedTuple):
     return f'{self.group}={self.answer}'
 
 
-class Template(NamedTuple):
-  """A problem and its solution, with places for {name}, {things}, {a} and {b}."""
-
-  sign: str
-  question: str
-  solution: str
-
-
-TEMPLATES = (
-  Template('+', '{name} keeps {a} {things} and finds {b} more. How many {things} is that?',
-           '{name} keeps {c} {things}.'),
-  Template('+', 'One crate holds {a} {things}, one {b}. How many {things} do both hold?',
-           'Both hold {c} {things}.'),
-  Template('-', 'Out of {a} {things} {name} loses {b}. How many {things} remain?',
-           'There remain {c} {things}.'),
-  Template('-', '{name} needs {a} {things} but has only {b}. How many {things} are missing?',
-           '{name} misses {c} {things}.'),
-  Template('*', '{name} packs {b} sacks of {a} {things}. How many {things} are packed?',
-           '{name} packs {c} {things}.'),
-  Template('*', 'On each of {b} shelves lie {a} {things}. How many {things} lie there?',
-           'There lie {c} {things}.'),
+QUESTIONS = (
+  ('+', '{name} has {a} {things} and finds {b}. How many {things} is that?'),
+  ('+', 'One crate holds {a} {things}, one {b}. How many {things} do both hold?'),
+  ('-', 'Out of {a} {things} {name} loses {b}. How many {things} remain?'),
+  ('-', '{name} needs {a} {things} but has {b}. How many {things} are missing?'),
+  ('*', '{name} packs {b} sacks of {a} {things}. How many {things} are packed?'),
+  ('*', 'On each of {b} shelves lie {a} {things}. How many {things} lie there?'),
 )
+"""(sign, question) with places for {name}, {things} and the numbers {a} and {b}."""
+
 NAMES = ('Ada', 'Bruno', 'Carla', 'Dmitri', 'Elif', 'Farid')
 THINGS = ('pears', 'nails', 'shells', 'tiles', 'corks', 'plums')
 DRILL = 8  # calculations of a document without words
@@ -104,7 +91,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
   while len(examples) < SIZES[kind][split]:
     number = len(examples)
     drawn = [_calculation(rng, split, digits[number % len(digits)]) for _ in range(DRILL)]
-    row = _drill(drawn) if kind == 'document' and number % 2 else _problem(rng, drawn[0])
+    drills = kind == 'document' and number % 2
+    row = _drill(drawn) if drills else _problem(rng, drawn[0])
     examples += rows.examples(row, kind, f'arithmetic, {split} {number}')
   return examples
 
@@ -125,23 +113,22 @@ def _drill(calculations: Sequence[Calculation]) -> dict[str, Any]:
 
 def _problem(rng: random.Random, calculation: Calculation) -> dict[str, Any]:
   """A row as gsm8k.py has it: messages, group and meta['answer']."""
-  template = rng.choice([one for one in TEMPLATES if one.sign == calculation.sign])
-  words = dict(name=rng.choice(NAMES), things=rng.choice(THINGS), c=calculation,
-               a=calculation.a, b=calculation.b)
-  solution = f'{template.solution.format(**words)}\n#### {calculation.answer}'
-  turns = [prepared_rows.turn('user', template.question.format(**words)),
+  question = rng.choice([text for sign, text in QUESTIONS if sign == calculation.sign])
+  words = dict(name=rng.choice(NAMES), things=rng.choice(THINGS), a=calculation.a, b=calculation.b)
+  solution = f'{calculation} {words["things"]}.\n#### {calculation.answer}'
+  turns = [prepared_rows.turn('user', question.format(**words)),
            prepared_rows.turn('assistant', solution)]
   return {'messages': turns, 'group': calculation.group,
           'meta': {'answer': str(calculation.answer)}}
 
 
 def _pattern(question: str) -> re.Pattern:
-  """What reads the numbers of a template's questions."""
+  """What reads the numbers of a question's questions."""
   words = {'name': r'\w+', 'things': r'\w+', 'a': r'(?P<a>\d+)', 'b': r'(?P<b>\d+)'}
   return re.compile(re.escape(question).replace(r'\{', '{').replace(r'\}', '}').format(**words))
 
 
-_PATTERNS = tuple((_pattern(one.question), one.sign) for one in TEMPLATES)
+_PATTERNS = tuple((_pattern(text), sign) for sign, text in QUESTIONS)
 
 
 def answer_of(prompt: str) -> int | None:
