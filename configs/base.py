@@ -122,18 +122,21 @@ FIELDS: dict[str, Field] = {
                                 'tokens', low=260),
   'tokenizer.lowercase': Field(False, 'The trained BPE drops the case of all text: a small model '
                                'then spends nothing on it.'),
+  'tokenizer.split_digits': Field(False, 'The trained BPE has a token for each digit and none for '
+                                  'several: a small model then learns to calculate sooner.',
+                                  source='Touvron et al. 2023'),
 
   'data.name': Field('toy', 'Dataset: a file of perl/data.', folder='data'),
   'data.also': Field((), 'Other datasets whose documents the tokenizer and pretraining read too: '
                      'files of perl/data.', folder='data'),
   'data.parts': Field((), 'Parts of the dataset that are read (hh_rlhf: its subsets; shp: its '
-                      'subreddits); () is all.'),
+                      'subreddits; arithmetic: digits of its numbers); () is all.'),
   'data.mirror': Field('', 'Folder laid out as the dataset\'s public home; \'\' downloads.', 'path',
                        identity=False),
   'data.data_dir': Field('', 'Folder of local files (local) or of prepared data; \'\' is the '
                          'loader\'s default.', 'path'),
-  'data.seed': Field(0, 'Seed of generated data (toy), apart from `seed` so that runs over seeds '
-                     'share their data.', low=0),
+  'data.seed': Field(0, 'Seed of generated data (toy, arithmetic), apart from `seed` so that runs '
+                     'over seeds share their data.', low=0),
   'data.folds': Field(0, 'Folds of a grouped cross-validation over labelled examples, in place of '
                       'the fixed split; 0 keeps that.', 'folds', low=0),
   'data.fold': Field(0, 'The fold that is the test split, from 0, where data.folds is set.', low=0),

@@ -50,6 +50,13 @@ def from_checkpoint(config: Mapping | ConfigDict, name: str) -> bool:
   return name in ('tokenizer', 'base') and bool(flat['model.checkpoint']) and not made
 
 
+def inputs(config: Mapping | ConfigDict, stage: str) -> tuple[str, ...]:
+  """The inputs that a stage reads: no reward model where rules alone reward."""
+  flat = {path: field.default for path, field in FIELDS.items()} | flatten(config)
+  ruled = stage in ('rl', 'evaluate') and not flat['rl.reward_weight']
+  return tuple(name for name in INPUTS[stage] if not (ruled and name == 'reward'))
+
+
 def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
   """The fields that determine a stage's result: its own, and those of the stages it builds on.
 
@@ -61,7 +68,7 @@ def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
     path: value for path, value in flat.items()
     if path.split('.')[0] in SECTIONS[stage] and (path not in FIELDS or FIELDS[path].identity)
   }
-  for name in INPUTS[stage]:
+  for name in inputs(config, stage):
     own[f'inputs.{name}'] = os.path.normpath(flat[f'inputs.{name}'] or '.')
     if from_checkpoint(config, name):
       own['model.checkpoint'] = os.path.normpath(flat['model.checkpoint'])
@@ -107,7 +114,7 @@ def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Pat
     ConfigError: an input is missing.
   """
   for stage in stages:
-    for name in INPUTS[stage]:
+    for name in inputs(config, stage):
       given, producer = config.inputs[name], PRODUCER[name]
       if from_checkpoint(config, name) or (name, given) == ('anchor', 'base'):
         continue

@@ -19,7 +19,7 @@ from perl.data.examples import Example
 _FOLDER = 'grade_school_math/data'
 _NUMBER = re.compile(r'''
   (?:(?<![\w)])[-−])?                 # a sign, where it is no minus between two terms
-  \$?
+  \\?\$?                              # LaTeX has it as \$
   (?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)''', re.VERBOSE)
 _CALCULATION = re.compile(r'<<[^<>]*>>')
 _BOXED = re.compile(r'\\boxed\s*\{([^{}]*)\}')
@@ -68,7 +68,7 @@ def answer_of(text: str) -> decimal.Decimal | None:
     return None
   # After '####' the number comes first; a text that only mentions numbers ends in its answer.
   number = numbers[0 if '####' in text else -1]
-  return decimal.Decimal(re.sub('[$,]', '', number).replace('−', '-'))
+  return decimal.Decimal(re.sub(r'[\\$,]', '', number).replace('−', '-'))
 
 
 def correct(response: str, answer: str) -> bool:

@@ -186,10 +186,11 @@ def load(path: str | pathlib.Path) -> Tokenizer:
 
 def train_bpe(texts: Iterable[str], vocab_size: int,
               special_tokens: Sequence[str] = dialogue.SPECIAL_TOKENS, *,
-              lowercase: bool = False) -> Tokenizer:
+              lowercase: bool = False, split_digits: bool = False) -> Tokenizer:
   """Trains a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2): every string round-trips.
 
-  With `lowercase` all text but the special tokens loses its case, for good.
+  With `lowercase` all text but the special tokens loses its case, for good. With `split_digits`
+  each digit is a token of its own, as in Llama (Touvron et al. 2023, arXiv 2302.13971, sec. 2.1).
 
   Ids 0, 1, 2 are pad, bos, eos, then come `special_tokens`, the 256 bytes and the merges. A small
   corpus may give fewer merges than asked for; `vocab_size` of the result tells.
@@ -209,7 +210,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
   if lowercase:
     backend.normalizer = normalizers.Lowercase()
   # Words keep their underscores, so that get_menu_items is one piece; GPT-2's pattern splits it.
-  words = tokenizers.Regex(r' ?[\p{L}_]+| ?\p{N}+| ?[^\s\p{L}\p{N}_]+|\s+')
+  # A digit takes no space before it, or it would be another token than within a number.
+  numbers = r'\p{N}' if split_digits else r' ?\p{N}+'
+  words = tokenizers.Regex(rf' ?[\p{{L}}_]+|{numbers}| ?[^\s\p{{L}}\p{{N}}_]+|\s+')
   backend.pre_tokenizer = pre_tokenizers.Sequence([
     pre_tokenizers.Split(words, 'isolated'),
     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -17,7 +17,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     made = tokenizer.load(config.tokenizer.path or config.model.checkpoint)
   else:
     made = tokenizer.train_bpe(
-      texts, config.tokenizer.vocab_size, lowercase=config.tokenizer.lowercase
+      texts, config.tokenizer.vocab_size, lowercase=config.tokenizer.lowercase,
+      split_digits=config.tokenizer.split_digits,
     )
   made.save(workdir)
   sample = texts[:: max(1, len(texts) // 200)]

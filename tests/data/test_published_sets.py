@@ -208,8 +208,8 @@ def test_a_problem_has_its_answer_and_no_calculator(home):
   ('#### 18', '18'), ('a 3\n####  -1,234.50 dollars, not 7', '-1234.50'), ('#### $70,000', '70000'),
   (r'thus \boxed{42}, not 7', '42'), (r'\boxed{1} and \boxed{ \$2.5 }', '2.5'),
   ('Half is 0.5', '0.5'), ('or .5', '.5'), ('is −3.', '-3'), ('10-5', '5'), ('(2)-1', '1'),
-  ('costs -$4', '-4'), ('it is 1,2345', '2345'), ('3, 4', '4'), ('a 7.', '7'), ('none', None),
-  ('#### none, not 3', '3'), ('12####', None), ('', None)])
+  ('costs -$4', '-4'), (r'\boxed{-\$4}', '-4'), ('it is 1,2345', '2345'), ('3, 4', '4'),
+  ('a 7.', '7'), ('none', None), ('#### none, not 3', '3'), ('12####', None), ('', None)])
 def test_the_answer_of_a_text(text, answer):
   found = gsm8k.answer_of(text)
   assert (found is None) == (answer is None)

@@ -1,0 +1,149 @@
+"""Word problems of one calculation in GSM8K's format: embedded, for rewards that can be verified.
+
+A question adds, subtracts or multiplies two numbers; its solution is one line with the calculation
+and a last line '#### n', and gsm8k.py reads and checks that. The texts are our own, none is
+GSM8K's. `data.parts` sets the difficulty, by the digits of the larger number (`PARTS`); the smaller
+one has one digit, so that sums carry and products stay small. Everything follows from `seed`.
+
+Splits: the calculation ('27+5', larger number first) is a problem's group and decides its split
+(`dialogue.split_of`), so that no answer to a test question was ever seen in training.
+"""
+
+import operator
+import random
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from perl.data import dialogue, gsm8k, prepared_rows, rows
+from perl.data.examples import Example, check_request
+
+OPERATIONS = {'+': operator.add, '-': operator.sub, '*': operator.mul}
+
+
+class Calculation(NamedTuple):
+  """'27+5=32'."""
+
+  a: int
+  sign: str
+  b: int
+
+  @property
+  def group(self) -> str:
+    """What is to be calculated."""
+    return f'{self.a}{self.sign}{self.b}'
+
+  @property
+  def answer(self) -> int:
+    """The number behind '='."""
+    return OPERATIONS[self.sign](self.a, self.b)
+
+  def __str__(self) -> str:
+    return f'{self.group}={self.answer}'
+
+
+QUESTIONS = (
+  ('+', '{name} has {a} {things} and finds {b}. How many {things} is that?'),
+  ('+', 'One crate holds {a} {things}, one {b}. How many {things} do both hold?'),
+  ('-', 'Out of {a} {things} {name} loses {b}. How many {things} remain?'),
+  ('-', '{name} needs {a} {things} but has {b}. How many {things} are missing?'),
+  ('*', '{name} packs {b} sacks of {a} {things}. How many {things} are packed?'),
+  ('*', 'On each of {b} shelves lie {a} {things}. How many {things} lie there?'),
+)
+"""(sign, question) with places for {name}, {things} and the numbers {a} and {b}."""
+
+NAMES = ('Ada', 'Bruno', 'Carla', 'Dmitri', 'Elif', 'Farid')
+THINGS = ('pears', 'nails', 'shells', 'tiles', 'corks', 'plums')
+DRILL = 8  # calculations of a document without words
+
+PARTS = {'one_digit': 1, 'two_digits': 2, 'three_digits': 3}
+SIZES = {
+  'document': {'train': 16000, 'dev': 300, 'test': 300},
+  'demonstration': {'train': 8000, 'dev': 300, 'test': 300},
+  'prompt': {'train': 8000, 'dev': 300, 'test': 300},
+}
+OPTIMUM = 1.  # gold_reward of a right response, for every prompt
+
+
+def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: int = 0,
+         parts: Sequence[str] = ()) -> list[Example]:
+  """Generates the examples of one split and kind; meta['answer'] is the right number.
+
+  Args:
+    split: 'train', 'dev' or 'test'.
+    kind: of SIZES.
+    mirror, data_dir: not needed.
+    seed: of the data.
+    parts: of PARTS, in turn; () is all.
+
+  Raises:
+    ValueError: an unknown split, kind or part.
+  """
+  check_request('arithmetic', split, kind)
+  for what, known, asked in (('kind', SIZES, [kind]), ('part', PARTS, parts)):
+    for one in asked:
+      if one not in known:
+        raise ValueError(f'arithmetic: expected a {what} among {", ".join(known)}; found {one!r}; '
+                         'ask for one of these')
+  rng = random.Random(f'arithmetic/{seed}/{split}/{kind}')
+  digits = [PARTS[part] for part in parts or PARTS]
+  examples: list[Example] = []
+  while len(examples) < SIZES[kind][split]:
+    number = len(examples)
+    drawn = [_calculation(rng, split, digits[number % len(digits)]) for _ in range(DRILL)]
+    drills = kind == 'document' and number % 2
+    row = _drill(drawn) if drills else _problem(rng, drawn[0])
+    examples += rows.examples(row, kind, f'arithmetic, {split} {number}')
+  return examples
+
+
+def _calculation(rng: random.Random, split: str, digits: int) -> Calculation:
+  """One of the split."""
+  while True:
+    b, a = sorted((rng.randint(2, 9), rng.randint(max(2, 10 ** (digits - 1)), 10 ** digits - 1)))
+    found = Calculation(a, rng.choice(tuple(OPERATIONS)), b)
+    if dialogue.split_of(found.group) == split:
+      return found
+
+
+def _drill(calculations: Sequence[Calculation]) -> dict[str, Any]:
+  """A row of bare calculations: a document from which a base learns to calculate."""
+  return {'text': ' '.join(map(str, calculations)), 'group': calculations[0].group}
+
+
+def _problem(rng: random.Random, calculation: Calculation) -> dict[str, Any]:
+  """A row as gsm8k.py has it: messages, group and meta['answer']."""
+  question = rng.choice([text for sign, text in QUESTIONS if sign == calculation.sign])
+  words = dict(name=rng.choice(NAMES), things=rng.choice(THINGS), a=calculation.a, b=calculation.b)
+  solution = f'{calculation} {words["things"]}.\n#### {calculation.answer}'
+  turns = [prepared_rows.turn('user', question.format(**words)),
+           prepared_rows.turn('assistant', solution)]
+  return {'messages': turns, 'group': calculation.group,
+          'meta': {'answer': str(calculation.answer)}}
+
+
+def _pattern(question: str) -> re.Pattern:
+  """What reads the numbers of a question's questions."""
+  words = {'name': r'\w+', 'things': r'\w+', 'a': r'(?P<a>\d+)', 'b': r'(?P<b>\d+)'}
+  return re.compile(re.escape(question).replace(r'\{', '{').replace(r'\}', '}').format(**words))
+
+
+_PATTERNS = tuple((_pattern(text), sign) for sign, text in QUESTIONS)
+
+
+def answer_of(prompt: str) -> int | None:
+  """The right number for a prompt, worked out from its words; None for other text."""
+  found = ((pattern.search(prompt), sign) for pattern, sign in _PATTERNS)
+  return next((Calculation(int(match['a']), sign, int(match['b'])).answer
+               for match, sign in found if match), None)
+
+
+def gold_reward(prompt: str, response: str) -> float:
+  """1 for a response that ends in the right number (gsm8k.correct), else 0."""
+  answer = answer_of(prompt)
+  return float(answer is not None and gsm8k.correct(response, str(answer)))
+
+
+def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
+  """GSM8K's: correct."""
+  return gsm8k.response_metrics(prompt, response, reference)
