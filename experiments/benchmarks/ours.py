@@ -52,8 +52,8 @@ class Case:
     head = {'head': lora['head']} if 'head' in lora else {}
     return {**adapters.init(jax.random.key(1), self.base, 'full'), **head}
 
-  def trainer(self, adapters, loss):
-    """(state, step) of a loss over these adapters."""
+  def trainer(self, adapters, loss, prepare=None):
+    """(state, step) of a loss over these adapters, and of what comes before it."""
     import jax
 
     from perl.peft.adapters import split
@@ -63,7 +63,8 @@ class Case:
     tx = optim.make(learning_rate=work.LEARNING_RATE, steps=1, clip_norm=work.CLIP)
     state = steps.init_state(adapters, tx, jax.random.key(0), split)
     # Placed, as the base is and as a job does it: else the second step would be compiled anew.
-    return jax.device_put(state, jax.devices()[0]), steps.make_train_step(loss, tx, split=split)
+    step = steps.make_train_step(loss, tx, split=split, prepare=prepare)
+    return jax.device_put(state, jax.devices()[0]), step
 
 
 def supervised(case: Case, name: str, loss, batch: dict) -> Step:
@@ -152,16 +153,16 @@ def rl_step(case: Case) -> Step:
   import jax
   import jax.numpy as jnp
 
-  from perl.rl import reinforce
+  from perl.rl import learner
   from perl.rl.experience import make_experience
 
   new, samples = case.size.new, case.size.samples
   sample = sampler(case, samples=samples)
   frozen = {'reference': case.lora('policy'), 'reward': case.lora('reward')}
+  options = dict(max_new_tokens=new, baseline='batch_mean', samples=samples)
   state, update = case.trainer(
-    {'policy': case.learnt('policy')},
-    reinforce.make_loss(
-      case.model, max_new_tokens=new, baseline='batch_mean', samples=samples))
+    {'policy': case.learnt('policy')}, learner.make_loss(case.model, 'reinforce', **options),
+    prepare=learner.make_prepare(case.model, 'reinforce', **options))
   build = make_experience(case.model, max_new_tokens=new, beta=work.BETA, samples=samples)
   tokens = jnp.asarray(work.rl_prompts(case.args.size), jnp.int32)
   weight, held = jnp.ones(len(tokens) * samples), [state]

@@ -1,6 +1,7 @@
 """One stage of a config, forecast twice: as configured, and under full tuning of whole models."""
 
 import functools
+import math
 import sys
 from typing import Any
 
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from experiments.forecast import largest, measure
 from experiments.forecast.devices import Device
 from perl import trees
+from perl.jobs import decisions
 
 COLUMNS = ('configured', 'full')
 """What is compared: the config as it is; peft.name=full with a whole model for every role."""
@@ -90,8 +92,9 @@ def largest_batch(config: ConfigDict, stage: str, column: str, limit: int, known
     found = measure.program(built(rows), program, accelerator=accelerator)
     return known['held_bytes'] + found['transient_bytes']
 
-  section = config[stage]
+  section = decisions.decided(config)[stage]
+  parts = [section.get(name, 1) for name in ('microbatches', 'minibatches', 'samples')]
   return largest.largest(
     {program: functools.partial(peak, program) for program in known['programs']}, limit,
-    unit=section.microbatches * section.get('samples', 1) * known['ways'],
+    unit=math.prod(parts) * known['ways'],
     start=known['batch_size'])
