@@ -39,7 +39,7 @@ def language():
   return types.SimpleNamespace(loss=loss, base=base, adapter=adapter, batch=batch)
 
 
-def updated(language, *, mesh=None, microbatches=1, steps=1):
+def updated(language, *, mesh=None, steps=1, **options):
   """(adapters, metrics) after some steps of plain gradient descent."""
   tx = optax.sgd(0.5)
   state = step.init_state(
@@ -51,7 +51,7 @@ def updated(language, *, mesh=None, microbatches=1, steps=1):
     state = sharding.place(state, places)
     batch = sharding.place_batch(batch, mesh)
   run = step.make_train_step(
-    language.loss, tx, split=adapters.split, microbatches=microbatches, shardings=places)
+    language.loss, tx, split=adapters.split, shardings=places, **options)
   for _ in range(steps):
     state, metrics = run(state, base, batch)
   return jax.device_get((state.adapters, metrics))
@@ -85,6 +85,12 @@ def test_microbatches_are_the_full_batch(language, full, microbatches):
   dict(data=8), dict(data=1, fsdp=4, tensor=2)])
 def test_eight_devices_are_the_full_batch(language, full, shape):
   tiny.close(updated(language, mesh=sharding.mesh(**shape)), full, rtol=1e-4)
+
+
+def test_minibatches_on_devices_are_those_of_one(language):
+  several = dict(epochs=2, minibatches=2)
+  found = updated(language, mesh=sharding.mesh(data=2, fsdp=2, tensor=2), **several)
+  tiny.close(found, updated(language, **several), rtol=1e-3)
 
 
 def test_microbatches_on_devices_over_several_steps_compile_once(language, caplog):
