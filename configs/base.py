@@ -43,7 +43,9 @@ def _optimizer(stage: str, learning_rate: float, source: str) -> dict[str, Field
                           high=1.0),
     f'{prefix}.b2': Field(0.999, 'Decay of the mean of squared gradients.', source='AdamW', low=0.0,
                           high=1.0),
-    f'{prefix}.eps': Field(1e-8, 'Added to the root of the mean square.', source='AdamW', low=0.0),
+    f'{prefix}.eps': Field(None if stage == 'rl' else 1e-8, 'Added to the root of the mean square; '
+                           'None is the algorithm\'s own.', source='AdamW', low=0.0,
+                           kind=float if stage == 'rl' else None),
     f'{prefix}.clip_norm': Field(1.0, 'Largest global norm of the gradient; 0 clips nothing.',
                                  low=0.0),
   }

@@ -14,6 +14,7 @@ and, where it needs them,
   VALUES_BEFORE = True           e.values is read before the first update, for `estimate`
   REFERENCE = True               reads the reference, whatever the regularizer
   GREEDY = True                  reads e.greedy_returns
+  ADAM_EPS                       Adam's eps; else 1e-8
 
 Each takes the options that it names, as keywords, and lets the others pass (`**_`).
 """
@@ -58,8 +59,12 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: no such algorithm.
   """
-  own = OPEN | algorithm(name).OWN
-  return {key: own[key] if value is None and key in own else value for key, value in given.items()}
+  module = algorithm(name)
+  own = OPEN | module.OWN
+  made = {key: own[key] if value is None and key in own else value for key, value in given.items()}
+  if 'optim' in made and made['optim']['eps'] is None:
+    made['optim'] = {**made['optim'], 'eps': getattr(module, 'ADAM_EPS', 1e-8)}
+  return made
 
 
 def trains(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:

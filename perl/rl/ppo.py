@@ -15,10 +15,11 @@ from perl.objectives import advantages, policy
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience, Mean
 
-__all__ = ['OWN', 'VALUES_BEFORE', 'estimate', 'policy_loss', 'trains', 'value_loss']
+__all__ = ['ADAM_EPS', 'OWN', 'VALUES_BEFORE', 'estimate', 'policy_loss', 'trains', 'value_loss']
 
 OWN = {'epochs': 2, 'minibatches': 2, 'aggregation': 'token', 'whiten_advantages': True}
 VALUES_BEFORE = True
+ADAM_EPS = 1e-5
 
 
 def trains(**_) -> tuple[str, ...]:

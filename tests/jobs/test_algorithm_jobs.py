@@ -82,6 +82,10 @@ def test_a_stage_knows_what_its_algorithm_decided(toyrun):
   made = decisions.decided(from_run(toyrun, rl__algorithm='gspo', rl__clip=0.5))
   assert (made.rl.samples, made.rl.level, made.rl.clip, made.rl.epochs) == (8, 'sequence', 0.5, 1)
   assert made.rl.optim.learning_rate == from_run(toyrun).rl.optim.learning_rate
+  assert made.rl.optim.eps == 1e-8
+  assert decisions.decided(from_run(toyrun, rl__algorithm='ppo')).rl.optim.eps == 1e-5
+  mine = from_run(toyrun, rl__algorithm='ppo', rl__optim__eps=1e-3)
+  assert decisions.decided(mine).rl.optim.eps == 1e-3
 
 
 def test_a_critic_of_another_shape_than_the_reward_models_is_refused(toyrun, tmp_path):
