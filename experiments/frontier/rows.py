@@ -85,11 +85,10 @@ def table(found: Found) -> tuple[list[str], list[list[str]]]:
     start = found['rows'][0]['rl']
     body.append(['before RL', *(f'{start[f"{figure}_start"]:.{digits}f}'
                                 if f'{figure}_start' in start else '–'
-                                for figure, _, digits in shown), '–'])
+                                for figure, _, digits in shown)])
   for name in names(found):
-    body.append([name, *(number(of(found, name, figure), digits) for figure, _, digits in shown),
-                 number(of(found, name, 'step_seconds'), 2)])
-  return ['', *(title for _, title, _ in shown), 'seconds a step'], body
+    body.append([name, *(number(of(found, name, figure), digits) for figure, _, digits in shown)])
+  return ['', *(title for _, title, _ in shown)], body
 
 
 def number(value: Estimate | None, digits: int) -> str:

@@ -50,7 +50,7 @@ def test_rows_are_collected_with_their_curves(found):
 
 def test_the_table_is_of_means_with_intervals_and_what_surely_differs(found):
   head, body = rows.table(found)
-  assert head == ['', 'gold reward', 'reward', 'KL, nats', 'seconds a step']
+  assert head == ['', 'gold reward', 'reward', 'KL, nats']
   assert [row[0] for row in body] == ['before RL', 'ppo', 'reinforce', 'reinforce/batch_mean']
   # Two seeds: t = 12.706, s / sqrt 2 = 0.01.
   assert body[1][1:3] == ['0.910 ± 0.127', '1.820 ± 0.254'] and body[0][1] == '0.500'
