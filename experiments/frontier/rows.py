@@ -83,9 +83,8 @@ def table(found: Found) -> tuple[list[str], list[list[str]]]:
   body = []
   if found['rows']:
     start = found['rows'][0]['rl']
-    body.append(['before RL', *(f'{start[f"{figure}_start"]:.{digits}f}'
-                                if f'{figure}_start' in start else '–'
-                                for figure, _, digits in shown)])
+    before = [estimate([start.get(f'{figure}_start')]) for figure, _, _ in shown]
+    body.append(['before RL', *(number(x, digits) for x, (*_, digits) in zip(before, shown))])
   for name in names(found):
     body.append([name, *(number(of(found, name, figure), digits) for figure, _, digits in shown)])
   return ['', *(title for _, title, _ in shown)], body
@@ -95,9 +94,10 @@ def number(value: Estimate | None, digits: int) -> str:
   """'0.83 ± 0.02'; without the interval of a single seed."""
   if value is None:
     return '–'
+  mean = f'{round(value.mean, digits) + 0.0:.{digits}f}'  # + 0.0: no -0.00
   if value.n < 2:
-    return f'{value.mean:.{digits}f}'
-  return f'{value.mean:.{digits}f} ± {(value.high - value.low) / 2:.{digits}f}'
+    return mean
+  return f'{mean} ± {(value.high - value.low) / 2:.{digits}f}'
 
 
 BESIDE = {'algorithms': 'reinforce', 'regularizers': 'lora/kl'}

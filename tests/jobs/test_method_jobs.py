@@ -40,7 +40,8 @@ def test_a_pipeline_over_an_anchor_that_it_cannot_be_merged_into(method, toyrun,
   """What SFT learnt stays below what reward model and policy learn, to the bit."""
   config = run.config(
     inputs__tokenizer=str(toyrun / 'tokenizer'), inputs__base=str(toyrun / 'pretrain'),
-    peft__name=method, sft__steps=2, reward__steps=2, rl__steps=2, **SMALL)
+    peft__name=method, sft__steps=2, reward__steps=2, rl__steps=2, rl__baseline='batch_mean',
+    **SMALL)
   stages = ('sft', 'reward', 'rl')
   with run.small_world():
     launch.run_stages(config, (*stages, 'evaluate') if method == 'prompt' else stages, tmp_path)
