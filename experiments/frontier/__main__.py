@@ -83,7 +83,8 @@ def _main(argv: Sequence[str]) -> None:
   found = rows.collect(study.workdir, [variant.name for variant in wanted], seeds)
   print(formats.FORMATS['markdown'](*rows.table(found), rows.notes(found, options.study)))
   if options.json:
-    command = ' '.join(['python -m experiments.frontier', *argv])
+    ran = [word for word in argv if word != '--table']
+    command = ' '.join(['python -m experiments.frontier', *ran])
     tables.save(options.json, {'command': command} | found)
   if options.plot:
     plot.frontier(found, options.plot)
