@@ -1,23 +1,37 @@
 """Verifiable rewards on CPU: word problems of one calculation, rewarded by a rule alone.
 
     python -m experiments.launch --config=configs/arithmetic.py --workdir=runs/arithmetic
+    python -m experiments.launch --config=configs/arithmetic.py:algorithm=rloo,seed=1 \
+        --workdir=runs/arithmetic_rloo
+
+Pretraining teaches to calculate, a few steps of SFT the form of an answer, RL to get it right: the
+rule gsm8k gives 1 for the right number and else 0, and there is no reward model. Test problems ask
+for calculations that no earlier stage has seen.
+
+Aim, size=micro on 2 cores: at most 8 minutes, 5 of them for RL; after SFT 0.2 to 0.6 of the test
+problems are answered rightly, and after RL at least 0.2 more.
+What was measured: experiments/results/arithmetic.json.
+
+Arguments: algorithm=<an algorithm of perl/rl>, size=micro|tiny,
+digits=one_digit|two_digits|three_digits (of the larger number: the difficulty), peft=<a file of
+perl/peft>, seed=0. The steps were chosen for size=micro, digits=two_digits, peft=lora.
 """
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, rates, validate
+from configs import arguments, base, files, rates
 
 ARGUMENTS = {
   'algorithm': arguments.Argument(
-    'reinforce', 'algorithm of rl', validate.names_in('rl', 'make_loss')),
+    'grpo', 'algorithm of rl', files.names_in('rl', 'policy_loss')),
   'size': arguments.Argument('micro', 'shape of the model', ('micro', 'tiny')),
-  'digits': arguments.Argument('two_digits', 'numbers of the problems',
+  'digits': arguments.Argument('two_digits', 'digits of the larger number: a part of the data',
                                ('one_digit', 'two_digits', 'three_digits')),
   'peft': rates.ARGUMENT,
   'seed': arguments.Argument(0, 'seed of the run'),
 }
 RATES = {
-  'lora': {'sft': 2e-3, 'reward': 1e-3, 'rl': 1e-3, 'value': 2e-3},
+  'lora': {'sft': 2e-3, 'reward': 2e-3, 'rl': 5e-4, 'value': 2e-3},
   'full': {'sft': 5e-4, 'reward': 5e-4, 'rl': 1e-4, 'value': 5e-4},
 }
 
@@ -35,18 +49,20 @@ def get_config(text: str = '') -> ConfigDict:
   config.tokenizer.update(vocab_size=400, split_digits=True)
   config.data.update(name='arithmetic', parts=(given.digits,), max_prompt_tokens=40,
                      max_response_tokens=24)
+  # All projections: an answer copies numbers, which is attention's, and calculates, the MLP's.
   config.peft.update(rank=16, alpha=32.0, targets=('attn/(q|k|v|o)', 'mlp/(gate|up|down)'))
 
-  config.pretrain.update(steps=800, batch_size=64)
-  config.sft.update(steps=100, batch_size=64)
+  config.pretrain.update(steps=700, batch_size=64)
+  config.sft.update(steps=12, batch_size=64)
   config.rl.update(
-    algorithm=given.algorithm, baseline='leave_one_out', rules=('gsm8k',), reward_weight=0.0,
-    steps=150, batch_size=128, samples=8, temperature=1.0, beta=0.005, max_new_tokens=24)
+    algorithm=given.algorithm, rules=('gsm8k',), reward_weight=0.0, steps=200, batch_size=256,
+    samples=8, temperature=1.0, beta=0.005, max_new_tokens=24)
   for stage in base.TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=100)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.pretrain.optim.update(learning_rate=3e-3, b2=0.95, weight_decay=0.1)
-  config.rl.evaluate_every_steps = 25
+  config.sft.optim.warmup_steps = 5
+  config.rl.evaluate_every_steps = 50
   config.rl.optim.schedule = 'constant'
   config.evaluate.update(max_examples=300, batch_size=150)
   return config

@@ -3,7 +3,8 @@
 A question adds, subtracts or multiplies two numbers; its solution is one line with the calculation
 and a last line '#### n', and gsm8k.py reads and checks that. The texts are our own, none is
 GSM8K's. `data.parts` sets the difficulty, by the digits of the larger number (`PARTS`); the smaller
-one has one digit, so that sums carry and products stay small. Everything follows from `seed`.
+one has one digit, so that sums carry and products stay small. Most documents are bare calculations:
+what they teach a small model, problems alone teach too slowly. Everything follows from `seed`.
 
 Splits: the calculation ('27+5', larger number first) is a problem's group and decides its split
 (`dialogue.split_of`), so that no answer to a test question was ever seen in training.
@@ -55,6 +56,7 @@ QUESTIONS = (
 NAMES = ('Ada', 'Bruno', 'Carla', 'Dmitri', 'Elif', 'Farid')
 THINGS = ('pears', 'nails', 'shells', 'tiles', 'corks', 'plums')
 DRILL = 8  # calculations of a document without words
+PROBLEMS = 4  # one document in so many is a solved problem, the others are drills
 
 PARTS = {'one_digit': 1, 'two_digits': 2, 'three_digits': 3}
 SIZES = {
@@ -90,9 +92,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
   examples: list[Example] = []
   while len(examples) < SIZES[kind][split]:
     number = len(examples)
-    drawn = [_calculation(rng, split, digits[number % len(digits)]) for _ in range(DRILL)]
-    drills = kind == 'document' and number % 2
-    row = _drill(drawn) if drills else _problem(rng, drawn[0])
+    make = _drill if kind == 'document' and number % PROBLEMS else _problem
+    row = make(rng, split, digits[number % len(digits)])
     examples += rows.examples(row, kind, f'arithmetic, {split} {number}')
   return examples
 
@@ -106,13 +107,15 @@ def _calculation(rng: random.Random, split: str, digits: int) -> Calculation:
       return found
 
 
-def _drill(calculations: Sequence[Calculation]) -> dict[str, Any]:
+def _drill(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
   """A row of bare calculations: a document from which a base learns to calculate."""
+  calculations = [_calculation(rng, split, digits) for _ in range(DRILL)]
   return {'text': ' '.join(map(str, calculations)), 'group': calculations[0].group}
 
 
-def _problem(rng: random.Random, calculation: Calculation) -> dict[str, Any]:
+def _problem(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
   """A row as gsm8k.py has it: messages, group and meta['answer']."""
+  calculation = _calculation(rng, split, digits)
   question = rng.choice([text for sign, text in QUESTIONS if sign == calculation.sign])
   words = dict(name=rng.choice(NAMES), things=rng.choice(THINGS), a=calculation.a, b=calculation.b)
   solution = f'{calculation} {words["things"]}.\n#### {calculation.answer}'

@@ -3,7 +3,8 @@
 
   L = -mean_i w_i log pi(y_i | x),   w_i = exp(r_i / tau) / mean_j exp(r_j / tau)
 
-with the mean over the responses to a prompt, or over the batch where there is one to each.
+with the mean over the responses to a prompt: over a batch of different prompts the easy ones would
+have all the weight.
 """
 
 import jax
@@ -15,12 +16,12 @@ from perl.types import Experience
 
 __all__ = ['OWN', 'estimate', 'policy_loss']
 
-OWN = {'regularizer': 'none', 'aggregation': 'sequence_sum'}
+OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'sequence_sum'}
 
 
 def estimate(e: Experience, *, samples: int, reward_temperature: float = 1.0, **_) -> Experience:
   """w_i at every token of response i, as if it were an advantage."""
-  compared = lambda x: x.reshape((-1, samples) if samples > 1 else (1, -1))
+  compared = lambda x: x.reshape(-1, samples)
   counted = compared(e.weight) > 0
   whole = compared(e.rewards.sum(-1)) / reward_temperature
   share = jax.nn.softmax(jnp.where(counted, whole, -1e30), -1)

@@ -65,10 +65,11 @@ def test_every_written_calculation_is_right_and_of_its_own_split():
   assert not seen['train'] & (seen['dev'] | seen['test']) and not seen['dev'] & seen['test']
 
 
-def test_documents_are_problems_and_drills_in_turn():
-  documents = arithmetic.load('train', 'document')
-  assert all('<|agent|>' in document.text for document in documents[::2])
-  assert all(len(calculations(document)) == arithmetic.DRILL for document in documents[1::2])
+def test_one_document_in_some_is_a_problem_and_the_others_are_drills():
+  for number, document in enumerate(arithmetic.load('train', 'document')):
+    problem = number % arithmetic.PROBLEMS == 0
+    assert ('<|agent|>' in document.text) == problem
+    assert len(calculations(document)) == (1 if problem else arithmetic.DRILL)
 
 
 @pytest.mark.parametrize('part, digits', arithmetic.PARTS.items())
@@ -104,7 +105,8 @@ def test_gold_reward_by_hand():
 
 
 @pytest.mark.parametrize('asked, said', [
-  (('train', 'preference', ()), 'a kind among document'), (('trian', 'prompt', ()), 'a split among'),
+  (('train', 'preference', ()), 'a kind among document'),
+  (('trian', 'prompt', ()), 'a split among'),
   (('train', 'prompt', ('two',)), 'a part among one_digit')])
 def test_what_it_has_not_is_an_error(asked, said):
   split, kind, parts = asked

@@ -7,6 +7,7 @@ import pytest
 
 from configs import (
   arguments,
+  arithmetic,
   base,
   coffee,
   coffee_methods,
@@ -26,7 +27,7 @@ from perl.rl import preference as methods
 from perl.rl import reward_model
 
 EXPERIMENTS = {
-  'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo,
+  'arithmetic': arithmetic, 'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo,
   'overoptimisation': overoptimisation, 'ticketing': ticketing}
 CONFIGS = pathlib.Path(base.__file__).parent
 
@@ -116,6 +117,14 @@ def test_learning_rates_follow_the_method():
   for stage in ('sft', 'reward', 'rl'):
     assert lora[stage].optim.learning_rate > full[stage].optim.learning_rate
   assert lora.pretrain.optim.learning_rate == full.pretrain.optim.learning_rate
+
+
+def test_arithmetic_is_rewarded_by_its_rule_alone():
+  config = arithmetic.get_config('digits=three_digits')
+  assert (config.rl.rules, config.rl.reward_weight) == (('gsm8k',), 0) and config.rl.samples > 1
+  assert 'reward' not in config.stages and config.data.parts == ('three_digits',)
+  with pytest.raises(ConfigError, match="rl.algorithm to name a file of perl/rl, found 'reinfor'"):
+    validate.validate(arithmetic.get_config('algorithm=reinfor'))
 
 
 def test_ticketing_ends_at_the_reward_model():

@@ -146,6 +146,16 @@ def test_a_job_alone_needs_what_comes_before_it(jobs, tmp_path, capsys):
   assert jobs.take() == ['tokenizer', 'pretrain']
 
 
+def test_rules_alone_need_no_reward_model(jobs, tmp_path, capsys):
+  stages = '--config.stages=("tokenizer", "pretrain", "sft", "rl", "evaluate")'
+  assert run(tmp_path, stages) == 2 and 'rl needs the reward' in capsys.readouterr().err
+  ruled = (stages, '--config.rl.reward_weight=0.0', '--config.rl.rules=("gsm8k",)')
+  assert run(tmp_path, *ruled) == 0
+  assert jobs.take() == ['tokenizer', 'pretrain', 'sft', 'rl', 'evaluate']
+  assert run(tmp_path, *ruled, '--config.reward.steps=7', '--job=rl') == 0  # it was not read
+  assert jobs.take() == []
+
+
 def test_inputs_may_lie_elsewhere(jobs, tmp_path):
   run(tmp_path / 'first', '--job=tokenizer')
   run(tmp_path / 'first', '--job=pretrain')

@@ -200,7 +200,7 @@ def return_alone(theta):
   ('cispo', wins, 2**-0.5 / 2, {}),
   ('rejection_sampling', best_of_two, 1.0, {}),
   ('expert_iteration', passing, 1.0, {'threshold': 0.5}),
-  ('reward_weighted', weighted, 1.0, {'samples': K})])
+  ('reward_weighted', weighted, 1.0, {})])
 def test_the_mean_gradient_is_the_one_in_closed_form(name, closed, factor, given):
   exact = factor * jax.grad(closed)(THETA)
   assert np.abs(exact).max() > 0.02
@@ -385,9 +385,9 @@ def test_what_is_imitated_by_hand():
   loss, _ = hand('expert_iteration', [0.5, -0.4, 1.0], now=[-1.0, -2.0, -3.0], lengths=[2, 2, 1])
   assert loss == pytest.approx((2 * 1 + 3) / 3)
   assert hand('expert_iteration', [0.0, -0.4])[0] == 0.0  # nothing passes
-  _, e = hand('reward_weighted', [np.log(3.0), 0.0], samples=2)
+  _, e = hand('reward_weighted', [np.log(3.0), 0.0])
   np.testing.assert_allclose(e.advantages[:, 1], [1.5, 0.5], rtol=1e-5)
-  _, e = hand('reward_weighted', [np.log(9.0), 0.0, 0.0], reward_temperature=2.0)  # of the batch
+  _, e = hand('reward_weighted', [np.log(9.0), 0.0, 0.0], reward_temperature=2.0, samples=3)
   np.testing.assert_allclose(e.advantages[:, 1], [9 / 5, 3 / 5, 3 / 5], rtol=1e-5)
 
 
