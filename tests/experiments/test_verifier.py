@@ -1,6 +1,7 @@
 """GSM8K's checker over a small mirror: counts, shares, and changes that are none."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -69,3 +70,12 @@ def test_no_change_is_a_copy_and_none_is_two_things():
 def test_a_mirror_without_gsm8k_is_refused(tmp_path, capsys):
   assert verifier.main([f'--mirror={tmp_path}']) == 2
   assert 'expected grade_school_math/data/train.jsonl' in capsys.readouterr().err
+
+
+def test_the_readme_has_the_counts_of_the_committed_file():
+  root = pathlib.Path(__file__).resolve().parents[2]
+  found = json.loads((root / 'experiments/results/gsm8k_verifier.json').read_text())
+  text = ' '.join((root / 'README.md').read_text().split())
+  for name in ('published', 'rewritten', 'corrupted'):
+    count, accepted = (sum(row[k] for row in found[name].values()) for k in ('count', 'accepted'))
+    assert f'{accepted:,} of {count:,} ' in text
