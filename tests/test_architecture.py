@@ -132,3 +132,9 @@ def test_public_functions_have_types_and_say_what_they_do(name):
 @pytest.mark.parametrize('name', [n for n in NAMES if (ROOT / n).read_text().strip()])
 def test_every_file_says_what_it_is(name):
   assert ast.get_docstring(parsed(name)), name
+
+
+def test_no_two_test_files_have_one_name():
+  """Pytest imports them by it."""
+  names = [path.name for path in (ROOT / 'tests').rglob('test_*.py')]
+  assert len(names) == len(set(names))

@@ -118,7 +118,7 @@ def test_a_malformed_row_is_named(dataset, home):
 
 @pytest.mark.parametrize('content, expected', [
   (b'{"a": 1}\n\n{"a": 2}\n', [{'a': 1}, {'a': 2}]), (b' [1, 2]', [1, 2]), (b'', []),
-  (gzip.compress(b'{"a": 1}'), [{'a': 1}])])
+  (gzip.compress(b'{"a": 1}'), [{'a': 1}])], ids=['lines', 'array', 'empty', 'gzip'])
 def test_files_are_told_by_their_content(content, expected, tmp_path):
   (tmp_path / 'a').write_bytes(content)
   assert prepared.read_rows(tmp_path / 'a') == expected
@@ -126,7 +126,8 @@ def test_files_are_told_by_their_content(content, expected, tmp_path):
 
 @pytest.mark.parametrize('content, found', [
   (b'{"a": 1}\n{"a":', 'in line 2'), (b'[1, 2', 'Expecting'), (b'\xff', 'utf-8'),
-  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'end-of-stream')])
+  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'end-of-stream')],
+  ids=['row', 'array', 'bytes', 'gzip'])  # gzip's bytes hold the time
 def test_a_file_cut_short_is_named(content, found, tmp_path):
   (tmp_path / 'a').write_bytes(content)
   with pytest.raises(ValueError, match=f'JSON lines, in .*a; found .*{found}.*fetch the file'):
