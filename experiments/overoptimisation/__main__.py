@@ -85,8 +85,9 @@ def _main(argv: Sequence[str]) -> None:
   if options.plot:
     plot.draw(found, wanted, options.plot)
   if options.json:
+    ran = ' '.join(word for word in argv if word != '--table')
     tables.save(options.json, {
-      'command': f'python -m experiments.overoptimisation {" ".join(argv)}',
+      'command': f'python -m experiments.overoptimisation {ran}',
       'workdir': pathlib.PurePath(options.workdir).as_posix(), **report.results(found, wanted)})
 
 

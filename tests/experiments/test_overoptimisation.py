@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -150,3 +151,12 @@ def test_table_figure_and_results_of_what_is_there(seeds, tmp_path):
 def test_wrong_numbers_are_explained(capsys):
   assert program.main([f'--config={SPEC}', '--workdir=x', '--table', '--ranks=1,one']) == 2
   assert 'expected numbers with commas' in capsys.readouterr().err
+
+
+def test_the_readme_has_what_the_program_says_of_the_committed_file():
+  root = pathlib.Path(__file__).resolve().parents[2]
+  known = json.loads((root / 'experiments/results/overoptimisation.json').read_text())
+  wanted = rows.families(OWN, [1, 8, 32], [125, 500, 2000], ['nano', 'micro', 'tiny'])
+  assert {name: [row.name for row in family] for name, family in wanted.items()} == known['families']
+  said = formats.markdown(*report.table(known['rows'], wanted))
+  assert said in (root / 'README.md').read_text()
