@@ -3,8 +3,8 @@
 A question adds, subtracts or multiplies two numbers; its solution is one line with the calculation
 and a last line '#### n', and gsm8k.py reads and checks that. The texts are our own, none is
 GSM8K's. `data.parts` sets the difficulty, by the digits of the larger number (`PARTS`); the smaller
-one has one digit, so that sums carry and products stay small. Most documents are bare calculations:
-what they teach a small model, problems alone teach too slowly. Everything follows from `seed`.
+one has one digit, so that sums carry and products stay small. Most documents are not problems, but
+bare calculations or sentences with them. Everything follows from `seed`.
 
 Splits: the calculation ('27+5', larger number first) is a problem's group and decides its split
 (`dialogue.split_of`), so that no answer to a test question was ever seen in training.
@@ -48,15 +48,15 @@ QUESTIONS = (
   ('+', 'One crate holds {a} {things}, one {b}. How many {things} do both hold?'),
   ('-', 'Out of {a} {things} {name} loses {b}. How many {things} remain?'),
   ('-', '{name} needs {a} {things} but has {b}. How many {things} are missing?'),
-  ('*', '{name} packs {b} sacks of {a} {things}. How many {things} are packed?'),
-  ('*', 'On each of {b} shelves lie {a} {things}. How many {things} lie there?'),
+  ('*', '{name} puts {a} {things} into each of {b} sacks. How many {things} are packed?'),
+  ('*', '{a} {things} lie on each of {b} shelves. How many {things} lie there?'),
 )
 """(sign, question) with places for {name}, {things} and the numbers {a} and {b}."""
 
 NAMES = ('Ada', 'Bruno', 'Carla', 'Dmitri', 'Elif', 'Farid')
 THINGS = ('pears', 'nails', 'shells', 'tiles', 'corks', 'plums')
 DRILL = 8  # calculations of a document without words
-PROBLEMS = 4  # one document in so many is a solved problem, the others are drills
+STORY = 3  # of a document of sentences
 
 PARTS = {'one_digit': 1, 'two_digits': 2, 'three_digits': 3}
 SIZES = {
@@ -92,7 +92,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
   examples: list[Example] = []
   while len(examples) < SIZES[kind][split]:
     number = len(examples)
-    make = _drill if kind == 'document' and number % PROBLEMS else _problem
+    make = _DOCUMENTS[number % len(_DOCUMENTS)] if kind == 'document' else _problem
     row = make(rng, split, digits[number % len(digits)])
     examples += rows.examples(row, kind, f'arithmetic, {split} {number}')
   return examples
@@ -113,20 +113,40 @@ def _drill(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
   return {'text': ' '.join(map(str, calculations)), 'group': calculations[0].group}
 
 
+def _story(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
+  """A row of sentences, each with its calculation: a document without questions."""
+  calculations = [_calculation(rng, split, digits) for _ in range(STORY)]
+  texts = []
+  for one in calculations:
+    question, things = _question(rng, one)
+    texts.append(f'{question.partition(".")[0]}: {one} {things}.')
+  return {'text': ' '.join(texts), 'group': calculations[0].group}
+
+
 def _problem(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
   """A row as gsm8k.py has it: messages, group and meta['answer']."""
   calculation = _calculation(rng, split, digits)
-  question = rng.choice([text for sign, text in QUESTIONS if sign == calculation.sign])
-  words = dict(name=rng.choice(NAMES), things=rng.choice(THINGS), a=calculation.a, b=calculation.b)
-  solution = f'{calculation} {words["things"]}.\n#### {calculation.answer}'
-  turns = [prepared_rows.turn('user', question.format(**words)),
-           prepared_rows.turn('assistant', solution)]
+  question, things = _question(rng, calculation)
+  solution = f'{calculation} {things}.\n#### {calculation.answer}'
+  turns = [prepared_rows.turn('user', question), prepared_rows.turn('assistant', solution)]
   return {'messages': turns, 'group': calculation.group,
           'meta': {'answer': str(calculation.answer)}}
 
 
+_DOCUMENTS = (_problem, *(_drill, _story) * 3, _drill)
+"""What documents are in turn: mostly what teaches a small model to calculate and to copy."""
+
+
+def _question(rng: random.Random, calculation: Calculation) -> tuple[str, str]:
+  """(a question for that calculation, the things that it counts)."""
+  question = rng.choice([text for sign, text in QUESTIONS if sign == calculation.sign])
+  things = rng.choice(THINGS)
+  return question.format(name=rng.choice(NAMES), things=things, a=calculation.a,
+                         b=calculation.b), things
+
+
 def _pattern(question: str) -> re.Pattern:
-  """What reads the numbers of a question's questions."""
+  """What reads the numbers in a question of that form."""
   words = {'name': r'\w+', 'things': r'\w+', 'a': r'(?P<a>\d+)', 'b': r'(?P<b>\d+)'}
   return re.compile(re.escape(question).replace(r'\{', '{').replace(r'\}', '}').format(**words))
 

@@ -65,11 +65,12 @@ def test_every_written_calculation_is_right_and_of_its_own_split():
   assert not seen['train'] & (seen['dev'] | seen['test']) and not seen['dev'] & seen['test']
 
 
-def test_one_document_in_some_is_a_problem_and_the_others_are_drills():
+def test_documents_are_a_problem_drills_and_stories_in_turn():
+  turn = (1, *(arithmetic.DRILL, arithmetic.STORY) * 3, arithmetic.DRILL)
   for number, document in enumerate(arithmetic.load('train', 'document')):
-    problem = number % arithmetic.PROBLEMS == 0
-    assert ('<|agent|>' in document.text) == problem
-    assert len(calculations(document)) == (1 if problem else arithmetic.DRILL)
+    assert len(calculations(document)) == turn[number % 8]
+    assert ('<|agent|>' in document.text) == (number % 8 == 0)
+    assert '?' not in document.text or number % 8 == 0
 
 
 @pytest.mark.parametrize('part, digits', arithmetic.PARTS.items())
