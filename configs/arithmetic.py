@@ -10,7 +10,7 @@ for calculations that no earlier stage has seen.
 
 Aim, size=micro on 2 cores: at most 8 minutes, 5 of them for RL; after SFT 0.2 to 0.6 of the test
 problems are answered rightly, and after RL 0.1 more.
-What was measured: experiments/results/arithmetic.json.
+Nothing is committed yet: experiments/results/arithmetic.json is to hold what is measured.
 
 Arguments: algorithm=<an algorithm of perl/rl>, size=micro|tiny,
 digits=one_digit|two_digits|three_digits (of the larger number: the difficulty), peft=<a file of
