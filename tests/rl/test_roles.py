@@ -8,7 +8,7 @@ import tiny
 
 from perl import trees
 from perl.peft import adapters
-from perl.rl import reinforce, roles
+from perl.rl import learner, roles
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step
@@ -39,7 +39,7 @@ def one_step(layout='shared', samples=SAMPLES, microbatches=1, **experience):
   state = step.init_state({'policy': copy(POLICY), 'critic': copy(CRITIC)}, tx,
                           jax.random.key(0), adapters.split)
   update = step.make_train_step(
-    reinforce.make_loss(MODEL, samples=samples, **COMMON), tx, split=adapters.split,
+    learner.make_loss(MODEL, 'reinforce', samples=samples, **COMMON), tx, split=adapters.split,
     microbatches=microbatches, together=samples)
   state, metrics = update(state, base, e)
   return state, {k: float(v) for k, v in metrics.items()}, e
