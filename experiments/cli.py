@@ -33,6 +33,18 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
   return made
 
 
+def add_results(made: argparse.ArgumentParser) -> None:
+  """The flags of a program that collects finished runs."""
+  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
+  made.add_argument('--json', default='', help='write the collected rows to this file')
+  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
+
+
+def ran(program: str, argv: Sequence[str]) -> str:
+  """The command that made what `--table` may have collected later."""
+  return ' '.join([f'python -m experiments.{program}', *(w for w in argv if w != '--table')])
+
+
 def parse(
   made: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:

@@ -31,6 +31,20 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate | None:
   return Estimate(mean, mean - half, mean + half, n)
 
 
+def show(value: Estimate | None, digits: int, sign: str = '') -> str:
+  """'0.71 ± 0.02', the latter half the interval, left out for a single seed; '–' for none.
+
+  Args:
+    value: an estimate.
+    digits: behind the point.
+    sign: '+' shows that of a mean above 0 too.
+  """
+  if value is None:
+    return '–'
+  mean = f'{round(value.mean, digits) + 0.0:{sign}.{digits}f}'  # + 0.0: no -0.00
+  return mean if value.n < 2 else f'{mean} ± {(value.high - value.low) / 2:.{digits}f}'
+
+
 def within(value: float, interval: Estimate) -> str:
   """'yes', 'no, above it', 'no, below it'; 'unknown' of a single seed, which has no interval."""
   if interval.n < 2:

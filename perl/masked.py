@@ -42,6 +42,11 @@ def last_index(mask: jax.Array) -> jax.Array:
   return jnp.where(mask, jnp.arange(length), 0).max(-1)
 
 
+def after(mask: jax.Array, start: jax.Array) -> jax.Array:
+  """bool[B, T]: the real tokens from column start i32[B] on: responses, in right-padded rows."""
+  return mask & (jnp.arange(mask.shape[-1]) >= start[:, None])
+
+
 def positions(mask: jax.Array) -> jax.Array:
   """i32[B, T]: cumsum(mask) - 1, the position of each real token among the real ones, at least 0.
 

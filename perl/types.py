@@ -86,6 +86,11 @@ class Experience(struct.PyTreeNode):
   reference_states: jax.Array | None = None  # f[B, R, D], after the reference's last norm
   aside: Batch | None = None  # rows of text that are learnt beside, as in pretraining
 
+  @property
+  def counted(self) -> jax.Array:
+    """bool[B, T]: the tokens of responses, without filler rows."""
+    return self.response_mask & (self.weight > 0)[:, None]
+
 
 HEAD_READS = ('mean', 'early', 'likelihood')
 """What a head can read beside the last hidden state: the mean hidden states of response and prompt

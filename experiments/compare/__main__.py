@@ -68,9 +68,7 @@ def _main(argv: Sequence[str]) -> None:
   made.add_argument('--methods', default='all', help='some, with commas (methods, rates)')
   made.add_argument('--seeds', default='0,1,2', help='seeds of each row')
   made.add_argument('--factors', default='0.3,1,3', help='times the learning rates (rates)')
-  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
-  made.add_argument('--json', default='', help='write the collected rows to this file')
-  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf (methods, grid)')
+  cli.add_results(made)
   options, overrides = cli.parse(made, argv)
   if options.help_fields:
     print(cli.help_fields(cli.read(options.config, overrides)))
@@ -92,7 +90,7 @@ def _main(argv: Sequence[str]) -> None:
     PLOTS[options.what](found, options.plot)
   if options.json:
     tables.save(options.json, {
-      'command': f'python -m experiments.compare {" ".join(argv)}',
+      'command': cli.ran('compare', argv),
       'workdir': pathlib.PurePath(options.workdir).as_posix(), **report.slim(found)})
 
 

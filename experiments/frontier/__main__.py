@@ -40,7 +40,8 @@ class Study:
   def row(self, variant: variants.Variant, seed: int) -> shared.Job:
     """The RL of one variant and seed, over the common anchor."""
     given = {'seed': seed} | ({'peft': variant.peft} if variant.peft else {})
-    config = cli.read(self._spec(**given), [*self.made.overrides, *variant.overrides])
+    config = self.made.config(**given)
+    config.update_from_flattened_dict(variant.fields)
     for name, stage in zip(('tokenizer', 'base', 'anchor', 'reward'), STAGES):
       config.inputs[name] = config.inputs[name] or str(self.workdir / 'base' / stage)
     return shared.Job(
@@ -52,10 +53,6 @@ class Study:
     stages = [stage for stage in STAGES if stage in config.stages]
     return shared.Job(config, stages, self.workdir / 'base')
 
-  def _spec(self, **replaced) -> str:
-    text = sweep.arguments.merge(self.made.text, **replaced)
-    return f'{self.made.file}:{text}'
-
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The program; returns the exit code, as launch.main does."""
@@ -63,13 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  made = cli.parser('frontier', __doc__.split('\n', 1)[0].removeprefix('r"""'))
+  made = cli.parser('frontier', __doc__.split('\n', 1)[0])
   made.add_argument('study', choices=tuple(variants.STUDIES), help='what the rows are')
   made.add_argument('--only', default='all', help='some rows, with commas')
   made.add_argument('--seeds', default='0,1,2', help='seeds of each row')
-  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
-  made.add_argument('--json', default='', help='write the collected rows to this file')
-  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
+  cli.add_results(made)
   options, overrides = cli.parse(made, argv)
   if options.help_fields:
     print(cli.help_fields(cli.read(options.config, overrides)))
@@ -83,9 +78,7 @@ def _main(argv: Sequence[str]) -> None:
   found = rows.collect(study.workdir, [variant.name for variant in wanted], seeds)
   print(formats.FORMATS['markdown'](*rows.table(found), rows.notes(found, options.study)))
   if options.json:
-    ran = [word for word in argv if word != '--table']
-    command = ' '.join(['python -m experiments.frontier', *ran])
-    tables.save(options.json, {'command': command} | found)
+    tables.save(options.json, {'command': cli.ran('frontier', argv)} | found)
   if options.plot:
     plot.frontier(found, options.plot)
 

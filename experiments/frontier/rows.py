@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import runs, tables
-from experiments.statistics import Estimate, estimate
+from experiments.statistics import Estimate, estimate, show
 
 Found = dict[str, Any]
 """{'rows': [{'name', 'seed', 'rl': its summary, 'curve': dev evaluations}], 'base': ..., facts}."""
@@ -84,20 +84,10 @@ def table(found: Found) -> tuple[list[str], list[list[str]]]:
   if found['rows']:
     start = found['rows'][0]['rl']
     before = [estimate([start.get(f'{figure}_start')]) for figure, _, _ in shown]
-    body.append(['before RL', *(number(x, digits) for x, (*_, digits) in zip(before, shown))])
+    body.append(['before RL', *(show(x, digits) for x, (*_, digits) in zip(before, shown))])
   for name in names(found):
-    body.append([name, *(number(of(found, name, figure), digits) for figure, _, digits in shown)])
+    body.append([name, *(show(of(found, name, figure), digits) for figure, _, digits in shown)])
   return ['', *(title for _, title, _ in shown)], body
-
-
-def number(value: Estimate | None, digits: int) -> str:
-  """'0.83 ± 0.02'; without the interval of a single seed."""
-  if value is None:
-    return '–'
-  mean = f'{round(value.mean, digits) + 0.0:.{digits}f}'  # + 0.0: no -0.00
-  if value.n < 2:
-    return mean
-  return f'{mean} ± {(value.high - value.low) / 2:.{digits}f}'
 
 
 BESIDE = {'algorithms': 'reinforce', 'regularizers': 'lora/kl'}

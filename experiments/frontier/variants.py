@@ -1,7 +1,7 @@
-"""What is compared: variants of an RL stage, each a name with its overrides of the config."""
+"""What is compared: variants of an RL stage, each a name with its fields of the config."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configs.fields import ConfigError, nearest
 from configs.files import names_in
@@ -17,27 +17,25 @@ class Variant(NamedTuple):
   """One row of a comparison."""
 
   name: str
-  overrides: tuple[str, ...]  # --config.<field>=<value>
+  fields: dict[str, Any]  # of the config
   peft: str = ''  # the config file's argument, where that differs between rows
 
 
 def algorithms() -> list[Variant]:
   """Every file of perl/rl at its own options, and REINFORCE with each baseline."""
-  found = [Variant(name, (f'--config.rl.algorithm={name}',))
-           for name in names_in('rl', 'policy_loss')]
+  found = [Variant(name, {'rl.algorithm': name}) for name in names_in('rl', 'policy_loss')]
   for baseline in BASELINES:
-    samples = ('--config.rl.samples=4',) if baseline == 'leave_one_out' else ()
-    found.append(Variant(f'reinforce/{baseline}', (
-      '--config.rl.algorithm=reinforce', f'--config.rl.baseline={baseline}', *samples)))
-  return sorted(found)
+    samples = {'rl.samples': 4} if baseline == 'leave_one_out' else {}
+    found.append(Variant(f'reinforce/{baseline}', {
+      'rl.algorithm': 'reinforce', 'rl.baseline': baseline, **samples}))
+  return sorted(found, key=lambda variant: variant.name)
 
 
 def regularizers() -> list[Variant]:
   """Sun et al.'s ablation: LoRA-PPO with each regularizer in the reward, and full tuning."""
   return [
-    Variant(f'{peft}/{name}', (
-      '--config.rl.algorithm=ppo', f'--config.rl.regularizer={name}',
-      '--config.rl.regularize=reward'), peft)
+    Variant(f'{peft}/{name}', {
+      'rl.algorithm': 'ppo', 'rl.regularizer': name, 'rl.regularize': 'reward'}, peft)
     for peft in ('lora', 'full') for name in SUN
   ]
 

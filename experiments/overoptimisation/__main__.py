@@ -68,9 +68,7 @@ def _main(argv: Sequence[str]) -> None:
   made.add_argument('--ranks', default='1,8,32', help="ranks of reward models; '' for none")
   made.add_argument('--pairs', default='125,500,2000', help='numbers of training pairs')
   made.add_argument('--sizes', default='nano,micro,tiny', help='names of model.size')
-  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
-  made.add_argument('--json', default='', help='write the collected rows and fits to this file')
-  made.add_argument('--plot', default='', help='draw the curves: a png, svg or pdf')
+  cli.add_results(made)
   options, overrides = cli.parse(made, argv)
   if options.help_fields:
     print(cli.help_fields(cli.read(options.config, overrides)))
@@ -85,9 +83,8 @@ def _main(argv: Sequence[str]) -> None:
   if options.plot:
     plot.draw(found, wanted, options.plot)
   if options.json:
-    ran = ' '.join(word for word in argv if word != '--table')
     tables.save(options.json, {
-      'command': f'python -m experiments.overoptimisation {ran}',
+      'command': cli.ran('overoptimisation', argv),
       'workdir': pathlib.PurePath(options.workdir).as_posix(), **report.results(found, wanted)})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.overoptimisation import fits
 from experiments.overoptimisation import rows as kinds
 from experiments.overoptimisation.rows import GOLD, PROXY, Found, Row
-from experiments.statistics import Estimate, estimate
+from experiments.statistics import estimate, show
 
 NONE = '–'
 TITLES = {'best_of_n': 'best of n', 'rl': 'RL'}
@@ -49,14 +49,6 @@ def fitted(kind: str, curves: Sequence[Sequence[Mapping[str, float]]]) -> fits.F
   """The form over the points of all seeds."""
   points = [p for curve in curves for p in curve]
   return fits.fit(kind, [p['d'] for p in points], [p[GOLD] for p in points])
-
-
-def show(value: Estimate | None, digits: int, sign: str = '') -> str:
-  """'0.71 ± 0.02', the latter half a 95 % t-interval."""
-  if value is None:
-    return NONE
-  mean = f'{value.mean:{sign}.{digits}f}'
-  return mean if value.n < 2 else f'{mean} ± {(value.high - value.low) / 2:.{digits}f}'
 
 
 def _notes(found: Found, wanted: Wanted) -> list[str]:

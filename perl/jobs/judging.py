@@ -38,7 +38,7 @@ def make_loss(
   def each(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> jax.Array:
     """Scores f32[B], or f32[B, K] of rankings, of one forward."""
     tokens, mask, prompts = flat(batch['tokens'], batch['mask'], batch['prompt_tokens'])
-    r = score(adapter, base, tokens, mask, after_prompt(mask, prompts), key)
+    r = score(adapter, base, tokens, mask, masked.after(mask, prompts), key)
     return r.reshape(batch['tokens'].shape[:-1])
 
   def pointwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
@@ -71,7 +71,7 @@ def make_loss(
       return r[::2], r[1::2]
     join = lambda suffix: jnp.concatenate([batch[f'chosen{suffix}'], batch[f'rejected{suffix}']])
     mask = join('_mask')
-    responses = after_prompt(mask, jnp.tile(batch['prompt_tokens'], 2))
+    responses = masked.after(mask, jnp.tile(batch['prompt_tokens'], 2))
     return tuple(jnp.split(score(adapter, base, join(''), mask, responses, key), 2))
 
   def pairwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
@@ -94,8 +94,3 @@ def flat(
     return tokens, mask, prompt_tokens
   length, count = tokens.shape[-1], tokens.shape[1]
   return tokens.reshape(-1, length), mask.reshape(-1, length), jnp.repeat(prompt_tokens, count)
-
-
-def after_prompt(mask: jax.Array, prompt_tokens: jax.Array) -> jax.Array:
-  """bool[B, T]: the real tokens from column prompt_tokens i32[B] on, in right-padded rows."""
-  return mask & (jnp.arange(mask.shape[-1]) >= prompt_tokens[:, None])

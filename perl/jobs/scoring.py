@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from perl import masked
 from perl.data import chat
 from perl.data.examples import Example, Labelled
 from perl.jobs import judging, probe
@@ -112,14 +113,14 @@ def probed_head(
 def _scores(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
   """f32[B, n], or f32[B, K, n] of rankings."""
   flat, mask, prompt_tokens = judging.flat(tokens, mask, prompt_tokens)
-  response_mask, rows = judging.after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
+  response_mask, rows = masked.after(mask, prompt_tokens), Rows(mask, right_padded=True)
   found = reward_model.scores(model, base, adapter, flat, rows, response_mask=response_mask)
   return found.T.reshape(*tokens.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='reads')
 def _features(model, base, adapter, tokens, mask, prompt_tokens, *, reads) -> jax.Array:
-  response_mask, rows = judging.after_prompt(mask, prompt_tokens), Rows(mask, right_padded=True)
+  response_mask, rows = masked.after(mask, prompt_tokens), Rows(mask, right_padded=True)
   return lm.head_features(
     model, base, adapter, tokens, rows, reads=reads, response_mask=response_mask
   )

@@ -86,7 +86,8 @@ def pointwise(score: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def reinforce(logprobs: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
-  """-sum_t log pi(a_t | x_t) sg(A_t), f32[B] (PERL, sec. 3; Lee et al. 2023, app. F).
+  """-log pi(a_t | x_t) sg(A_t), f32[B, T], 0 outside the mask; its sum over a response is L_PG
+  (PERL, sec. 3; Lee et al. 2023, app. F).
 
   Args:
     logprobs: f32[B, T] of the policy.
@@ -95,7 +96,7 @@ def reinforce(logprobs: jax.Array, advantages: jax.Array, mask: jax.Array) -> ja
   """
   # Masked before the product: 0 * NaN would be NaN in the gradient.
   advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0.0))
-  return -(jnp.where(mask, logprobs, 0.0) * advantages).sum(-1)
+  return -jnp.where(mask, logprobs, 0.0) * advantages
 
 
 def value(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from perl.models import lm, vocabulary
 from perl.models.context import Rows
 from perl.models.transformer import Transformer
 from perl.objectives import losses, policy, regularizers
-from perl.rl import controllers, options, roles
+from perl.rl import controllers, options, roles, surrogate
 from perl.types import Experience, Mean, Tree
 
 Loss = Callable[[dict[str, Tree], Tree, Experience, jax.Array],
@@ -45,17 +45,12 @@ def make_loss(
     given: what else of perl/rl/options.py the algorithm asks for; what is missing is its own.
   """
   module = options.algorithm(algorithm)
-  asked = options.resolve(algorithm, dict.fromkeys(options.OPEN) | given) | {
-    'max_new_tokens': max_new_tokens}
+  asked = _asked(algorithm, given, max_new_tokens)
   if wrong := options.problems(asked | {'regularizer_ratio': regularizer_ratio}):
     raise ValueError('; '.join(wrong))
   name, samples = asked['regularizer'], asked['samples']
   learnt = 'critic' in options.trains(algorithm, asked)
   held = asked['regularize'] == 'loss' and name != 'none'
-
-  def aggregated(values: jax.Array, e: Experience) -> Mean:
-    return policy.aggregate(
-      values, e.response_mask, e.weight, how=asked['aggregation'], tokens=max_new_tokens)
 
   def regularized(h: jax.Array, logprobs: jax.Array, rho: jax.Array, e: Experience, whose) -> Mean:
     if name in regularizers.EXACT:
@@ -66,7 +61,7 @@ def make_loss(
       inside = lambda x: jnp.where(e.response_mask, x, 0.0)
       values = regularizers.SAMPLED[name](inside(logprobs), inside(e.reference_logprobs))
       values = values * rho if regularizer_ratio else values
-    return aggregated(e.beta[:, None] * values, e)
+    return surrogate.aggregated(e.beta[:, None] * values, e, **asked)
 
   def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
     del key
@@ -81,7 +76,7 @@ def make_loss(
     terms, metrics = {}, {}
     if learnt:
       v = critic_values(model, adapters, base, e, prompts)
-      metrics['value'] = Mean.of(v, _counted(e))
+      metrics['value'] = Mean.of(v, e.counted)
       terms['value'] = module.value_loss(v, e, **asked)
       e = e if e.values is not None else e.replace(values=jax.lax.stop_gradient(v))
     terms['policy'], more = module.policy_loss(logprobs, e, **asked)
@@ -90,8 +85,8 @@ def make_loss(
     if entropy:
       found = vocabulary.read(
         regularizers.entropy, model, *whose, h, temperature=temperature)
-      metrics['token_entropy'] = Mean.of(_at_response(found, e), _counted(e))
-      terms['entropy'] = aggregated(_at_response(found, e), e)
+      metrics['token_entropy'] = Mean.of(_at_response(found, e), e.counted)
+      terms['entropy'] = surrogate.aggregated(_at_response(found, e), e, **asked)
     if ptx:
       aside = lm.logprobs(
         model, *whose, e.aside['tokens'], Rows(e.aside['mask'], right_padded=True))
@@ -102,8 +97,8 @@ def make_loss(
     # How far this minibatch's policy is from the one that sampled: of the first, rounding alone.
     gap = logprobs - e.behaviour_logprobs
     metrics |= {
-      'sampler_gap': Mean.of(abs(gap), _counted(e)),
-      'kl_old': Mean.of(regularizers.bregman(gap, 0.0), _counted(e)),
+      'sampler_gap': Mean.of(abs(gap), e.counted),
+      'kl_old': Mean.of(regularizers.bregman(gap, 0.0), e.counted),
     }
     return terms, metrics | more
 
@@ -123,8 +118,7 @@ def make_prepare(
     (state, base, experience) -> (state, experience), for perl.train.step.
   """
   module = options.algorithm(algorithm)
-  asked = options.resolve(algorithm, dict.fromkeys(options.OPEN) | given) | {
-    'max_new_tokens': max_new_tokens}
+  asked = _asked(algorithm, given, max_new_tokens)
   before = getattr(module, 'VALUES_BEFORE', False)
 
   def prepare(state, base: Tree, e: Experience):
@@ -136,6 +130,12 @@ def make_prepare(
     return state.replace(running=controllers.advanced(state.running, e, **asked)), e
 
   return prepare
+
+
+def _asked(algorithm: str, given: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+  """All options of an algorithm, its own where none is given."""
+  return options.resolve(algorithm, dict.fromkeys(options.OPEN) | given) | {
+    'max_new_tokens': max_new_tokens}
 
 
 def critic_values(
@@ -153,10 +153,6 @@ def _in_parts(function: Callable, e: Experience, parts: int) -> jax.Array:
   cut = lambda x: x.reshape(parts, -1, *x.shape[1:])
   found = jax.lax.map(function, jax.tree.map(cut, e))
   return found.reshape(-1, *found.shape[2:])
-
-
-def _counted(e: Experience) -> jax.Array:
-  return e.response_mask & (e.weight > 0)[:, None]
 
 
 def _at_response(values: jax.Array, e: Experience) -> jax.Array:

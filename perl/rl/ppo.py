@@ -12,6 +12,7 @@ import jax
 
 from perl import masked
 from perl.objectives import advantages, policy
+from perl.rl import surrogate
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience, Mean
 
@@ -32,18 +33,15 @@ def estimate(
   whiten_rewards: bool = False, **_,
 ) -> Experience:
   """A and R. Whitened rewards keep their mean; whitening A leaves R alone."""
-  counted = e.response_mask & (e.weight > 0)[:, None]
-  rewards = masked.whiten(e.rewards, counted, shift_mean=False) if whiten_rewards else e.rewards
+  rewards = masked.whiten(e.rewards, e.counted, shift_mean=False) if whiten_rewards else e.rewards
   a, targets = advantages.gae(rewards, e.values, e.response_mask, gamma=gamma, lam=lam)
-  a = masked.whiten(a, counted) if whiten_advantages else a
+  a = masked.whiten(a, e.counted) if whiten_advantages else a
   return e.replace(advantages=a, returns=targets)
 
 
 def value_loss(
-  values: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int,
-  value_clip: float = 0.2, **_,
+  values: jax.Array, e: Experience, *, value_clip: float = 0.2, **options
 ) -> Mean:
   """L_V; value_clip 0 bounds nothing."""
   loss = policy.clipped_value(values, e.values, e.returns, clip=value_clip or None)
-  return policy.aggregate(
-    loss, e.response_mask, e.weight, how=aggregation, tokens=max_new_tokens)
+  return surrogate.aggregated(loss, e, **options)

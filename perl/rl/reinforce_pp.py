@@ -6,8 +6,7 @@ with the KL in the rewards, and no critic. With several responses to a prompt th
 from Z_t first (its form REINFORCE++-baseline).
 """
 
-from perl import masked
-from perl.objectives import returns
+from perl.objectives import advantages, returns
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience
 
@@ -18,7 +17,7 @@ OWN = {'aggregation': 'token'}
 
 def estimate(e: Experience, *, samples: int, **_) -> Experience:
   """A_t."""
-  counted, z = e.response_mask & (e.weight > 0)[:, None], e.returns
+  z = e.returns
   if samples > 1:
     z = z - returns.group_mean(z, e.response_mask, e.weight, samples=samples)
-  return e.replace(advantages=masked.whiten(z, counted))
+  return e.replace(advantages=advantages.whitened_returns(z, e.counted))

@@ -4,9 +4,8 @@ They differ in advantages and in options, and are one function as seen from here
 """
 
 import jax
-import jax.numpy as jnp
 
-from perl.objectives import policy
+from perl.objectives import losses, policy
 from perl.types import Experience, Mean
 
 
@@ -29,8 +28,8 @@ def clipped(
   rho = policy.ratios(logprobs, e.behaviour_logprobs, e.response_mask, level=level)
   loss = policy.clipped(rho, e.advantages, low=clip, high=clip_high, dual=dual_clip or None)
   fraction = policy.clip_fraction(rho, e.advantages, low=clip, high=clip_high)
-  return policy.aggregate(
-    loss, e.response_mask, e.weight, how=aggregation, tokens=max_new_tokens
+  return aggregated(
+    loss, e, aggregation=aggregation, max_new_tokens=max_new_tokens
   ), metrics(e, clip_fraction=fraction)
 
 
@@ -42,13 +41,20 @@ def score_function(
   Args:
     logprobs, e, aggregation, max_new_tokens: as in `clipped`.
   """
-  a = jax.lax.stop_gradient(jnp.where(e.response_mask, e.advantages, 0.0))
-  loss = -a * jnp.where(e.response_mask, logprobs, 0.0)
+  loss = losses.reinforce(logprobs, e.advantages, e.response_mask)
+  return aggregated(
+    loss, e, aggregation=aggregation, max_new_tokens=max_new_tokens), metrics(e)
+
+
+def aggregated(
+  values: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int, **_
+) -> Mean:
+  """One Mean of f32[B, T] over the tokens of responses: objectives.policy.aggregate."""
   return policy.aggregate(
-    loss, e.response_mask, e.weight, how=aggregation, tokens=max_new_tokens), metrics(e)
+    values, e.response_mask, e.weight, how=aggregation, tokens=max_new_tokens)
 
 
 def metrics(e: Experience, **tokens: jax.Array) -> dict[str, Mean]:
   """Means over the tokens that count, the advantage among them."""
-  counted = e.response_mask & (e.weight > 0)[:, None]
-  return {name: Mean.of(x, counted) for name, x in ({'advantage': e.advantages} | tokens).items()}
+  shown = {'advantage': e.advantages} | tokens
+  return {name: Mean.of(x, e.counted) for name, x in shown.items()}

@@ -52,7 +52,7 @@ def test_sure_scores_do_not_overflow(loss):
 def test_reinforce_and_value_by_hand():
   logprobs = jnp.asarray([[9.0, -1.0, -2.0], [9.0, -3.0, 9.0]])
   other = jnp.asarray([[9.0, 0.5, -1.0], [9.0, 2.0, 9.0]])
-  np.testing.assert_allclose(losses.reinforce(logprobs, other, MASK), [-1.5, 6.0])
+  np.testing.assert_allclose(losses.reinforce(logprobs, other, MASK).sum(-1), [-1.5, 6.0])
   np.testing.assert_allclose(losses.value(logprobs, other, MASK), [1.5**2 + 1.0, 25.0])
 
 

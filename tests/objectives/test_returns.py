@@ -128,7 +128,7 @@ def reinforce_loss(theta, baseline):
   rewards = jax.lax.stop_gradient(
     returns.shaped_rewards(REWARD, logprobs, anchor, FULL, beta=BETA))
   z = returns.returns_to_go(rewards, FULL)
-  return expectation(theta, losses.reinforce(logprobs, z - baseline, FULL))
+  return expectation(theta, losses.reinforce(logprobs, z - baseline, FULL).sum(-1))
 
 
 @pytest.mark.parametrize('baseline', [0.0, 0.7])
@@ -161,7 +161,7 @@ def test_leaving_the_row_out_keeps_the_gradient_unbiased():
     def one(pair):
       z = returns.returns_to_go(jnp.stack([jnp.zeros(2), REWARD[pair]], 1), mask)
       b = returns.others_baseline(z, mask, jnp.ones(2)) if with_baseline else 0.0
-      return p[pair].prod() * losses.reinforce(logprobs[pair], z - b, mask).mean()
+      return p[pair].prod() * losses.reinforce(logprobs[pair], z - b, mask).sum(-1).mean()
 
     return jax.vmap(one)(pairs).sum()
 

@@ -28,13 +28,13 @@ def lay_out(batch: Batch) -> Said:
     turn = lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
     mask = turn(batch['chosen_mask'], batch['rejected_mask'])
     starts = jnp.repeat(batch['prompt_tokens'], 2)
-    return Said(turn(batch['chosen'], batch['rejected']), mask, _after(mask, starts))
+    return Said(turn(batch['chosen'], batch['rejected']), mask, masked.after(mask, starts))
   if 'chosen_mask' in batch:
     prompt = batch['tokens'].shape[1] - 2 * batch['chosen_mask'].shape[1]
     rows = Branches(batch['mask'], prompt, 2).rows
     mask = rows(batch['mask'])
     return Said(rows(batch['tokens']), mask, mask & (jnp.arange(mask.shape[1]) >= prompt), prompt)
-  return Said(batch['tokens'], batch['mask'], _after(batch['mask'], batch['prompt_tokens']))
+  return Said(batch['tokens'], batch['mask'], masked.after(batch['mask'], batch['prompt_tokens']))
 
 
 def mismatched(batch: Batch, length: int) -> Said:
@@ -61,8 +61,3 @@ def logprobs(model: Transformer, base: Tree, adapter: Tree, said: Said) -> jax.A
   shared = dict(start=said.prompt, shared=2) if said.prompt else {}
   found = lm.logprobs(model, base, adapter, said.tokens, rows, **shared)
   return masked.masked_sum(found, said.responses, -1)
-
-
-def _after(mask: jax.Array, starts: jax.Array) -> jax.Array:
-  """bool[N, T]: the real tokens from column starts i32[N] on."""
-  return mask & (jnp.arange(mask.shape[1]) >= starts[:, None])
