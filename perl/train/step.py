@@ -139,8 +139,33 @@ def make_train_step(
     return state, values | {
       'loss': loss, 'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
 
+  several = epochs * minibatches > 1
+  run = _several(update, epochs, minibatches, together, stop) if several else update
+
+  def step(state: TrainState, base: Tree, batch: Batch):
+    if shardings is not None:
+      state = state.replace(opt_state=paging.fetch(state.opt_state, shardings.opt_state))
+    if prepare is not None:
+      state, batch = jax.lax.stop_gradient(prepare(state, base, batch))
+    key = jax.random.fold_in(state.key, state.step)
+    state, values = run(state, base, batch, key)
+    return state.replace(step=state.step + 1), values
+
+  placed = None if shardings is None else (shardings, None)
+  return jax.jit(step, donate_argnums=0, out_shardings=placed)
+
+
+Update = Callable[[TrainState, Tree, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+"""(state, base, rows, key) -> (state, metrics): one update of the adapters."""
+
+
+def _several(
+  update: Update, epochs: int, minibatches: int, together: int,
+  stop: Callable[[dict[str, jax.Array]], jax.Array] | None,
+) -> Update:
+  """Several epochs of minibatches as one `update`, or what of them comes before `stop`."""
+
   def updates(state: TrainState, base: Tree, batch: Batch, key: jax.Array):
-    """Several epochs of minibatches, or what of them comes before `stop`."""
     keys = jax.random.split(key, epochs)
     parts = jax.vmap(lambda key: _shuffled(key, batch, minibatches, together))(keys)
     parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
@@ -163,18 +188,7 @@ def make_train_step(
     return state, {name: mean(x) for name, x in values.items()} | {
       'finite': least, 'updates': made.sum().astype(jnp.float32)}
 
-  def step(state: TrainState, base: Tree, batch: Batch):
-    if shardings is not None:
-      state = state.replace(opt_state=paging.fetch(state.opt_state, shardings.opt_state))
-    if prepare is not None:
-      state, batch = jax.lax.stop_gradient(prepare(state, base, batch))
-    key = jax.random.fold_in(state.key, state.step)
-    several = epochs * minibatches > 1
-    state, values = (updates if several else update)(state, base, batch, key)
-    return state.replace(step=state.step + 1), values
-
-  placed = None if shardings is None else (shardings, None)
-  return jax.jit(step, donate_argnums=0, out_shardings=placed)
+  return updates
 
 
 def _terms(found: Losses) -> dict[str, Mean]:
