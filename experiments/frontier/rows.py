@@ -8,12 +8,14 @@ from experiments import runs, tables
 from experiments.statistics import Estimate, estimate, show
 
 Found = dict[str, Any]
-"""{'rows': [{'name', 'seed', 'rl': its summary, 'curve': dev evaluations}], 'base': ..., facts}."""
+"""{'rows': [{'name', 'seed', 'rl': its summary, 'curve': dev evaluations}], 'base': what the reward
+model is worth, 'batch_size': responses of an update, 'optimum': of the gold reward, facts}."""
 
 FIGURES = (('gold_reward', 'gold reward', 3), ('reward', 'reward', 3), ('kl', 'KL, nats', 2),
            ('response_tokens', 'length', 1), ('finished', 'ends in EOS', 3))
 """Of the test prompts, after RL."""
 
+NEAR = 0.95  # of the optimum
 CURVE = ('reward', 'gold_reward', 'kl', 'response_tokens')
 
 
@@ -33,14 +35,26 @@ def collect(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int]) -
         found.append({'name': name, 'seed': seed, 'rl': summary, 'curve': curve(stage)})
   facts = tables.common_facts(summaries) if summaries else {}
   slim = lambda s: {k: v for k, v in s.items() if k not in tables.ABOUT or v != facts[k]}
-  return {**facts, 'base': base(workdir),
+  return {**facts, 'base': base(workdir), **setting(workdir),
           'rows': [row | {'rl': slim(row['rl'])} for row in found]}
 
 
 def base(workdir: pathlib.Path) -> dict[str, Any]:
-  """What the anchor and the reward model are worth."""
+  """What the reward model is worth; {} without one."""
   reward = runs.summary(workdir / 'base' / 'reward')
   return {name: reward[name] for name in ('pair_accuracy', 'auc') if name in reward}
+
+
+def setting(workdir: pathlib.Path) -> dict[str, float]:
+  """The responses of an update and the gold optimum, which all rows have in common."""
+  from perl.data import datasets  # may load jax, which must follow platform.tune
+
+  for folder_of_row in sorted(workdir.glob('seed*/*')):
+    if config := runs.config(folder_of_row):
+      best = getattr(datasets.find(config['data']['name']), 'OPTIMUM', None)
+      return {'batch_size': config['rl']['batch_size']} | (
+        {} if best is None else {'optimum': float(best)})
+  return {}
 
 
 def curve(stage: pathlib.Path) -> list[dict[str, float]]:
@@ -53,6 +67,24 @@ def curve(stage: pathlib.Path) -> list[dict[str, float]]:
 def of(found: Found, name: str, figure: str) -> Estimate | None:
   """A figure of the rows of that name, over seeds."""
   return estimate([row['rl'].get(figure) for row in found['rows'] if row['name'] == name])
+
+
+def responses_to_optimum(found: Found, name: str) -> str:
+  """How many until the dev gold reward is NEAR the optimum, the most of all seeds; '–': not in all.
+
+  Known to the steps of evaluation alone.
+  """
+  if 'optimum' not in found:
+    return '–'
+  reached = []
+  for row in found['rows']:
+    if row['name'] == name:
+      steps = [point['step'] for point in row['curve']
+               if point['gold_reward'] >= NEAR * found['optimum']]
+      if not steps:
+        return '–'
+      reached.append(steps[0] * found['batch_size'])
+  return f'{max(reached):,}'
 
 
 def change(found: Found, name: str, figure: str, beside: str) -> Estimate | None:
@@ -78,16 +110,20 @@ def chief_figure(found: Found) -> str:
 
 def table(found: Found) -> tuple[list[str], list[list[str]]]:
   """(head, rows): means over seeds ± half the t-interval; the anchor first."""
-  shown = [(figure, title, digits) for figure, title, digits in FIGURES
-           if any(row['rl'].get(figure) is not None for row in found['rows'])]
-  body = []
-  if found['rows']:
-    start = found['rows'][0]['rl']
-    before = [estimate([start.get(f'{figure}_start')]) for figure, _, _ in shown]
-    body.append(['before RL', *(show(x, digits) for x, (*_, digits) in zip(before, shown))])
-  for name in names(found):
-    body.append([name, *(show(of(found, name, figure), digits) for figure, _, digits in shown)])
-  return ['', *(title for _, title, _ in shown)], body
+  order = names(found)
+  if not order:
+    return [''], []
+  before = found['rows'][0]['rl']
+  columns = [['', 'before RL', *order]]
+  for figure, title, digits in FIGURES:
+    if any(row['rl'].get(figure) is not None for row in found['rows']):
+      columns.append([title, show(estimate([before.get(f'{figure}_start')]), digits),
+                      *(show(of(found, name, figure), digits) for name in order)])
+  near = [responses_to_optimum(found, name) for name in order]
+  if any(value != '–' for value in near):
+    columns.append([f'responses to {NEAR:.0%} of the optimum', '', *near])
+  head, *body = map(list, zip(*columns))
+  return head, body
 
 
 BESIDE = {'algorithms': 'reinforce', 'regularizers': 'lora/kl'}
@@ -106,5 +142,5 @@ def notes(found: Found, study: str) -> list[str]:
                    f'same seed: {", ".join(which) or "none"}.')
   seeds = sorted({row['seed'] for row in found['rows']})
   lines.append(f'Test prompts; mean over seeds {", ".join(map(str, seeds))} ± half the 95 % '
-               't-interval; one anchor and one reward model for all.')
+               f't-interval; one anchor {"and one reward model " if found["base"] else ""}for all.')
   return lines
