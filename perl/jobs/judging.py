@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from perl import masked
 from perl.models import lm
-from perl.models.context import Branches, Rows
+from perl.models.context import Rows
 from perl.models.transformer import Transformer
 from perl.objectives import losses
+from perl.rl.preference import rows
 from perl.train import step as steps
 from perl.types import Batch, Mean, Tree
 
@@ -29,9 +30,8 @@ def make_loss(
   """
 
   def score(adapter, base, tokens, mask, responses, key, **prompts):
-    rows = Rows(mask, right_padded=not prompts)
     return lm.score(
-      model, base, adapter, tokens, rows, response_mask=responses,
+      model, base, adapter, tokens, Rows(mask, right_padded=not prompts), response_mask=responses,
       dropout_key=key if dropout else None, **prompts,
     )
 
@@ -62,17 +62,10 @@ def make_loss(
 
   def both(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scores f32[B] of chosen and rejected, of one forward of 2 B rows."""
-    if 'tokens' in batch:
-      start = batch['tokens'].shape[1] - 2 * batch['chosen_mask'].shape[1]
-      rows = Branches(batch['mask'], start, 2).rows  # chosen, rejected in turn
-      tokens, mask = rows(batch['tokens']), rows(batch['mask'])
-      responses = mask & (jnp.arange(mask.shape[1]) >= start)
-      r = score(adapter, base, tokens, mask, responses, key, start=start + 1, shared=2)
-      return r[::2], r[1::2]
-    join = lambda suffix: jnp.concatenate([batch[f'chosen{suffix}'], batch[f'rejected{suffix}']])
-    mask = join('_mask')
-    responses = masked.after(mask, jnp.tile(batch['prompt_tokens'], 2))
-    return tuple(jnp.split(score(adapter, base, join(''), mask, responses, key), 2))
+    said = rows.lay_out(batch)
+    prompts = dict(start=said.prompt + 1, shared=2) if said.prompt else {}
+    r = score(adapter, base, said.tokens, said.mask, said.responses, key, **prompts)
+    return r[::2], r[1::2]
 
   def pairwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):
     chosen, rejected = both(adapter, base, batch, key)
