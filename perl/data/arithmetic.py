@@ -4,7 +4,9 @@ A question adds, subtracts or multiplies two numbers; its solution is one line w
 and a last line '#### n', and gsm8k.py reads and checks that. The texts are our own, none is
 GSM8K's. `data.parts` sets the difficulty, by the digits of the larger number (`PARTS`); the smaller
 one has one digit, so that sums carry and products stay small. Most documents are not problems, but
-bare calculations or sentences with them. Everything follows from `seed`.
+bare calculations or sentences with them. Those who wrote the demonstrations of `train` were hasty: in
+`HASTE` of them the number is wrong, and who imitates them errs as often; a verifier tells. Everything
+follows from `seed`.
 
 Splits: the calculation ('27+5', larger number first) is a problem's group and decides its split
 (`dialogue.split_of`), so that no answer to a test question was ever seen in training.
@@ -55,6 +57,8 @@ QUESTIONS = (
 
 NAMES = ('Ada', 'Bruno', 'Carla', 'Dmitri', 'Elif', 'Farid')
 THINGS = ('pears', 'nails', 'shells', 'tiles', 'corks', 'plums')
+HASTE = 0.6  # of the demonstrations of train are wrong
+SLIPS = (1, 2, 10)  # by one of these, up or down
 DRILL = 8  # calculations of a document without words
 STORY = 3  # of a document of sentences
 
@@ -93,6 +97,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
   while len(examples) < SIZES[kind][split]:
     number = len(examples)
     make = _DOCUMENTS[number % len(_DOCUMENTS)] if kind == 'document' else _problem
+    make = _hasty if (kind, split) == ('demonstration', 'train') else make
     row = make(rng, split, digits[number % len(digits)])
     examples += rows.examples(row, kind, f'arithmetic, {split} {number}')
   return examples
@@ -123,11 +128,19 @@ def _story(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
   return {'text': ' '.join(texts), 'group': calculations[0].group}
 
 
-def _problem(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
-  """A row as gsm8k.py has it: messages, group and meta['answer']."""
+def _hasty(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
+  """A problem whose solution is wrong with probability HASTE; meta['answer'] is right."""
+  slip = rng.choice(SLIPS) * rng.choice((-1, 1)) if rng.random() < HASTE else 0
+  return _problem(rng, split, digits, slip)
+
+
+def _problem(rng: random.Random, split: str, digits: int, slip: int = 0) -> dict[str, Any]:
+  """A row as gsm8k.py has it: messages, group and meta['answer']; the solution errs by `slip`."""
   calculation = _calculation(rng, split, digits)
   question, things = _question(rng, calculation)
-  solution = f'{calculation} {things}.\n#### {calculation.answer}'
+  # Nobody writes of -3 pears.
+  said = calculation.answer + (slip if calculation.answer + slip >= 0 else -slip)
+  solution = f'{calculation.group}={said} {things}.\n#### {said}'
   turns = [prepared_rows.turn('user', question), prepared_rows.turn('assistant', solution)]
   return {'messages': turns, 'group': calculation.group,
           'meta': {'answer': str(calculation.answer)}}
