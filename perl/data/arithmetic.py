@@ -4,9 +4,9 @@ A question adds, subtracts or multiplies two numbers; its solution is one line w
 and a last line '#### n', and gsm8k.py reads and checks that. The texts are our own, none is
 GSM8K's. `data.parts` sets the difficulty, by the digits of the larger number (`PARTS`); the smaller
 one has one digit, so that sums carry and products stay small. Most documents are not problems, but
-bare calculations or sentences with them. Those who wrote the demonstrations of `train` were hasty: in
-`HASTE` of them the number is wrong, and who imitates them errs as often; a verifier tells. Everything
-follows from `seed`.
+bare calculations or sentences with them. Those who wrote the demonstrations of `train` were hasty:
+in `HASTE` of them the number is wrong, and who imitates them errs as often; a verifier tells.
+Everything follows from `seed`.
 
 Splits: the calculation ('27+5', larger number first) is a problem's group and decides its split
 (`dialogue.split_of`), so that no answer to a test question was ever seen in training.
