@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, formats, launch, platform, sweep, tables
 from experiments.compare import shared
-from experiments.frontier import plot, rows, variants
+from experiments.frontier import plot, published, rows, variants
 
 STAGES = ('tokenizer', 'pretrain', 'sft', 'reward')
 
@@ -76,11 +76,18 @@ def _main(argv: Sequence[str]) -> None:
     shared.run([study.base()])
     shared.run(jobs)
   found = rows.collect(study.workdir, [variant.name for variant in wanted], seeds)
-  print(formats.FORMATS['markdown'](*rows.table(found), rows.notes(found, options.study)))
+  print(said(found, options.study))
   if options.json:
     tables.save(options.json, {'command': cli.ran('frontier', argv)} | found)
   if options.plot:
     plot.frontier(found, options.plot)
+
+
+def said(found: rows.Found, study: str) -> str:
+  """The table, and what follows from it."""
+  notes = rows.notes(found, study)
+  notes += published.verdicts(found) if study == 'regularizers' else []
+  return formats.FORMATS['markdown'](*rows.table(found), notes)
 
 
 if __name__ == '__main__':

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 from configs.fields import ConfigError
-from experiments import cli, formats
+from experiments import cli
 from experiments.frontier import __main__ as program
-from experiments.frontier import plot, rows, variants
+from experiments.frontier import plot, published, rows, variants
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMITTED = [(file, study) for study in variants.STUDIES
@@ -81,6 +81,20 @@ def test_the_responses_to_the_optimum_are_those_of_the_slowest_seed(found, tmp_p
   assert rows.setting(tmp_path) == {'batch_size': 64, 'optimum': 1.0}
 
 
+def test_verdicts_on_sun_et_al_are_by_the_interval():
+  golds = {'lora/kl': (0.5, 0.6), 'lora/none': (0.7, 0.801), 'lora/jensen_shannon': (0.4, 0.501),
+           'full/kl': (0.9, 0.4)}
+  known = {'rows': [{'name': name, 'seed': seed, 'rl': {'gold_reward': gold}, 'curve': []}
+                    for name, of_seeds in golds.items() for seed, gold in enumerate(of_seeds)]}
+  none, jensen_shannon, full = published.verdicts(known)
+  # t of one degree of freedom is 12.706, times s / sqrt 2 = 0.0005.
+  assert none == ('Sun et al.: lora/none less lora/kl, theirs +0.6 points of wins; ours +0.201 '
+                  '[+0.194, +0.207] of gold reward: agrees.')
+  assert 'theirs +1.1' in jensen_shannon and jensen_shannon.endswith(': contradicts theirs.')
+  assert 'theirs -0.9' in full and full.endswith(': within our noise.')
+  assert not published.verdicts({'rows': known['rows'][:2]})
+
+
 def test_charts_are_drawn(found, tmp_path):
   plot.frontier(found, str(tmp_path / 'x.png'))
   assert (tmp_path / 'x.png').stat().st_size > 5000
@@ -106,6 +120,5 @@ def test_rows_are_configs_over_one_anchor(tmp_path):
 @pytest.mark.parametrize('file, study', COMMITTED, ids=lambda x: getattr(x, 'stem', x))
 def test_the_readme_has_what_the_program_says_of_a_committed_file(file, study):
   known = json.loads(file.read_text())
-  said = formats.FORMATS['markdown'](*rows.table(known), rows.notes(known, study))
-  assert said.strip() in (ROOT / 'README.md').read_text()
+  assert program.said(known, study).strip() in (ROOT / 'README.md').read_text()
   assert known['command'].startswith(f'python -m experiments.frontier {study}')
