@@ -1,6 +1,7 @@
 """Every command of the README means something: its module, config, overrides and files exist."""
 
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
@@ -160,3 +161,18 @@ def test_every_preference_method_is_in_the_readme():
   assert {row[0] for row in rows} == set(names_in('rl/preference', 'Method'))
   for name, *_, reference, _ in rows:
     assert preference.find(name).reference == (reference == 'yes')
+
+
+@pytest.mark.parametrize('name, row, figure, interval', [
+  ('demo', 'gold reward', 'gold_reward', True), ('demo', 'exact match', 'exact_match', False),
+  ('arithmetic', 'sampled', 'gold_reward', True), ('arithmetic', 'greedy', 'correct', True)])
+def test_figures_of_one_run_are_those_of_its_file(name, row, figure, interval):
+  found = json.loads((ROOT / f'experiments/results/{name}.json').read_text())
+  shown = []
+  for when in ('_before', ''):
+    values = [found['evaluate'][f'{figure}{end}{when}'] for end in ('', '_low', '_high')]
+    mean, low, high = (f'{value:.3f}' for value in values)
+    shown.append(f'{mean} [{low}, {high}]' if interval else mean)
+  section = readme().split(f'experiments/results/{name}.json`, the `summary.json` of that run')[1]
+  assert f'| {row} | {shown[0]} | {shown[1]} |' in section[:1200]
+  assert f' {found["wall_seconds"]:.0f} s ' in ' '.join(readme().split())
