@@ -15,7 +15,7 @@ FIGURES = (('gold_reward', 'gold reward', 3), ('reward', 'reward', 3), ('kl', 'K
            ('response_tokens', 'length', 1), ('finished', 'ends in EOS', 3))
 """Of the test prompts, after RL."""
 
-NEAR = 0.95  # of the optimum
+NEAR = 0.9  # of the optimum
 CURVE = ('reward', 'gold_reward', 'kl', 'response_tokens')
 
 
