@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -41,8 +42,8 @@ def add_results(made: argparse.ArgumentParser) -> None:
 
 
 def ran(program: str, argv: Sequence[str]) -> str:
-  """The command that made what `--table` may have collected later."""
-  return ' '.join([f'python -m experiments.{program}', *(w for w in argv if w != '--table')])
+  """The command that made what `--table` may have collected later, as a shell takes it."""
+  return f'python -m experiments.{program} ' + shlex.join(w for w in argv if w != '--table')
 
 
 def parse(

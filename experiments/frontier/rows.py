@@ -141,6 +141,8 @@ def notes(found: Found, study: str) -> list[str]:
       lines.append(f'Surely {word} {beside} in {chief.replace("_", " ")}, by differences of the '
                    f'same seed: {", ".join(which) or "none"}.')
   seeds = sorted({row['seed'] for row in found['rows']})
-  lines.append(f'Test prompts; mean over seeds {", ".join(map(str, seeds))} ± half the 95 % '
-               f't-interval; one anchor {"and one reward model " if found["base"] else ""}for all.')
+  over = (f'mean over seeds {", ".join(map(str, seeds))} ± half the 95 % t-interval'
+          if len(seeds) > 1 else f'seed {seeds[0]} alone' if seeds else 'nothing is finished')
+  lines.append(f'Test prompts; {over}; one anchor '
+               f'{"and one reward model " if found["base"] else ""}for all.')
   return lines
