@@ -133,14 +133,14 @@ BESIDE = {'algorithms': 'reinforce', 'regularizers': 'lora/kl'}
 def notes(found: Found, study: str) -> list[str]:
   """What surely differs, and what the intervals are."""
   chief, beside, known = chief_figure(found), BESIDE[study], names(found)
+  seeds = sorted({row['seed'] for row in found['rows']})
   lines = []
-  if beside in known:
+  if beside in known and len(seeds) > 1:
     differences = {name: change(found, name, chief, beside) for name in known if name != beside}
     for word, sure in (('above', lambda d: d.low > 0), ('below', lambda d: d.high < 0)):
       which = [name for name, d in differences.items() if d and d.n > 1 and sure(d)]
       lines.append(f'Surely {word} {beside} in {chief.replace("_", " ")}, by differences of the '
                    f'same seed: {", ".join(which) or "none"}.')
-  seeds = sorted({row['seed'] for row in found['rows']})
   over = (f'mean over seeds {", ".join(map(str, seeds))} ± half the 95 % t-interval'
           if len(seeds) > 1 else f'seed {seeds[0]} alone' if seeds else 'nothing is finished')
   lines.append(f'Test prompts; {over}; one anchor '
