@@ -6,7 +6,7 @@ from experiments.statistics import Estimate
 WINS = {'lora/none': 48.2, 'lora/kl': 47.6, 'lora/jensen_shannon': 48.7, 'full/kl': 46.7}
 """% of wins at their step 180, read off their figure (± 0.2); full/kl is their full PPO."""
 
-BESIDE = 'lora/kl'
+BESIDE = rows.BESIDE['regularizers']
 
 
 def verdicts(found: rows.Found) -> list[str]:
