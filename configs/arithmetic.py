@@ -5,8 +5,9 @@
         --workdir=runs/arithmetic_rloo
 
 Pretraining teaches to calculate. SFT imitates hasty people, more than half of whose answers are
-wrong (`perl/data/arithmetic.py`); RL unlearns that: the rule gsm8k gives 1 for the right number and
-else 0, and there is no reward model. Test problems ask for calculations that no stage has seen.
+wrong (`perl/data/sets/arithmetic.py`); RL unlearns that: the rule gsm8k gives 1 for the right
+number and else 0, and there is no reward model. Test problems ask for calculations that no stage
+has seen.
 
 Aim, size=micro on 2 cores: at most 10 minutes; of the test problems about 0.2 are answered rightly
 after SFT, and twice as many after RL. What was measured: experiments/results/arithmetic.json (the
@@ -19,11 +20,12 @@ perl/peft>, seed=0. The steps were chosen for size=micro, digits=two_digits, pef
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, files, rates
+from perl import choices
+from perl.config import arguments, rates, schema
 
 ARGUMENTS = {
   'algorithm': arguments.Argument(
-    'grpo', 'algorithm of rl', files.names_in('rl', 'policy_loss')),
+    'grpo', 'algorithm of rl', choices.names('perl.rl.algorithms')),
   'size': arguments.Argument('micro', 'shape of the model', ('micro', 'tiny')),
   'digits': arguments.Argument('two_digits', 'digits of the larger number: a part of the data',
                                ('one_digit', 'two_digits', 'three_digits')),
@@ -39,11 +41,11 @@ RATES = {
 def get_config(text: str = '') -> ConfigDict:
   """The arithmetic experiment; `text` as in the header."""
   given = arguments.parse(text, ARGUMENTS)
-  config = base.get_config()
+  config = schema.get_config()
   config.name = f'arithmetic-{given.algorithm}'
   config.seed = given.seed
   config.stages = ('tokenizer', 'pretrain', 'sft', 'rl', 'evaluate')
-  base.use_method(config, given.peft, **rates.of(given.peft, **RATES))
+  schema.use_method(config, given.peft, **rates.of(given.peft, **RATES))
 
   config.model.size = given.size
   config.tokenizer.update(vocab_size=400, split_digits=True)
@@ -57,7 +59,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.rl.update(
     algorithm=given.algorithm, rules=('gsm8k',), reward_weight=0.0, steps=150, batch_size=256,
     samples=8, temperature=1.0, beta=0.005, max_new_tokens=24)
-  for stage in base.TRAINED:
+  for stage in schema.TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=100)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.pretrain.optim.update(learning_rate=3e-3, b2=0.95, weight_decay=0.1)

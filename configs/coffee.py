@@ -28,7 +28,7 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, rates
+from perl.config import arguments, rates, schema
 
 ARGUMENTS = {
   'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
@@ -59,12 +59,12 @@ PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 def get_config(text: str = '') -> ConfigDict:
   """The coffee experiment; `text` as in the header."""
   given = arguments.parse(text, ARGUMENTS)
-  config = base.get_config()
+  config = schema.get_config()
   config.name = f'coffee-{given.size}'
   config.seed = given.seed
   config.model.size = given.size
   lora, full = (RATES[given.size, method] for method in ('lora', 'full'))
-  base.use_method(config, given.peft, **rates.of(given.peft, lora, full))
+  schema.use_method(config, given.peft, **rates.of(given.peft, lora, full))
 
   config.data.update(
     name='taskmaster_coffee', mirror=given.mirror, max_prompt_tokens=384, max_response_tokens=96,
@@ -83,7 +83,7 @@ def get_config(text: str = '') -> ConfigDict:
   )
   config.peft.update(rank=16, alpha=32.0, dropout=0.1)
   config.rl.update(steps=100, batch_size=32)
-  for stage in base.TRAINED:
+  for stage in schema.TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=20)
   config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)
@@ -98,7 +98,7 @@ def _published(config: ConfigDict, given: SimpleNamespace) -> None:
   """Large enough to need neither other reads nor a probe."""
   config.name = 'coffee-published'
   config.model.checkpoint = given.checkpoint
-  base.use_method(config, given.peft, **rates.of(given.peft, **PAPER_RATES))
+  schema.use_method(config, given.peft, **rates.of(given.peft, **PAPER_RATES))
   config.reward.update(reads=(), probe=False)
   config.data.update(max_prompt_tokens=768, max_response_tokens=192, buckets=(256, 512))
   config.rl.max_new_tokens = 128

@@ -21,7 +21,8 @@ github.com/google-research-datasets/Taskmaster; without it the files are downloa
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, coffee, rates
+from configs import coffee
+from perl.config import arguments, rates, schema
 
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 SFT_RATE = 10
@@ -36,7 +37,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.stages = ('tokenizer', 'pretrain', 'sft', 'reward')
   lora, full = ({**found, 'sft': SFT_RATE * found['sft']}
                 for found in (coffee.RATES[given.size, method] for method in ('lora', 'full')))
-  base.use_method(config, given.peft, **rates.of(given.peft, lora, full))
+  schema.use_method(config, given.peft, **rates.of(given.peft, lora, full))
   config.pretrain.update(steps=100, evaluate_every_steps=100, checkpoint_every_steps=100)
   for stage in ('sft', 'reward'):
     config[stage].update(

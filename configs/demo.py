@@ -14,7 +14,7 @@ Arguments: peft=<a file of perl/peft>, seed=0.
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, rates
+from perl.config import arguments, rates, schema
 
 ARGUMENTS = {
   'peft': rates.ARGUMENT,
@@ -29,10 +29,10 @@ RATES = {
 def get_config(text: str = '') -> ConfigDict:
   """The demo; `text` as in the header."""
   given = arguments.parse(text, ARGUMENTS)
-  config = base.get_config()
+  config = schema.get_config()
   config.name = 'demo'
   config.seed = given.seed
-  base.use_method(config, given.peft, **rates.of(given.peft, **RATES))
+  schema.use_method(config, given.peft, **rates.of(given.peft, **RATES))
 
   config.model.size = 'micro'
   config.tokenizer.vocab_size = 420
@@ -52,7 +52,7 @@ def get_config(text: str = '') -> ConfigDict:
   for name in ('dpo', 'kto'):
     config.preference[name].beta = 1.0
   config.rl.update(steps=120, batch_size=64, temperature=1.0, beta=0.05)
-  for stage in base.TRAINED:
+  for stage in schema.TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.pretrain.optim.learning_rate = 3e-3

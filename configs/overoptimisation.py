@@ -20,7 +20,8 @@ Arguments: peft=<a file of perl/peft>, seed=0.
 
 from ml_collections import ConfigDict
 
-from configs import arguments, demo
+from configs import demo
+from perl.config import arguments
 
 ARGUMENTS = demo.ARGUMENTS
 

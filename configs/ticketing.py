@@ -18,7 +18,8 @@ github.com/google-research-datasets/Taskmaster; without it the files are downloa
 
 from ml_collections import ConfigDict
 
-from configs import arguments, coffee
+from configs import coffee
+from perl.config import arguments
 
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 

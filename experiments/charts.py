@@ -4,7 +4,7 @@ from typing import Any
 
 INK, SOFT = '#1c1e21', '#63686f'
 SERIES = ('#2f62b5', '#c4570c', '#2e7d4f', '#7d4fa8')
-"""The colours --c0 to --c3 of experiments/style.py, on paper."""
+"""The colours --c0 to --c3 of perl/report/style.py, on paper."""
 SMALL, TEXT = 8, 9
 """Points: of labels, and of titles."""
 

@@ -21,7 +21,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import cli, formats, launch, platform, runs, statistics, sweep, tables
+from experiments import statistics, sweep, tables
+from perl.cli import launch
+from perl.config import command_line, platform, runs
+from perl.report import formats
 
 BASE_STAGES = {'tokenizer': 'tokenizer', 'pretrain': 'base', 'sft': 'anchor'}
 """Stage -> the input that takes its place."""
@@ -90,8 +93,8 @@ def bag_of_words(config: ConfigDict, folds: int) -> list[float]:
   split.
   """
   from perl.evaluate import baseline  # jax must follow platform.tune
-  from perl.jobs import folds as grouped
-  from perl.jobs import setting
+  from perl.jobs import _folds as grouped
+  from perl.jobs import _setting as setting
 
   load = setting.Setting(config, '', 'reward').examples
   return baseline.cross_validate(grouped.everything(load, 'labelled'), folds)
@@ -148,18 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = cli.parser('crossvalidate', 'Cross-validates reward models over groups.')
+  made = command_line.parser('crossvalidate', 'Cross-validates reward models over groups.')
   made.add_argument('--peft', default='lora,full', help='methods to compare')
   made.add_argument('--folds', default=5, type=int, help='folds')
   made.add_argument('--json', default='', help='also write the rows and their means to this file')
-  options, overrides = cli.parse(made, argv)
+  options, overrides = command_line.parse(made, argv)
   if options.help_fields:
-    print(cli.help_fields(cli.read(options.config, overrides)))
+    print(command_line.help_fields(command_line.read(options.config, overrides)))
     return
   methods = sweep.methods_of(options.peft)
   run(Folds(options.config, overrides, options.workdir, folds=options.folds), methods)
   rows = collect(options.workdir, methods)
-  words = bag_of_words(cli.read(options.config, overrides), options.folds)
+  words = bag_of_words(command_line.read(options.config, overrides), options.folds)
   print(render(rows, words=words))
   if options.json:
     tables.save(options.json, results(rows, options.workdir, words))
@@ -167,5 +170,5 @@ def _main(argv: Sequence[str] | None) -> None:
 
 if __name__ == '__main__':
   platform.tune()
-  cli.show_logs()
+  command_line.show_logs()
   sys.exit(main())

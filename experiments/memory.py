@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from perl import trees
-from perl.jobs import judging
 from perl.models import config as model_config
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters
+from perl.preference import reward_losses
 from perl.train import memory, metrics, optim, provenance
 from perl.train import step as steps
 
@@ -37,7 +37,7 @@ def measure(method: str, *, size: str, vocab_size: int, pairs: int, tokens: int,
   tx = optim.make(learning_rate=1e-4, steps=1)
   state = jax.eval_shape(
     lambda a: steps.init_state(a, tx, jax.random.key(0), adapters.split), adapter)
-  loss = judging.make_loss(model, kind='pairwise', margin=False, centre=0.0, dropout=False)
+  loss = reward_losses.make_loss(model, kind='pairwise', margin=False, centre=0.0, dropout=False)
   step = steps.make_train_step(loss, tx, split=adapters.split)
   found = memory.analysis(step.lower(state, base, _batch(pairs, tokens)).compile())
   return found | {'trainable': adapters.count(adapter), 'total': trees.count(base)}

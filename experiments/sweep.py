@@ -22,9 +22,9 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from configs import arguments
-from configs.fields import ConfigError
-from experiments import cli, launch, platform
+from perl.cli import launch
+from perl.config import arguments, command_line, platform
+from perl.config.fields import ConfigError
 
 BASE_STAGES = ('tokenizer', 'pretrain')
 ANCHOR_METHOD = 'full'
@@ -48,7 +48,7 @@ class Sweep:
   def config(self, **replaced) -> ConfigDict:
     """The config file's, with these arguments in place of the given ones."""
     text = arguments.merge(self.text, **replaced)
-    return cli.read(f'{self.file}:{text}' if text else self.file, self.overrides)
+    return command_line.read(f'{self.file}:{text}' if text else self.file, self.overrides)
 
   def base(self) -> ConfigDict:
     """Tokenizer and pretraining: the file's own seed, so that more seeds can be added later."""
@@ -138,7 +138,7 @@ def check_options(methods: Sequence[str], reward_from: str, overrides: Sequence[
     raise ConfigError(f'expected --reward_from among --peft={",".join(methods)}, found '
                       f'{reward_from!r}; its reward model serves every rl row of a seed')
   for text in overrides:
-    if cli.overridden(text) in OWN:
+    if command_line.overridden(text) in OWN:
       raise ConfigError(f'expected overrides of fields that all rows share, found {text!r}; '
                         'the sweep sets it: use --peft and --seeds')
 
@@ -155,16 +155,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = cli.parser('sweep', 'Compares PEFT methods over seeds, and prints the table.')
+  made = command_line.parser('sweep', 'Compares PEFT methods over seeds, and prints the table.')
   made.add_argument('--peft', default='lora,full', help='methods to compare')
   made.add_argument('--seeds', default='0,1,2', help='seeds of each method')
   made.add_argument('--bases', default='shared', choices=('shared', 'own'),
                     help='one base for all rows, or one of its own for each seed')
   made.add_argument('--reward_from', default='lora',
                     help='the method whose reward model serves every rl row of a seed')
-  options, overrides = cli.parse(made, argv)
+  options, overrides = command_line.parse(made, argv)
   if options.help_fields:
-    print(cli.help_fields(cli.read(options.config, overrides)))
+    print(command_line.help_fields(command_line.read(options.config, overrides)))
     return
   methods, seeds = methods_of(options.peft), seeds_of(options.seeds)
   check_options(methods, options.reward_from, overrides)
@@ -175,5 +175,5 @@ def _main(argv: Sequence[str] | None) -> None:
 
 if __name__ == '__main__':
   platform.tune()
-  cli.show_logs()
+  command_line.show_logs()
   sys.exit(main())

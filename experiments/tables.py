@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import comparison, formats, runs
+from experiments import comparison
+from perl.config import runs
+from perl.report import formats
 
 STAGES = ('reward', 'rl', 'evaluate')
 ABOUT = ('commit', 'versions', 'hardware')

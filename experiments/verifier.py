@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from configs.fields import ConfigError
-from experiments import formats, launch, platform
+from perl.cli import launch
+from perl.config import platform
+from perl.config.fields import ConfigError
+from perl.report import formats
 
 
 class Solved(NamedTuple):
@@ -109,8 +111,8 @@ def solved(row: Mapping[str, str]) -> Solved:
 
 def accepted(texts: Sequence[str], answers: Sequence[int]) -> list[bool]:
   """Whether RL's rule rewards each text, whose right answer is given."""
-  from perl.data import gsm8k
   from perl.data.examples import Prompt
+  from perl.data.sets import gsm8k
   from perl.rl.rules import gsm8k as rule
 
   prompts = [Prompt('', meta={'answer': str(answer)}) for answer in answers]
@@ -158,11 +160,12 @@ def read(mirror: str) -> dict[str, list[dict[str, str]]]:
   Raises:
     ConfigError: the mirror does not hold them.
   """
-  from perl.data import gsm8k, prepared
+  from perl.data.sets import gsm8k
+  from perl.data.sources import tfds
 
   try:
-    paths = prepared.present(gsm8k.SOURCE, gsm8k.SOURCE.parts['main'].files, mirror)
-    return {name: prepared.read_rows(path) for name, path in paths.items()}
+    paths = tfds.present(gsm8k.SOURCE, gsm8k.SOURCE.parts['main'].files, mirror)
+    return {name: tfds.read_rows(path) for name, path in paths.items()}
   except (OSError, ValueError) as error:
     raise ConfigError(str(error)) from error
 

@@ -19,7 +19,7 @@ Tree = Any
 """A pytree of arrays, or of objects that hold them (adapters)."""
 
 Batch = dict[str, Any]
-"""Arrays by name; the names are listed in perl/data/pipeline.py."""
+"""Arrays by name; the names are listed in perl/data/batches/pipeline.py."""
 
 
 class Mean(struct.PyTreeNode):

@@ -8,7 +8,8 @@ import shlex
 
 import pytest
 
-from experiments import cli
+from perl import choices
+from perl.config import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -42,10 +43,10 @@ def check(module: str, arguments: list[str]) -> None:
   spec = next((a.split('=', 1)[1] for a in arguments if a.startswith('--config=')), None)
   overrides = [a for a in arguments if a.startswith(('--config.', '--noconfig.'))]
   if spec is not None and not outside(spec.split(':')[0]):
-    cli.read(spec, overrides)
+    command_line.read(spec, overrides)
   else:
-    cli.check_overrides(overrides)
-  source = pathlib.Path(found.origin).read_text() + pathlib.Path(cli.__file__).read_text()
+    command_line.check_overrides(overrides)
+  source = pathlib.Path(found.origin).read_text() + pathlib.Path(command_line.__file__).read_text()
   for argument in arguments:
     flag = re.match(r'--([a-z]\w*)(=|$)', argument)
     if flag and flag[1] != 'config' and module.split('.')[0] == 'experiments':
@@ -84,15 +85,15 @@ def test_the_readme_says_how_to_run_the_demo():
 
 
 def test_every_family_of_models_is_in_the_readme_and_tested():
-  import hub
+  import releases
 
-  from perl.models import families
 
   rows = set(re.findall(r'^\| `(\w+)` \|', readme(), re.M))
-  assert rows - {'model_type'} == set(families.names())
-  assert set(families.names()) - {'gemma3'} == set(hub.CLASSES)  # gemma3 has a test of its own
-  tests = (ROOT / 'tests/models/test_pretrained.py').read_text()
-  assert all(f"('{family}', " in tests for family in hub.CLASSES)
+  assert rows - {'model_type'} == set(choices.names('perl.hub.families'))
+  # gemma3 has a test of its own
+  assert set(choices.names('perl.hub.families')) - {'gemma3'} == set(releases.CLASSES)
+  tests = (ROOT / 'tests/hub/test_pretrained.py').read_text()
+  assert all(f"('{family}', " in tests for family in releases.CLASSES)
 
 
 def test_commands_are_found_in_blocks_and_inline():
@@ -120,10 +121,9 @@ def test_a_wrong_command_is_noticed(line, wrong):
 
 
 def test_every_method_is_in_the_readme():
-  from perl.peft import protocol
 
   section = readme().split('**Methods**')[1].split('**Methods on coffee**')[0]
-  assert set(re.findall(r'^\| (\w+) \|', section, re.M)) == set(protocol.methods())
+  assert set(re.findall(r'^\| (\w+) \|', section, re.M)) == set(choices.names('perl.peft.methods'))
 
 
 def test_every_dataset_is_in_the_readme():
@@ -136,31 +136,31 @@ def test_every_dataset_is_in_the_readme():
 
 
 def test_every_algorithm_is_in_the_readme_with_its_own_values():
-  from configs.files import names_in
-  from perl.rl import options
+  from perl import choices
+  from perl.rl import algorithms
 
   section = readme().split('| `rl.algorithm` |')[1].split('\n\n')[0]
   rows = [[cell.strip() for cell in line.strip('|').split('|')]
           for line in section.splitlines() if re.match(r'\| \w+ \|', line)]
-  assert {row[0] for row in rows} == set(names_in('rl', 'policy_loss'))
+  assert {row[0] for row in rows} == set(choices.names('perl.rl.algorithms'))
   in_words = {'aggregation', 'level', 'regularize', 'whiten_advantages'}
   for name, _, _, own, arxiv in rows:
-    module = options.algorithm(name)
+    module = algorithms.find(name)
     printed = dict(text.split() for text in own.split(', ') if text)
     assert printed == {k: str(v) for k, v in module.OWN.items() if k not in in_words}
     assert arxiv in module.__doc__
 
 
 def test_every_preference_method_is_in_the_readme():
-  from configs.files import names_in
-  from perl.rl import preference
+  from perl import choices
+  from perl.preference import methods
 
   section = readme().split('| `preference.method` |')[1].split('\n\n')[0]
   rows = [[cell.strip() for cell in line.strip('|').split('|')]
           for line in section.splitlines() if re.match(r'\| \w+ \|', line)]
-  assert {row[0] for row in rows} == set(names_in('rl/preference', 'Method'))
+  assert {row[0] for row in rows} == set(choices.names('perl.preference.methods'))
   for name, *_, reference, _ in rows:
-    assert preference.find(name).reference == (reference == 'yes')
+    assert methods.find(name).reference == (reference == 'yes')
 
 
 @pytest.mark.parametrize('name, row, figure, interval', [

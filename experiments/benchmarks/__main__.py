@@ -7,7 +7,7 @@
     python -m experiments.benchmarks --suite=rl --size=tiny --profile=/tmp/trace
 
 Each measurement is a process of its own, all with the same weights and tokens, with the settings of
-malloc that our own programs set (experiments/platform.py; ours also sets its flags of XLA, as all
+malloc that our own programs set (perl/config/platform.py; ours also sets its flags of XLA, as all
 our programs do) and with caches of compiled programs that begin empty. One round runs every
 contestant of every case once, in turn, and a ratio is taken within a round, so that it holds where
 the machine's speed drifts. Run nothing else meanwhile. Contestants that disagree in the first loss,

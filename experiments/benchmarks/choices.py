@@ -13,8 +13,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-from experiments import platform
 from experiments.benchmarks import work
+from perl.config import platform
 
 PROMPTS, SLOTS, PROMPT_TOKENS, ENDING = 64, 16, 64, 32
 LONGEST = (8, 16, 32, 64, 128)

@@ -13,8 +13,8 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 
-from experiments import platform
 from experiments.benchmarks import work
+from perl.config import platform
 
 Step = Callable[[], object]
 
@@ -23,7 +23,7 @@ class Case:
   """The model of a case, its base, and adapters as they lie in the folder of weights."""
 
   def __init__(self, args: argparse.Namespace) -> None:
-    from perl.models import pretrained
+    from perl.hub import pretrained
     from perl.models.transformer import Transformer
 
     self.args, self.size = args, work.SIZES[args.size]
@@ -35,9 +35,9 @@ class Case:
     """'policy' or 'reward'; buffers of their own at each call, for a step donates them."""
     import jax
 
-    from perl.peft import interop
+    from perl.hub import adapters as peft_format
 
-    loaded = interop.load(self.args.weights / name, self.base, heads=self.size.heads)
+    loaded = peft_format.load(self.args.weights / name, self.base, heads=self.size.heads)
     return jax.device_put(loaded, jax.devices()[0])
 
   def learnt(self, name: str):
@@ -86,9 +86,10 @@ def reward_step(case: Case) -> Step:
   """One reward-model step on pairs."""
   import jax.numpy as jnp
 
-  from perl.jobs import judging
+  from perl.preference import reward_losses
 
-  loss = judging.make_loss(case.model, kind='pairwise', margin=False, centre=0.0, dropout=False)
+  loss = reward_losses.make_loss(
+    case.model, kind='pairwise', margin=False, centre=0.0, dropout=False)
   chosen, rejected = (jnp.asarray(x, jnp.int32) for x in work.pairs(case.args.size))
   full, rows = jnp.ones(chosen.shape, bool), len(chosen)
   return supervised(case, 'reward', loss, {
@@ -101,7 +102,7 @@ def next_token_step(case: Case) -> Step:
   """One next-token step, labels on all positions but the first, which nothing predicts."""
   import jax.numpy as jnp
 
-  from perl.jobs import language
+  from perl.jobs import _language as language
 
   tokens = jnp.asarray(work.rows(case.args.size), jnp.int32)
   mask = jnp.ones(tokens.shape, bool)
@@ -153,7 +154,7 @@ def rl_step(case: Case) -> Step:
   import jax
   import jax.numpy as jnp
 
-  from perl.rl import learner
+  from perl.rl import update as learner
   from perl.rl.experience import make_experience
 
   new, samples = case.size.new, case.size.samples

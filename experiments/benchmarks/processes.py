@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from experiments import platform
+from perl.config import platform
 
 
 def environment(cache: str = '') -> dict[str, str]:

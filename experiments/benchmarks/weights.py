@@ -11,8 +11,8 @@ score.npy   that head's vector f32[width], for whoever takes no adapter
 import argparse
 import pathlib
 
-from experiments import platform
 from experiments.benchmarks import work
+from perl.config import platform
 
 
 def config(size: str, dtype: str):
@@ -31,9 +31,11 @@ def write(folder: pathlib.Path, size: str, dtype: str) -> None:
   import jax
   import numpy as np
 
-  from perl.models import lm, pretrained
+  from perl.hub import adapters as peft_format
+  from perl.hub import pretrained
+  from perl.models import lm
   from perl.models.transformer import Transformer
-  from perl.peft import adapters, interop
+  from perl.peft import adapters
 
   folder.mkdir(parents=True, exist_ok=True)
   model = Transformer(config(size, dtype))
@@ -42,7 +44,7 @@ def write(folder: pathlib.Path, size: str, dtype: str) -> None:
   for name in ('policy', 'reward'):
     adapter = adapters.init(jax.random.key(1), base, 'lora', rank=work.RANK, alpha=work.ALPHA,
                             head=name == 'reward')
-    interop.save(folder / name, adapter, base, heads=work.SIZES[size].heads,
+    peft_format.save(folder / name, adapter, base, heads=work.SIZES[size].heads,
                  base_name=str(folder / 'base'))
   np.save(folder / 'score.npy', np.asarray(adapter['head']['kernel'][:, 0], np.float32))
 

@@ -9,7 +9,7 @@ r"""PEFT methods, or ranks and matrices, or learning rates, side by side over se
 
 methods  SFT (loss and greedy exact match, test) and a reward model (AUC, test), a row a method
 grid     LoRA of ranks 1, 2, 4, 8, 64 over q; q, v; q, k, v, o, beside Hu et al.'s Table 6: SFT
-rates    SFT of every method at several times its learning rates, by the dev loss: configs/rates.py
+rates    SFT of every method at several times its learning rates (perl/config/rates.py), by dev loss
 
 <workdir>/base/{tokenizer,pretrain}    of all rows
 <workdir>/seed<k>/anchor/sft           under the reward models of seed k, by full tuning (methods)
@@ -25,9 +25,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from configs.fields import ConfigError
-from experiments import cli, formats, launch, platform, sweep, tables
+from experiments import sweep, tables
 from experiments.compare import plot, report, rows, shared
+from perl.cli import launch
+from perl.config import command_line, platform
+from perl.config.fields import ConfigError
+from perl.report import formats
 
 TABLES = {'methods': report.methods, 'grid': report.grid, 'rates': report.rates}
 PLOTS = {'methods': plot.methods, 'grid': plot.grid}
@@ -63,15 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  made = cli.parser('compare', __doc__.split('\n', 1)[0])
+  made = command_line.parser('compare', __doc__.split('\n', 1)[0])
   made.add_argument('what', choices=tuple(TABLES), help='what the rows are')
   made.add_argument('--methods', default='all', help='some, with commas (methods, rates)')
   made.add_argument('--seeds', default='0,1,2', help='seeds of each row')
   made.add_argument('--factors', default='0.3,1,3', help='times the learning rates (rates)')
-  cli.add_results(made)
-  options, overrides = cli.parse(made, argv)
+  command_line.add_results(made)
+  options, overrides = command_line.parse(made, argv)
   if options.help_fields:
-    print(cli.help_fields(cli.read(options.config, overrides)))
+    print(command_line.help_fields(command_line.read(options.config, overrides)))
     return
   if options.plot and options.what not in PLOTS:
     raise ConfigError(f'expected --plot with {" or ".join(PLOTS)}, found {options.what}; leave it')
@@ -90,11 +93,11 @@ def _main(argv: Sequence[str]) -> None:
     PLOTS[options.what](found, options.plot)
   if options.json:
     tables.save(options.json, {
-      'command': cli.ran('compare', argv),
+      'command': command_line.ran('compare', argv),
       'workdir': pathlib.PurePath(options.workdir).as_posix(), **report.slim(found)})
 
 
 if __name__ == '__main__':
   platform.tune()
-  cli.show_logs()
+  command_line.show_logs()
   sys.exit(main())

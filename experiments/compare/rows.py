@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.base import TRAINED
-from configs.fields import ConfigError, flatten
-from configs.files import names_in
-from experiments import runs, sweep
+from experiments import sweep
 from experiments.statistics import Estimate, estimate
+from perl import choices
+from perl.config import runs
+from perl.config.fields import ConfigError, flatten
+from perl.config.schema import TRAINED
 
 Found = Sequence[dict[str, Any]]
 """Rows of `collect`."""
@@ -47,7 +48,7 @@ ANCHOR = Row('anchor', sweep.ANCHOR_METHOD)
 
 def methods(text: str) -> list[Row]:
   """A row a method, of a list with commas; 'all' adds what they start from."""
-  known = names_in('peft', 'parameters')
+  known = choices.names('perl.peft.methods')
   if text == 'all':
     return [UNTOUCHED, *(Row(name, name) for name in known)]
   names = sweep.methods_of(text)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import launch
+from perl.cli import launch
 
 LOCK = '.taken'
 

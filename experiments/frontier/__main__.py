@@ -23,9 +23,12 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import cli, formats, launch, platform, sweep, tables
+from experiments import sweep, tables
 from experiments.compare import shared
 from experiments.frontier import plot, published, rows, variants
+from perl.cli import launch
+from perl.config import command_line, platform
+from perl.report import formats
 
 STAGES = ('tokenizer', 'pretrain', 'sft', 'reward')
 
@@ -60,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  made = cli.parser('frontier', __doc__.split('\n', 1)[0])
+  made = command_line.parser('frontier', __doc__.split('\n', 1)[0])
   made.add_argument('study', choices=tuple(variants.STUDIES), help='what the rows are')
   made.add_argument('--only', default='all', help='some rows, with commas')
   made.add_argument('--seeds', default='0,1,2', help='seeds of each row')
-  cli.add_results(made)
-  options, overrides = cli.parse(made, argv)
+  command_line.add_results(made)
+  options, overrides = command_line.parse(made, argv)
   if options.help_fields:
-    print(cli.help_fields(cli.read(options.config, overrides)))
+    print(command_line.help_fields(command_line.read(options.config, overrides)))
     return
   study = Study(options.config, overrides, options.workdir)
   wanted, seeds = variants.chosen(options.study, options.only), sweep.seeds_of(options.seeds)
@@ -78,7 +81,7 @@ def _main(argv: Sequence[str]) -> None:
   found = rows.collect(study.workdir, [variant.name for variant in wanted], seeds)
   print(said(found, options.study))
   if options.json:
-    tables.save(options.json, {'command': cli.ran('frontier', argv)} | found)
+    tables.save(options.json, {'command': command_line.ran('frontier', argv)} | found)
   if options.plot:
     plot.frontier(found, options.plot)
 
@@ -92,5 +95,5 @@ def said(found: rows.Found, study: str) -> str:
 
 if __name__ == '__main__':
   platform.tune()
-  cli.show_logs()
+  command_line.show_logs()
   sys.exit(main())

@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import runs, tables
+from experiments import tables
 from experiments.statistics import Estimate, estimate, show
+from perl import choices
+from perl.config import runs
 
 Found = dict[str, Any]
 """{'rows': [{'name', 'seed', 'rl': its summary, 'curve': dev evaluations}], 'base': what the reward
@@ -47,11 +49,9 @@ def base(workdir: pathlib.Path) -> dict[str, Any]:
 
 def setting(workdir: pathlib.Path) -> dict[str, float]:
   """The responses of an update and the gold optimum, which all rows have in common."""
-  from perl.data import datasets  # may load jax, which must follow platform.tune
-
   for folder_of_row in sorted(workdir.glob('seed*/*')):
     if config := runs.config(folder_of_row):
-      best = getattr(datasets.find(config['data']['name']), 'OPTIMUM', None)
+      best = getattr(choices.find('perl.data.sets', config['data']['name']), 'OPTIMUM', None)
       return {'batch_size': config['rl']['batch_size']} | (
         {} if best is None else {'optimum': float(best)})
   return {}

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from configs.fields import ConfigError, nearest
-from configs.files import names_in
+from perl import choices
+from perl.config.fields import ConfigError, nearest
 
 BASELINES = ('batch_mean', 'leave_one_out', 'moving_average')
 """Of REINFORCE, beside its own, the learnt value."""
@@ -23,7 +23,7 @@ class Variant(NamedTuple):
 
 def algorithms() -> list[Variant]:
   """Every file of perl/rl at its own options, and REINFORCE with each baseline."""
-  found = [Variant(name, {'rl.algorithm': name}) for name in names_in('rl', 'policy_loss')]
+  found = [Variant(name, {'rl.algorithm': name}) for name in choices.names('perl.rl.algorithms')]
   for baseline in BASELINES:
     samples = {'rl.samples': 4} if baseline == 'leave_one_out' else {}
     found.append(Variant(f'reinforce/{baseline}', {

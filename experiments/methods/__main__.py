@@ -18,9 +18,10 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from configs.base import TRAINED
-from configs.fields import ConfigError, plain
-from experiments import cli, launch, platform
+from perl.cli import launch
+from perl.config import command_line, platform
+from perl.config.fields import ConfigError, plain
+from perl.config.schema import TRAINED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def _main(argv: Sequence[str]) -> None:
     reader.add_argument('--json', default='', help='also write the figures to this file')
     _published(reader.parse_args(argv).json)
     return
-  made = cli.parser('methods', __doc__.split('\n', 1)[0])
+  made = command_line.parser('methods', __doc__.split('\n', 1)[0])
   made.set_defaults(workdir=os.devnull)  # nothing is read or written there
   made.add_argument('--methods', default='all', help='files of perl/peft with commas, or all')
   made.add_argument('--targets', default='', help='patterns with commas, sets of them with '
@@ -45,10 +46,10 @@ def _main(argv: Sequence[str]) -> None:
   made.add_argument('--no_forecast', '--no-forecast', action='store_true',
                     help='counts alone: compile nothing')
   made.add_argument('--json', default='', help='also write the rows to this file')
-  options, overrides = cli.parse(made, argv)
-  config = cli.read(options.config, overrides)
+  options, overrides = command_line.parse(made, argv)
+  config = command_line.read(options.config, overrides)
   if options.help_fields:
-    print(cli.help_fields(config))
+    print(command_line.help_fields(config))
     return
   launch.check(config)
   _costs(config, options)
@@ -57,11 +58,11 @@ def _main(argv: Sequence[str]) -> None:
 def _costs(config: ConfigDict, options: argparse.Namespace) -> None:
   from experiments.methods import costs, table  # jax, which must follow platform.tune
   from perl import trees
-  from perl.jobs import programs
+  from perl.jobs import _programs as programs
   from perl.train import metrics, provenance
 
   stage, forecast = options.stage, not options.no_forecast
-  chosen = costs.choices(config, stage, costs.methods(options.methods),
+  chosen = costs.candidates(config, stage, costs.methods(options.methods),
                          sets(options.targets) or [tuple(config.peft.targets)],
                          ranks(options.ranks) or [config.peft.rank])
   with metrics.progress(len(chosen), desc='methods') as bar:

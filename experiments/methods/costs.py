@@ -13,11 +13,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs.fields import ConfigError, nearest
-from configs.validate import validate
-from experiments.forecast import measure
-from perl import trees
-from perl.jobs import programs
+from perl import choices, trees
+from perl.config.fields import ConfigError, nearest
+from perl.config.validate import validate
+from perl.forecast import measure
+from perl.jobs import _programs as programs
 from perl.peft import adapters
 from perl.types import Tree
 
@@ -57,7 +57,7 @@ def methods(text: str) -> list[str]:
   Raises:
     ConfigError: nobody knows one of them.
   """
-  known = adapters.methods()
+  known = choices.names('perl.peft.methods')
   names = known if text == 'all' else text.split(',')
   for name in names:
     if name not in known:
@@ -67,7 +67,7 @@ def methods(text: str) -> list[str]:
   return sorted(names, key=lambda name: (place.get(name, len(place)), name))
 
 
-def choices(
+def candidates(
   config: ConfigDict, stage: str, names: Sequence[str], targets: Sequence[tuple[str, ...]],
   ranks: Sequence[int],
 ) -> list[Choice]:
@@ -75,7 +75,7 @@ def choices(
 
   Args:
     config: valid.
-    stage: one of perl.jobs.programs.STAGES.
+    stage: one of perl.jobs._programs.STAGES.
     names: methods.
     targets: sets of patterns, as peft.targets.
     ranks: as peft.rank.
@@ -127,7 +127,7 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
 
   Args:
     config: valid.
-    stage: one of perl.jobs.programs.STAGES.
+    stage: one of perl.jobs._programs.STAGES.
     choice: replaces the config's method, targets and rank.
     forecast: compile the stage's programs for peak memory and operations, too.
 

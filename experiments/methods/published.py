@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from experiments import formats
 from experiments.methods import publications
 from experiments.methods.publications import Figure, Number
 from perl import trees
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters
+from perl.report import formats
 from perl.types import Tree
 
 SCALES: dict[str, Number] = {

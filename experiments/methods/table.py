@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import formats
-from experiments.forecast.devices import TERA
+from perl.forecast.devices import TERA
+from perl.report import formats
 
 HEAD = ('method', 'targets', 'rank or size', 'trainable', '% of the base', 'adapter', 'optimizer')
 FORECAST = ('peak memory', 'TFLOP a step')

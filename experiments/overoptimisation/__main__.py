@@ -26,10 +26,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from configs.fields import ConfigError
-from experiments import cli, formats, launch, platform, sweep, tables
+from experiments import sweep, tables
 from experiments.compare import shared
 from experiments.overoptimisation import plot, report, rows
+from perl.cli import launch
+from perl.config import command_line, platform
+from perl.config.fields import ConfigError
+from perl.report import formats
 
 
 def run(study: rows.Study, wanted: dict[str, list[rows.Row]], seeds: Sequence[int]) -> None:
@@ -63,15 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  made = cli.parser('overoptimisation', __doc__.split('\n', 1)[0])
+  made = command_line.parser('overoptimisation', __doc__.split('\n', 1)[0])
   made.add_argument('--seeds', default='0,1,2', help='seeds of each row')
   made.add_argument('--ranks', default='1,8,32', help="ranks of reward models; '' for none")
   made.add_argument('--pairs', default='125,500,2000', help='numbers of training pairs')
   made.add_argument('--sizes', default='nano,micro,tiny', help='names of model.size')
-  cli.add_results(made)
-  options, overrides = cli.parse(made, argv)
+  command_line.add_results(made)
+  options, overrides = command_line.parse(made, argv)
   if options.help_fields:
-    print(cli.help_fields(cli.read(options.config, overrides)))
+    print(command_line.help_fields(command_line.read(options.config, overrides)))
     return
   study = rows.Study(options.config, overrides, options.workdir)
   wanted = rows.families(study.row, numbers(options.ranks), numbers(options.pairs),
@@ -84,7 +87,7 @@ def _main(argv: Sequence[str]) -> None:
     plot.draw(found, wanted, options.plot)
   if options.json:
     tables.save(options.json, {
-      'command': cli.ran('overoptimisation', argv),
+      'command': command_line.ran('overoptimisation', argv),
       'workdir': pathlib.PurePath(options.workdir).as_posix(), **report.results(found, wanted)})
 
 
@@ -103,5 +106,5 @@ def numbers(text: str) -> list[int]:
 
 if __name__ == '__main__':
   platform.tune()
-  cli.show_logs()
+  command_line.show_logs()
   sys.exit(main())

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.fields import ConfigError
-from experiments import runs, sweep
+from experiments import sweep
 from experiments.compare.shared import Job
 from experiments.statistics import Estimate, estimate
+from perl.config import runs
+from perl.config.fields import ConfigError
 
 Found = Sequence[dict[str, Any]]
 """Rows of `collect`."""

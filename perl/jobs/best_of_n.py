@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from perl.data.examples import Example
 from perl.evaluate import best_of_n
-from perl.jobs import artefacts, responses, scoring
-from perl.jobs import setting as settings
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _responses as responses
+from perl.jobs import _scoring as scoring
+from perl.jobs import _setting as settings
 from perl.train import metrics
 
 TOGETHER = 8

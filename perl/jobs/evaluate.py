@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from perl.data.examples import Example
 from perl.evaluate import generation
-from perl.jobs import artefacts, responses
-from perl.jobs import setting as settings
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _responses as responses
+from perl.jobs import _setting as settings
 from perl.train import metrics
 
 

@@ -1,9 +1,9 @@
 """Stage `preference`: the policy's adapter learns from preferences, without reward model or RL.
 
-DPO and its kin (perl/rl/preference) over the SFT anchor. The reference is the policy's own adapter
-before its first update, frozen; methods that have none never read it while they train. The result
-is judged by its implicit reward on held-out examples, as a reward model would be, and by what it
-says to the test prompts: gold reward where there is one, and KL to the anchor.
+DPO and its kin (perl/preference/methods) over the SFT anchor. The reference is the policy's own
+adapter before its first update, frozen; methods that have none never read it while they train. The
+result is judged by its implicit reward on held-out examples, as a reward model would be, and by
+what it says to the test prompts: gold reward where there is one, and KL to the anchor.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from perl import trees
 from perl.data.examples import Example, Labelled
-from perl.evaluate import classification
-from perl.jobs import artefacts, probe, responses
-from perl.jobs import setting as settings
+from perl.evaluate import classification, probe
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _responses as responses
+from perl.jobs import _setting as settings
 from perl.peft import adapters
-from perl.rl import preference
-from perl.rl.preference import learning
-from perl.rl.preference.learning import Frozen
+from perl.preference import direct, methods
+from perl.preference.direct import Frozen
 from perl.train import loop
 from perl.train import step as steps
 from perl.types import Batch, Tree
@@ -71,14 +71,14 @@ def run(config: ConfigDict, workdir: str) -> dict:
 def make_method(setting: settings.Setting) -> Any:
   """config.preference.method, with its own options."""
   section = setting.config.preference
-  return preference.find(section.method)(**section.get(section.method, {}))
+  return methods.find(section.method)(**section.get(section.method, {}))
 
 
 def make_step(
   setting: settings.Setting, anchor: artefacts.Base, method: Any, tx: Any, places: Tree
 ) -> Callable:
   """The update ``(state, frozen, batch) -> (state, metrics)``."""
-  loss = learning.make_loss(anchor.model, method, **_lengths(setting))
+  loss = direct.make_loss(anchor.model, method, **_lengths(setting))
   return steps.make_train_step(
     loss, tx, split=adapters.split, shardings=places,
     microbatches=setting.config.preference.microbatches,
@@ -128,7 +128,7 @@ def _attach(
   """
   if not method.reference or setting.config.preference.reference != 'precomputed':
     return lambda batch: batch
-  read = jax.jit(lambda frozen, batch: learning.reference_logprobs(anchor.model, frozen, batch))
+  read = jax.jit(lambda frozen, batch: direct.reference_logprobs(anchor.model, frozen, batch))
   parts = (
     (np.asarray(read(frozen, setting.place(batch))), batch['index'], batch['weight'])
     for batch in _batches(setting, method, rows))
@@ -144,7 +144,7 @@ def _make_evaluation(
   rows = setting.rows(found, method.examples)
   attach = _attach(setting, anchor, method, frozen, rows, len(found))
   batches = [setting.place(attach(batch)) for batch in _batches(setting, method, rows)]
-  judge = jax.jit(learning.make_judge(anchor.model, method, **_lengths(setting)))
+  judge = jax.jit(direct.make_judge(anchor.model, method, **_lengths(setting)))
 
   def evaluate(state: steps.TrainState, bootstrap: int = 0) -> dict[str, float]:
     judged = [judge(state.adapters, frozen, batch) for batch in batches]

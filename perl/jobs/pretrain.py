@@ -7,8 +7,9 @@ end one merge.
 from ml_collections import ConfigDict
 
 from perl import trees
-from perl.jobs import artefacts, language
-from perl.jobs import setting as settings
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _language as language
+from perl.jobs import _setting as settings
 from perl.models import lm
 from perl.peft import adapters
 from perl.train import loop, sharding

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from perl import trees
 from perl.data.examples import Example
 from perl.evaluate import baseline, classification, regression
-from perl.jobs import artefacts, judging, scoring
-from perl.jobs import setting as settings
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _scoring as scoring
+from perl.jobs import _setting as settings
 from perl.peft import adapters
-from perl.rl import reward_model
+from perl.preference import reward_losses, reward_model
 from perl.train import loop, memory, population
 from perl.train import step as steps
 from perl.types import Tree
@@ -77,7 +78,7 @@ def some(examples: list[Example], count: int, seed: int) -> list[Example]:
 
 def _make_step(setting: settings.Setting, anchor: artefacts.Base, tx, places: Tree):
   section = setting.config.reward
-  loss = judging.make_loss(
+  loss = reward_losses.make_loss(
     anchor.model, kind=section.kind, margin=section.margin, centre=section.centre,
     dropout=setting.config.peft.dropout > 0,
   )

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from perl import trees
 from perl.evaluate import generation
-from perl.jobs import artefacts, responses
-from perl.jobs import setting as settings
-from perl.jobs.collect import Step
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _responses as responses
+from perl.jobs import _setting as settings
+from perl.jobs._collect import Step
 from perl.peft import adapters
-from perl.rl import controllers, options
+from perl.rl import algorithms, statistics
 from perl.train import loop
 from perl.train import step as steps
 from perl.types import Tree
@@ -31,7 +32,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   frozen = {'reference': reference, **responses.judges(setting, anchor)}
   tx = _optimizer(setting)
   state, places = artefacts.first_state(
-    setting, anchor.params, learning, tx, running=controllers.first(**rl))
+    setting, anchor.params, learning, tx, running=statistics.first(**rl))
   dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
   step = Step(
@@ -58,7 +59,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
 def learners(setting: settings.Setting) -> tuple[str, ...]:
   """The roles that the config's algorithm trains."""
   rl = setting.config.rl
-  return options.trains(rl.algorithm, rl)
+  return algorithms.trains(rl.algorithm, rl)
 
 
 def _fresh(setting: settings.Setting, anchor: artefacts.Base, role: str) -> Tree:

@@ -6,8 +6,10 @@ from ml_collections import ConfigDict
 
 from perl import trees
 from perl.evaluate import merging
-from perl.jobs import artefacts, language, responses
-from perl.jobs import setting as settings
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _language as language
+from perl.jobs import _responses as responses
+from perl.jobs import _setting as settings
 from perl.peft import adapters
 from perl.train import loop
 from perl.train import step as steps

@@ -4,9 +4,9 @@ import itertools
 
 from ml_collections import ConfigDict
 
-from perl.data import tokenizer
 from perl.data.examples import KINDS, Example
-from perl.jobs import setting as settings
+from perl.data.text import tokenizer
+from perl.jobs import _setting as settings
 
 
 def run(config: ConfigDict, workdir: str) -> dict:

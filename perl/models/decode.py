@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl.models import depth, lm, stack, virtual
+from perl.models import lm, stack, top_layers, virtual
 from perl.models.block import Block, Layer, layers_of, stacked
 from perl.models.cache import Cached, Store
 from perl.models.context import Rows
@@ -54,7 +54,8 @@ def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = 
     # On CPU a product of few rows with a transposed matrix takes five times as long.
     rest['together'] = {'embed': {'unembed': base['embed']['embedding'].T}}
   count = model.config.layers
-  return Parts(rest, [_side_by_side(depth.layer(blocks, i, count)) for i in range(count)], lead)
+  layers = [_side_by_side(top_layers.layer(blocks, i, count)) for i in range(count)]
+  return Parts(rest, layers, lead)
 
 
 def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
@@ -172,8 +173,8 @@ def _loops(parts: Parts, layers: int) -> Iterator[tuple[int, int, Callable[[jax.
   pick = lambda stacks, i: jax.tree.map(
     lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stacks)
   base, adapter = parts.layers['params'], parts.layers.get('adapter')
-  for start, stop in depth.spans(adapter, 0, layers, layers):
-    own = depth.take(adapter, slice(start, stop), layers)
+  for start, stop in top_layers.spans(adapter, 0, layers, layers):
+    own = top_layers.take(adapter, slice(start, stop), layers)
 
     def at(i, own=own, start=start):
       found = {'params': pick(base, i)}

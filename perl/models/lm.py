@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from perl import masked, trees
-from perl.models import chunked, depth, virtual
+from perl.models import chunked, top_layers, virtual
 from perl.models.context import Branches, Read, Rows
 from perl.models.transformer import Transformer
 from perl.types import HEAD_READS, Tree
@@ -141,7 +141,7 @@ def logprobs_of(
   start: int = 1,
 ) -> jax.Array:
   """`logprobs` of hidden states f[B, T - start, D], those of the columns start - 1 to T - 2."""
-  parts = depth.outside(variables(base, adapter))
+  parts = top_layers.outside(variables(base, adapter))
 
   def of_chunk(parts: Tree, h: jax.Array, targets: jax.Array) -> jax.Array:
     return token_logprobs(model.apply(parts, h, method='unembed'), targets, temperature)

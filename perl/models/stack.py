@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from perl import trees
-from perl.models import depth
+from perl.models import top_layers
 from perl.models.block import Block, stacked
 from perl.models.config import Config
 from perl.models.context import Read
@@ -59,7 +59,7 @@ def run(
   Args:
     config: the model's.
     blocks: {'params': ..., 'adapter': ...} of one Block, each leaf stacked [L, ...]; adapters may
-      be of the last layers alone (perl/models/depth.py).
+      be of the last layers alone (perl/models/top_layers.py).
     x: f[B, T, D], the first layer's input.
     positions, context, read: see perl/models/context.py.
     early: whether the first layer's output is asked for.
@@ -79,7 +79,7 @@ def run(
   # Slices of low-rank adapters are next to nothing, slices of full copies of the base are not.
   light = trees.size_bytes(blocks.get('adapter', {})) < trees.size_bytes(blocks['params']) / 2
   apart = read is not None and light and count - 1 > start
-  for first, stop in depth.spans(
+  for first, stop in top_layers.spans(
       layers.adapter, start, count - 1 if apart else count, count):
     x = layers.span(first, stop, x)
   if apart:
@@ -103,7 +103,7 @@ class _Layers:
     """Base (where it is copied), adapter, options and key of a layer or of several."""
     base = self.base if self.copied else None
     base, options, keys = jax.tree.map(lambda leaf: leaf[i], (base, self.layers, self.keys))
-    return base, depth.take(self.adapter, i, self.config.layers), options, keys
+    return base, top_layers.take(self.adapter, i, self.config.layers), options, keys
 
   def apply(
     self, i: int | jax.Array, x: jax.Array, own: tuple, read: Read = None, looped: bool = False

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl.models import depth
+from perl.models import top_layers
 from perl.models.block import Block, layers_of
 from perl.models.config import Config
 from perl.models.context import KV, Rows
@@ -59,7 +59,7 @@ def of_prompt(config: Config, blocks: dict[str, Tree], x: jax.Array) -> Lead:
   x, found = x[None], []
   for i, layer in enumerate(layers_of(config)):
     apply = lambda x, weights, layer=layer: block.apply(weights, x, positions, context, layer)
-    x, kept = jax.checkpoint(apply)(x, depth.layer(blocks, i, config.layers))
+    x, kept = jax.checkpoint(apply)(x, top_layers.layer(blocks, i, config.layers))
     found.append(kept)
   return Lead(*(jnp.stack([y[0] for y in side]) for side in zip(*found)))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perl.models import chunked, depth, lm, virtual
+from perl.models import chunked, lm, top_layers, virtual
 from perl.models.transformer import Transformer
 from perl.types import Tree
 
@@ -39,7 +39,7 @@ def read(
     raise ValueError(
       'expected an unembedding that policy and reference share, found one that is adapted; take '
       'embed out of peft.targets, or a rl.regularizer of sampled tokens')
-  parts = depth.outside(lm.variables(base, adapter))
+  parts = top_layers.outside(lm.variables(base, adapter))
   logits = lambda parts, h: model.apply(
     parts, h, method='unembed').astype(jnp.float32) / temperature
   both = other is not None

@@ -12,7 +12,6 @@ import optax
 from perl import trees
 from perl.peft.protocol import Kind, check_options, classes, fixed_of, is_adapter, kernels, taken
 from perl.peft.protocol import find as find
-from perl.peft.protocol import methods as methods
 from perl.products import dense
 from perl.types import HEAD_READS, Tree
 

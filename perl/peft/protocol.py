@@ -18,22 +18,17 @@ registry.
 
 import dataclasses
 import functools
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from flax import struct
 
-from perl import peft, trees
+from perl import choices, trees
 
-
-def methods() -> list[str]:
-  """The methods there are, by file."""
-  own = {'adapters', 'arithmetic', 'composition', 'interop', 'protocol'}
-  return sorted(m.name for m in pkgutil.iter_modules(peft.__path__) if m.name not in own)
+METHODS = 'perl.peft.methods'
+"""The folder of methods."""
 
 
 def find(method: str) -> ModuleType:
@@ -42,9 +37,7 @@ def find(method: str) -> ModuleType:
   Raises:
     ValueError: no such file; the known ones are listed.
   """
-  if method not in methods():
-    raise ValueError(f'expected peft.name among {methods()}, found {method!r}')
-  return importlib.import_module(f'perl.peft.{method}')
+  return choices.find(METHODS, method)
 
 
 def kernels(leaves: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
@@ -69,7 +62,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def known_options() -> frozenset[str]:
   """The options of all methods."""
   hooks = ('init', 'places', 'optimizer')
-  functions = [getattr(find(m), hook) for m in methods() for hook in hooks
+  functions = [getattr(find(m), hook) for m in choices.names(METHODS) for hook in hooks
                if hasattr(find(m), hook)]
   return frozenset(
     name for function in functions for name, p in inspect.signature(function).parameters.items()

@@ -1,6 +1,6 @@
 """From rollouts to experience: scores, anchor log-probs, shaped rewards; all without gradient.
 
-What compares responses with one another (advantages, baselines) comes later, in perl/rl/learner.py.
+What compares responses with one another (advantages, baselines) comes later, in perl/rl/update.py.
 """
 
 import functools
@@ -14,7 +14,8 @@ from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.objectives import policy, regularizers, returns
 from perl.peft import adapters
-from perl.rl import controllers, options, reward_model, roles
+from perl.preference import reward_model
+from perl.rl import algorithms, roles, statistics
 from perl.types import Experience, Mean, Rollout, Tree
 
 FORWARDS = ('auto', 'separate', 'stacked')
@@ -51,7 +52,7 @@ def make_experience(
   made; without 'reward' the scores are those of rules alone. `offset` f32[] is taken from the
   scores before they are shaped: their mean over samples of the anchor, so that the return starts
   out centred. Metrics and `scores` are without it. `extra` f32[B] is what rules add to the scores
-  (perl/rl/rules). `running` are the statistics of perl/rl/controllers.py.
+  (perl/rl/rules). `running` are the statistics of perl/rl/statistics.py.
 
   Args:
     model: the base's module; all roles share it.
@@ -73,7 +74,7 @@ def make_experience(
   Raises:
     ValueError: an unknown name, or what does not go together.
   """
-  wrong = options.problems(dict(
+  wrong = algorithms.problems(dict(
     regularizer=regularizer, regularize=regularize, regularizer_ratio=True))
   if wrong:
     raise ValueError('; '.join(wrong))
@@ -101,9 +102,9 @@ def make_experience(
     if overlong:
       scores = scores + policy.overlong_penalty(
         mask.sum(-1), longest=max_new_tokens, buffer=overlong * max_new_tokens)
-    now = controllers.beta_of(running, beta)
+    now = statistics.beta_of(running, beta)
     rewards = returns.shaped_rewards(
-      controllers.transformed(scores, weight, running, offset=offset, clip=reward_clip),
+      statistics.transformed(scores, weight, running, offset=offset, clip=reward_clip),
       rollout.logprobs, reference, mask, beta=now if in_reward else 0.0,
       penalty=penalty if held else regularizers.none,
     )

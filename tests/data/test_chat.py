@@ -5,8 +5,7 @@ import dataclasses
 import checkpoints
 import pytest
 
-from perl.data import chat, encoding, tokenizer
-from perl.data.dialogue import render
+from perl.data.batches import encoding
 from perl.data.examples import (
   Demonstration,
   Document,
@@ -16,6 +15,8 @@ from perl.data.examples import (
   Ranked,
   Rated,
 )
+from perl.data.text import chat, tokenizer
+from perl.data.text.dialogue import render
 
 SYSTEM = {'role': 'system', 'content': 'Be brief.'}
 ASKED = {'role': 'user', 'content': ' an oat latte <b>"please"</b>'}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from perl.data import pipeline
+from perl.data.batches import pipeline
 from perl.data.examples import Preference
 
 BUCKETS = (16, 32, 64)

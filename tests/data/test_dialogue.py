@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from perl.data import dialogue
+from perl.data.text import dialogue
 
 USER = {'role': 'user', 'text': ' An oat  latte, please'}
 QUERY = {'role': 'agent', 'api': {'get_menu_items': {'query': 'Latte '}}}

@@ -6,10 +6,11 @@ import checkpoints
 import numpy as np
 import pytest
 
-from perl.data import chat, encoding
-from perl.data import tokenizer as tokenizers
-from perl.data.encoding import encode
+from perl.data.batches import encoding
+from perl.data.batches.encoding import encode
 from perl.data.examples import Demonstration, Document, Labelled, Preference, Prompt
+from perl.data.text import chat
+from perl.data.text import tokenizer as tokenizers
 
 BOS, EOS = 1, 2
 

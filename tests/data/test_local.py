@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from perl.data import dialogue, local
 from perl.data.examples import KINDS, SPLITS, Demonstration, Document, Labelled, Preference, Prompt
+from perl.data.sets import local
+from perl.data.text import dialogue
 
 PAIR = {'prompt': 'p', 'chosen': 'c', 'rejected': 'r'}
 THUMB = {'prompt': 'p', 'response': 'r', 'label': 1}

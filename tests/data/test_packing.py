@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl.data import packing, pipeline
+from perl.data.batches import packing, pipeline
 
 CAPACITY = 32
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl.data import pipeline
+from perl.data.batches import pipeline
 
 BUCKETS = (4, 8, 12)
 

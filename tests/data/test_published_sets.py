@@ -7,8 +7,10 @@ import pathlib
 
 import pytest
 
-from perl.data import dialogue, gsm8k, hh_rlhf, prepared, prepared_rows, reddit_tldr, shp
 from perl.data.examples import KINDS, SPLITS
+from perl.data.sets import gsm8k, hh_rlhf, reddit_tldr, shp
+from perl.data.sources import records, tfds
+from perl.data.text import dialogue
 
 HERE = pathlib.Path(__file__).resolve()
 SHARED = HERE.parents[3] / 'shared/data'
@@ -121,7 +123,7 @@ def test_a_malformed_row_is_named(dataset, home):
   (gzip.compress(b'{"a": 1}'), [{'a': 1}])], ids=['lines', 'array', 'empty', 'gzip'])
 def test_files_are_told_by_their_content(content, expected, tmp_path):
   (tmp_path / 'a').write_bytes(content)
-  assert prepared.read_rows(tmp_path / 'a') == expected
+  assert tfds.read_rows(tmp_path / 'a') == expected
 
 
 @pytest.mark.parametrize('content, found', [
@@ -131,7 +133,7 @@ def test_files_are_told_by_their_content(content, expected, tmp_path):
 def test_a_file_cut_short_is_named(content, found, tmp_path):
   (tmp_path / 'a').write_bytes(content)
   with pytest.raises(ValueError, match=f'JSON lines, in .*a; found .*{found}.*fetch the file'):
-    prepared.read_rows(tmp_path / 'a')
+    tfds.read_rows(tmp_path / 'a')
 
 
 def test_part_of_the_parts(home):
@@ -220,7 +222,7 @@ def test_the_answer_of_a_text(text, answer):
 @needs_shared
 def test_all_published_solutions_are_right_and_corrupted_ones_wrong():
   rows = [row for name in ('train', 'test')
-          for row in prepared.read_rows(SHARED / f'gsm8k/{name}.jsonl')]
+          for row in tfds.read_rows(SHARED / f'gsm8k/{name}.jsonl')]
   answers = [row['answer'].rpartition('\n#### ')[2].replace(',', '') for row in rows]
   assert len(rows) == 8792
   assert all(gsm8k.correct(row['answer'], answer) for row, answer in zip(rows, answers))
@@ -235,7 +237,7 @@ def test_published_comparisons_are_read(tmp_path):
   (tmp_path / 'harmless-base/test.jsonl.gz').write_bytes(published.read_bytes())
   found = hh_rlhf.load('test', 'preference', mirror=str(tmp_path), parts=hh_rlhf.HARMLESS,
                        data_dir=str(tmp_path / 'prepared'))
-  rows = prepared.read_rows(published)
+  rows = tfds.read_rows(published)
   # Where the transcripts part, by characters: never before the last reply of either.
   part = [os.path.commonprefix([row['chosen'], row['rejected']]) for row in rows]
   whole = [all(row[side].rfind('\n\nAssistant:') < len(shared) for side in row)
@@ -245,6 +247,6 @@ def test_published_comparisons_are_read(tmp_path):
 
 def test_a_tenth_of_train_is_held_out():
   groups = [f'group {i}' for i in range(2000)]
-  held = [prepared_rows.held_out(group, 'train') for group in groups]
+  held = [records.held_out(group, 'train') for group in groups]
   assert 0.08 < held.count('dev') / len(held) < 0.12 and set(held) == {'train', 'dev'}
-  assert {prepared_rows.held_out(group, 'test') for group in groups} == {'test'}
+  assert {records.held_out(group, 'test') for group in groups} == {'test'}

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from perl.data import local, pipeline, toy
-from perl.data.encoding import encode
+from perl.data.batches import pipeline
+from perl.data.batches.encoding import encode
 from perl.data.examples import Demonstration, Prompt, Ranked, Rated
+from perl.data.sets import local, toy
 
 ASKED = {'role': 'user', 'content': 'tea'}
 GREEN, BLACK = ({'role': 'assistant', 'content': c} for c in ('green?', 'black?'))

@@ -13,8 +13,11 @@ import threading
 
 import pytest
 
-from perl.data import dialogue, prepared, taskmaster, taskmaster_coffee, taskmaster_ticketing
 from perl.data.examples import KINDS, SPLITS
+from perl.data.sets import _taskmaster as taskmaster
+from perl.data.sets import taskmaster_coffee, taskmaster_ticketing
+from perl.data.sources import tfds
+from perl.data.text import dialogue
 
 DATASETS = [taskmaster_coffee, taskmaster_ticketing]
 HERE = pathlib.Path(__file__).resolve()
@@ -122,13 +125,13 @@ def test_two_processes_may_prepare_at_once(mirror, tmp_path, monkeypatch):
                            data_dir=str(tmp_path / 'prepared'))
   others = []
 
-  def read_rows(path, original=prepared.read_rows):
+  def read_rows(path, original=tfds.read_rows):
     if not others:
       others.append('under way')
       others[:] = [read()]  # the other one starts later and is done earlier
     return original(path)
 
-  monkeypatch.setattr(prepared, 'read_rows', read_rows)
+  monkeypatch.setattr(tfds, 'read_rows', read_rows)
   assert [read()] == others
 
 

@@ -6,8 +6,8 @@ import json
 import checkpoints
 import pytest
 
-from perl.data import tokenizer as tokenizers
-from perl.data.dialogue import SPECIAL_TOKENS
+from perl.data.text import tokenizer as tokenizers
+from perl.data.text.dialogue import SPECIAL_TOKENS
 
 TEXTS = ['an oat latte please', '{"get_menu_items":{"query":"latte"}}',
          'naïve 抹茶 ☕🏽 \x00\t\n  x '] * 3

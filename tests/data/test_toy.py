@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-from perl.data import dialogue, toy
-from perl.data.toy import grammar, people
+from perl.data.sets import _toy_grammar as grammar
+from perl.data.sets import _toy_people as people
+from perl.data.sets import toy
+from perl.data.text import dialogue
 
 KINDS = sorted(toy.SIZES)
 PROMPT = '<|user|>two small lattes with oat milk. no, large<|agent|>'

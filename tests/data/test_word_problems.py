@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from perl.data import arithmetic, gsm8k
 from perl.data.examples import KINDS
+from perl.data.sets import arithmetic, gsm8k
 from perl.rl.rules import gsm8k as rule
 
 SPLITS = ('train', 'dev', 'test')

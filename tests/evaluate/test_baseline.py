@@ -74,7 +74,7 @@ def test_too_few_groups_or_classes_are_refused():
 @pytest.mark.skipif(not DATA.is_dir(), reason='no Taskmaster files beside the repository')
 def test_the_published_figure_is_reached(tmp_path):
   """0.713 on the files' JSON strings (data.md), 0.723 on our rendering of them."""
-  from perl.data import taskmaster_coffee
+  from perl.data.sets import taskmaster_coffee
 
   load = lambda split: taskmaster_coffee.load(
     split, 'labelled', mirror=str(DATA), data_dir=str(tmp_path))

@@ -7,14 +7,15 @@ import pathlib
 import pytest
 import toyrun
 
-from configs import validate
-from configs.fields import ConfigError
-from configs.rates import FACTORS
-from experiments import charts, formats, paper, sweep
+from experiments import charts, paper, sweep
 from experiments.compare import __main__ as compare
 from experiments.compare import plot, report, rows, shared
-from experiments.style import STYLE
-from perl.peft import adapters
+from perl import choices
+from perl.config import validate
+from perl.config.fields import ConfigError
+from perl.config.rates import FACTORS
+from perl.report import formats
+from perl.report.style import STYLE
 
 SMALL = [
   '--config.model.size=nano', '--config.model.scan_unroll=1', '--config.tokenizer.vocab_size=300',
@@ -28,8 +29,9 @@ SMALL = [
 
 
 def test_all_methods_are_rows():
-  assert [row.name for row in rows.methods('all')] == ['untouched', *adapters.methods()]
-  assert len(rows.rates('all', [1.0])) == len(adapters.methods())
+  known = choices.names('perl.peft.methods')
+  assert [row.name for row in rows.methods('all')] == ['untouched', *known]
+  assert len(rows.rates('all', [1.0])) == len(known)
   assert [row.name for row in rows.methods('lora,ia3')] == ['lora', 'ia3']
   with pytest.raises(ConfigError, match='expected methods among .*found .lorra.'):
     rows.methods('lora,lorra')
@@ -135,7 +137,7 @@ def test_a_small_comparison_is_run_once_and_written(tmp_path, capsys):
 
 
 def test_every_method_has_a_factor_of_a_rate():
-  assert set(FACTORS) == set(adapters.methods())
+  assert set(FACTORS) == set(choices.names('perl.peft.methods'))
   assert set(validate.COPIES) < set(FACTORS)
 
 

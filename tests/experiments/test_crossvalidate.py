@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import crossvalidate, formats
+from experiments import crossvalidate
+from perl.report import formats
 
 
 def rows():

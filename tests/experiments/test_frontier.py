@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 
-from configs.fields import ConfigError
-from experiments import cli
 from experiments.frontier import __main__ as program
 from experiments.frontier import plot, published, rows, variants
+from perl.config import command_line
+from perl.config.fields import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMITTED = [(file, study) for study in variants.STUDIES
@@ -109,7 +109,7 @@ def test_rows_are_configs_over_one_anchor(tmp_path):
     assert job.stages == ('rl',) and job.config.seed == 1
     assert job.config.inputs.reward == str(tmp_path / 'base' / 'reward')
   full, = variants.chosen('regularizers', 'full/jensen_shannon')
-  config, own = study.row(full, 0).config, cli.read('configs/demo.py:peft=full')
+  config, own = study.row(full, 0).config, command_line.read('configs/demo.py:peft=full')
   assert (config.peft.name, config.rl.regularizer) == ('full', 'jensen_shannon')
   assert config.rl.optim.learning_rate == own.rl.optim.learning_rate
   assert study.base().stages == ['tokenizer', 'pretrain', 'sft', 'reward']

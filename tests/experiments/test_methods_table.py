@@ -6,10 +6,10 @@ from fractions import Fraction
 import pytest
 import toyrun as run
 
-from configs.fields import ConfigError
 from experiments.methods import __main__ as program
 from experiments.methods import costs, publications, published, table
-from perl.peft import adapters
+from perl import choices
+from perl.config.fields import ConfigError
 
 CONFIG = ['--config=configs/demo.py', '--config.model.size=nano',
           '--config.tokenizer.vocab_size=300']
@@ -49,7 +49,7 @@ def test_the_forecast_is_of_the_compiled_step():
 
 
 def test_a_method_that_ignores_targets_and_rank_has_one_row():
-  chosen = costs.choices(run.config(), 'sft', ['full', 'lora'], [('q',), ('q', 'v')], [1, 2])
+  chosen = costs.candidates(run.config(), 'sft', ['full', 'lora'], [('q',), ('q', 'v')], [1, 2])
   assert chosen[0] == costs.Choice('full', None, None)
   assert [(c.targets, c.rank) for c in chosen[1:]] == [
     (('q',), 1), (('q',), 2), (('q', 'v'), 1), (('q', 'v'), 2)]
@@ -57,7 +57,7 @@ def test_a_method_that_ignores_targets_and_rank_has_one_row():
 
 def test_a_method_shows_the_sizes_that_it_follows():
   names = ['lora', 'houlsby', 'prefix', 'mole']
-  chosen = costs.choices(run.config(), 'sft', names, [('q',)], [1])
+  chosen = costs.candidates(run.config(), 'sft', names, [('q',)], [1])
   assert [[*c.sizes] for c in chosen] == [[], ['bottleneck'], ['virtual_tokens'], ['experts']]
 
 
@@ -69,7 +69,7 @@ def test_a_refusal_is_a_row_with_its_reason():
 
 
 def test_every_method_is_found_by_file_and_ordered():
-  assert sorted(costs.methods('all')) == adapters.methods()
+  assert sorted(costs.methods('all')) == choices.names('perl.peft.methods')
   assert costs.methods('lora,full') == ['full', 'lora']
   with pytest.raises(ConfigError, match="did you mean 'lora'"):
     costs.methods('lor')

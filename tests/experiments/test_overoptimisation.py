@@ -7,12 +7,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import validate
-from configs.fields import ConfigError
-from experiments import formats, stages
 from experiments.overoptimisation import __main__ as program
 from experiments.overoptimisation import fits, plot, report, rows
 from experiments.overoptimisation.rows import Row
+from perl.config import identity, validate
+from perl.config.fields import ConfigError
+from perl.report import formats
 
 OWN = Row('micro', 8, 500)
 WANTED = rows.families(OWN, [1, 8], [500, 2000], ['nano', 'micro'])
@@ -100,7 +100,7 @@ def test_a_result_of_best_of_n_is_its_reward_models(tmp_path):
   """Another rank is another result, though the stage has no adapter of its own."""
   study = rows.Study(SPEC, [], str(tmp_path))
   one, two = (study.judged(study.row._replace(rank=r), 0).config for r in (1, 2))
-  assert stages.identity(one, 'best_of_n') != stages.identity(two, 'best_of_n')
+  assert identity.identity(one, 'best_of_n') != identity.identity(two, 'best_of_n')
 
 
 def test_the_order_is_bases_samples_judges_and_then_rl(tmp_path, monkeypatch):

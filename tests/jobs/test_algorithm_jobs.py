@@ -5,7 +5,8 @@ import pytest
 import toyrun as run
 from test_resume import KILLED, from_run, same_result, send_sigterm
 
-from perl.jobs import decisions, rl
+from perl.jobs import _decisions as decisions
+from perl.jobs import rl
 from perl.train import checkpoint, loop
 
 

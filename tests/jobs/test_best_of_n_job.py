@@ -8,9 +8,20 @@ import pytest
 import toyrun as run
 from test_resume import from_run
 
-from perl.data import toy
-from perl.jobs import artefacts, best_of_n, responses, scoring
-from perl.jobs import setting as settings
+from perl.data.sets import toy
+from perl.jobs import (
+  _artefacts as artefacts,
+)
+from perl.jobs import (
+  _responses as responses,
+)
+from perl.jobs import (
+  _scoring as scoring,
+)
+from perl.jobs import _setting as settings
+from perl.jobs import (
+  best_of_n,
+)
 from perl.train import metrics
 
 

@@ -4,26 +4,30 @@ import json
 import pathlib
 import sys
 
-import hub
 import jax
 import numpy as np
 import pytest
+import releases
 import toyrun
 
-from configs.fields import ConfigError
-from configs.validate import validate
-from experiments import cli, convert, crossvalidate, launch, sweep
-from perl.data import chat
+from experiments import crossvalidate, sweep
+from perl.cli import convert, launch
+from perl.config import command_line
+from perl.config.fields import ConfigError
+from perl.config.validate import validate
+from perl.data.text import chat
 from perl.evaluate import merging
-from perl.jobs import artefacts, rl
-from perl.jobs.setting import Setting
-from perl.models import lm, pretrained
-from perl.peft import interop
+from perl.hub import adapters as peft_format
+from perl.hub import pretrained
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import rl
+from perl.jobs._setting import Setting
+from perl.models import lm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
 import checkpoints  # noqa: E402
 
-transformers = hub.transformers
+transformers = releases.transformers
 peft = pytest.importorskip('peft')
 STAGES = ('sft', 'reward', 'rl', 'evaluate')
 
@@ -35,7 +39,7 @@ def published(folder: pathlib.Path, family: str = 'qwen2', **options) -> pathlib
   config = dict(
     vocab_size=len(rows) + 3, hidden_size=32, intermediate_size=48, head_dim=8,
     max_position_embeddings=256, tie_word_embeddings=True)
-  hub.make(family, noise=0.05, **{**config, **options}).save_pretrained(folder)
+  releases.make(family, noise=0.05, **{**config, **options}).save_pretrained(folder)
   return folder
 
 
@@ -62,7 +66,7 @@ def config(folder, **overrides):
 
 
 def setting(run, stage) -> Setting:
-  return Setting(cli.saved(run[1] / stage / 'config.json'), str(run[1] / stage), stage)
+  return Setting(command_line.saved(run[1] / stage / 'config.json'), str(run[1] / stage), stage)
 
 
 def test_the_base_is_never_written_and_never_changed(run):
@@ -71,9 +75,10 @@ def test_the_base_is_never_written_and_never_changed(run):
   base = artefacts.load_base(setting(run, 'sft'))
   assert base.digest == pretrained.digest(folder)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-  tokens, mask = hub.rows()
-  expected = hub.logits(theirs, tokens, mask)
-  assert hub.distance(hub.ours(base.model, base.params, {}, tokens, mask), expected, mask) < 1e-4
+  tokens, mask = releases.rows()
+  expected = releases.logits(theirs, tokens, mask)
+  ours = releases.ours(base.model, base.params, {}, tokens, mask)
+  assert releases.distance(ours, expected, mask) < 1e-4
 
 
 def test_prompts_are_the_chat_template_and_responses_end_with_its_turn(run):
@@ -104,11 +109,11 @@ def test_what_was_trained_has_the_same_logits_in_peft(run, stage, tmp_path):
   where = setting(run, stage)
   base = artefacts.load_base(where) if stage == 'sft' else artefacts.load_anchor(where)
   adapter, _ = artefacts.load_adapter(where, str(workdir / stage), base)
-  tokens, mask = hub.rows()
-  expected = hub.ours(base.model, base.params, adapter, tokens, mask)
-  assert hub.distance(hub.logits(theirs, tokens, mask), expected, mask) < 1e-4
-  untrained = hub.ours(base.model, artefacts.load_base(where).params, {}, tokens, mask)
-  assert hub.distance(untrained, expected, mask) > 1e-3
+  tokens, mask = releases.rows()
+  expected = releases.ours(base.model, base.params, adapter, tokens, mask)
+  assert releases.distance(releases.logits(theirs, tokens, mask), expected, mask) < 1e-4
+  untrained = releases.ours(base.model, artefacts.load_base(where).params, {}, tokens, mask)
+  assert releases.distance(untrained, expected, mask) > 1e-3
 
 
 def test_a_reward_model_has_the_same_scores_in_peft(run, tmp_path):
@@ -116,14 +121,14 @@ def test_a_reward_model_has_the_same_scores_in_peft(run, tmp_path):
   assert convert.main(
     ['export', f'--stage={workdir / "reward"}', f'--out={tmp_path / "out"}']) == 0
   plain = transformers.AutoModelForSequenceClassification.from_pretrained(
-    folder, num_labels=1, pad_token_id=hub.PAD, attn_implementation='eager')
+    folder, num_labels=1, pad_token_id=releases.PAD, attn_implementation='eager')
   theirs = peft.PeftModel.from_pretrained(plain, tmp_path / 'out').eval()
   where = setting(run, 'reward')
   anchor = artefacts.load_anchor(where)
   adapter, _ = artefacts.load_adapter(where, str(workdir / 'reward'), anchor)
-  tokens, mask = hub.rows(padding='left')
+  tokens, mask = releases.rows(padding='left')
   expected = np.asarray(lm.score(anchor.model, anchor.params, adapter, tokens, mask))
-  assert hub.distance(hub.logits(theirs, tokens, mask)[:, 0], expected) < 1e-4
+  assert releases.distance(releases.logits(theirs, tokens, mask)[:, 0], expected) < 1e-4
 
 
 @pytest.mark.parametrize('stage', ['rl', 'reward'])
@@ -135,18 +140,18 @@ def test_a_whole_model_goes_out(run, stage, tmp_path):
   kind = transformers.AutoModelForCausalLM
   if stage == 'reward':
     kind = transformers.AutoModelForSequenceClassification
-  theirs = kind.from_pretrained(out, attn_implementation='eager', pad_token_id=hub.PAD)
+  theirs = kind.from_pretrained(out, attn_implementation='eager', pad_token_id=releases.PAD)
   where = setting(run, stage)
   anchor = artefacts.load_anchor(where)
   adapter, _ = artefacts.load_adapter(where, str(workdir / stage), anchor)
-  tokens, mask = hub.rows(padding='left')
-  found = hub.logits(theirs, tokens, mask)
+  tokens, mask = releases.rows(padding='left')
+  found = releases.logits(theirs, tokens, mask)
   if stage == 'rl':
-    expected = hub.ours(anchor.model, anchor.params, adapter, tokens, mask)
-    assert hub.distance(found, expected, mask) < 1e-4
+    expected = releases.ours(anchor.model, anchor.params, adapter, tokens, mask)
+    assert releases.distance(found, expected, mask) < 1e-4
   else:
     expected = lm.score(anchor.model, anchor.params, adapter, tokens, mask)
-    assert hub.distance(found[:, 0], expected) < 1e-4
+    assert releases.distance(found[:, 0], expected) < 1e-4
   one, other = (transformers.AutoTokenizer.from_pretrained(f) for f in (folder, out))
   chat = [{'role': 'user', 'content': 'a latte'}]
   assert one.apply_chat_template(chat)['input_ids'] == other.apply_chat_template(chat)['input_ids']
@@ -158,13 +163,13 @@ def test_an_adapter_alone_lies_over_the_anchor(run, tmp_path):
     assert convert.main(['export', f'--stage={workdir / stage}', f'--form={form}',
                          f'--out={tmp_path / stage}']) == 0
   model, anchor, _ = pretrained.load(tmp_path / 'sft')
-  adapter = interop.load(tmp_path / 'rl', anchor)
+  adapter = peft_format.load(tmp_path / 'rl', anchor)
   where = setting(run, 'rl')
   own = artefacts.load_anchor(where)
   learnt, _ = artefacts.load_adapter(where, str(workdir / 'rl'), own)
-  tokens, mask = hub.rows()
-  assert hub.distance(hub.ours(model, anchor, adapter, tokens, mask),
-                      hub.ours(own.model, own.params, learnt, tokens, mask), mask) < 1e-5
+  tokens, mask = releases.rows()
+  assert releases.distance(releases.ours(model, anchor, adapter, tokens, mask),
+                      releases.ours(own.model, own.params, learnt, tokens, mask), mask) < 1e-5
 
 
 def test_a_job_goes_on_from_an_adapter_of_peft(run, tmp_path):
@@ -199,7 +204,7 @@ def test_an_instruct_model_is_its_own_anchor(run, tmp_path):
   assert convert.main(
     ['export', f'--stage={tmp_path / "run/reward"}', f'--out={tmp_path / "out"}']) == 0
   base = artefacts.load_base(Setting(made, str(tmp_path / 'run' / 'reward'), 'reward'))
-  again = interop.load(tmp_path / 'out', base.params, base_digest=base.digest)
+  again = peft_format.load(tmp_path / 'out', base.params, base_digest=base.digest)
   own, _ = artefacts.load_adapter(
     Setting(made, '', 'reward'), str(tmp_path / 'run' / 'reward'), base)
   jax.tree.map(np.testing.assert_allclose, again, own)
@@ -216,7 +221,7 @@ def test_an_import_serves_as_base_and_as_checkpoint(run, tmp_path):
     adapter, _ = artefacts.load_adapter(
       Setting(made, str(workdir / 'sft'), 'sft'), str(workdir / 'sft'), base)
     assert merging.logit_difference(
-      base.model, base.params, adapter, *hub.rows()) < 1e-4
+      base.model, base.params, adapter, *releases.rows()) < 1e-4
   assert convert.main(['import', f'--folder={folder}', f'--out={out}']) == 2  # not empty
 
 
@@ -234,9 +239,9 @@ def test_pretraining_goes_on_from_a_checkpoint(run, tmp_path):
   assert convert.main(['export', f'--stage={tmp_path / "run/pretrain"}',
                        f'--out={tmp_path / "out"}']) == 0
   theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
-  tokens, mask = hub.rows()
-  expected = hub.ours(base.model, base.params, {}, tokens, mask)
-  assert hub.distance(hub.logits(theirs, tokens, mask), expected, mask) < 1e-4
+  tokens, mask = releases.rows()
+  expected = releases.ours(base.model, base.params, {}, tokens, mask)
+  assert releases.distance(releases.logits(theirs, tokens, mask), expected, mask) < 1e-4
 
 
 def test_a_checkpoint_and_an_adapter_become_one(run, tmp_path, capsys):
@@ -251,9 +256,9 @@ def test_a_checkpoint_and_an_adapter_become_one(run, tmp_path, capsys):
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'ad').eval()
   merged = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / 'out', attn_implementation='eager')
-  tokens, mask = hub.rows()
-  expected = hub.logits(with_adapter, tokens, mask)
-  assert hub.distance(hub.logits(merged, tokens, mask), expected, mask) < 1e-4
+  tokens, mask = releases.rows()
+  expected = releases.logits(with_adapter, tokens, mask)
+  assert releases.distance(releases.logits(merged, tokens, mask), expected, mask) < 1e-4
 
 
 def test_what_is_in_a_checkpoint_is_told(run, capsys):
@@ -297,11 +302,11 @@ def test_a_run_over_another_checkpoint_is_refused(run, tmp_path):
 def test_stages_that_a_checkpoint_replaces_fall_away(run):
   folder, _ = run
   spec, flag = 'configs/coffee.py', f'--config.model.checkpoint={folder}'
-  assert cli.read(spec, [flag]).stages == STAGES
+  assert command_line.read(spec, [flag]).stages == STAGES
   named = "--config.stages=('pretrain','sft')"
-  assert cli.read(spec, [flag, named]).stages == ('pretrain', 'sft')
-  assert 'pretrain' in cli.read(spec).stages
-  over = cli.read(f'{spec}:checkpoint={folder}')
+  assert command_line.read(spec, [flag, named]).stages == ('pretrain', 'sft')
+  assert 'pretrain' in command_line.read(spec).stages
+  over = command_line.read(f'{spec}:checkpoint={folder}')
   assert over.stages == STAGES and over.reward.reads == () and not over.reward.probe
 
 
@@ -336,9 +341,9 @@ def test_the_check_sees_a_difference(run, tmp_path):
   out = tmp_path / 'out'
   assert convert.main(['export', f'--stage={workdir / "rl"}', f'--out={out}']) == 0
   about = json.loads((out / 'adapter_config.json').read_text())
-  from experiments import peer
-  from perl.peft.interop import config as config_file
-  tokens, mask = hub.rows()
+  from perl.hub import peer
+  from perl.hub.adapters import _config as config_file
+  tokens, mask = releases.rows()
   before = peer.outputs(str(folder), str(out), tokens, mask, scored=False)
   (out / 'adapter_config.json').write_text(json.dumps(about | {'lora_alpha': 64}))
   assert config_file.read(out / 'adapter_config.json').default_alpha == 64

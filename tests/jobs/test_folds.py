@@ -7,11 +7,11 @@ import pytest
 import toyrun as run
 
 from experiments import crossvalidate
-from perl.data import toy
 from perl.data.examples import SPLITS
+from perl.data.sets import toy
 from perl.evaluate import baseline
-from perl.jobs import folds
-from perl.jobs import setting as settings
+from perl.jobs import _folds as folds
+from perl.jobs import _setting as settings
 
 
 def load(split, kind):

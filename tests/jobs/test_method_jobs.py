@@ -10,10 +10,10 @@ import tiny
 import toyrun as run
 from test_resume import from_run
 
-from configs import base as fields
-from experiments import launch
-from perl import trees
-from perl.jobs import programs
+from perl import choices, trees
+from perl.cli import launch
+from perl.config import schema as fields
+from perl.jobs import _programs as programs
 from perl.peft import adapters
 from perl.train import checkpoint
 
@@ -22,7 +22,7 @@ PIPELINES = ('prompt', 'mole', 'intrinsic')
 """One of a kind: not in the layers, no merging, at the root."""
 
 
-@pytest.mark.parametrize('method', adapters.methods())
+@pytest.mark.parametrize('method', choices.names('perl.peft.methods'))
 def test_every_job_has_its_programs_with_every_method(method):
   """Rollout and experience are traced as the stage is made, updates here."""
   config = run.config(peft__name=method, **SMALL)

@@ -10,11 +10,11 @@ import pytest
 import tiny
 import toyrun as run
 
-from configs.fields import ConfigError
-from experiments import launch
 from perl import trees
-from perl.jobs import artefacts
-from perl.jobs import setting as settings
+from perl.cli import launch
+from perl.config.fields import ConfigError
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _setting as settings
 from perl.models import lm
 from perl.train import checkpoint
 

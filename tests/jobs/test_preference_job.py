@@ -9,15 +9,16 @@ import tiny
 import toyrun as run
 from test_resume import from_run
 
-from configs import validate
-from configs.fields import ConfigError
-from experiments import convert
 from perl import trees
+from perl.cli import convert
+from perl.config import validate
+from perl.config.fields import ConfigError
 from perl.data.examples import Preference
-from perl.jobs import artefacts, evaluate, preference
-from perl.jobs import setting as settings
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _setting as settings
+from perl.jobs import evaluate, preference
 from perl.peft import adapters
-from perl.rl import preference as methods
+from perl.preference import methods
 
 
 def column(folder, name):

@@ -9,7 +9,8 @@ import toyrun as run
 from test_resume import from_run
 
 from perl import trees
-from perl.jobs import collect, programs
+from perl.jobs import _collect as collect
+from perl.jobs import _programs as programs
 from perl.train import memory
 from perl.train import step as steps
 

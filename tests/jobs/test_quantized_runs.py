@@ -2,23 +2,26 @@
 
 import json
 
-import hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import releases
 import tiny
 import toyrun
 from test_checkpoints import config, published
 
-from configs.fields import ConfigError
-from configs.validate import validate
-from experiments import convert, launch
 from perl import trees
-from perl.jobs import artefacts, plan
-from perl.jobs.setting import Setting
-from perl.models import lm, pretrained, reading
-from perl.peft import adapters, interop
+from perl.cli import convert, launch
+from perl.config.fields import ConfigError
+from perl.config.validate import validate
+from perl.hub import adapters as peft_format
+from perl.hub import pretrained, reading
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _plan as plan
+from perl.jobs._setting import Setting
+from perl.models import lm
+from perl.peft import adapters
 from perl.quantization import quantize_tree
 from perl.quantized import Scheme, bits_per_parameter, scheme_of
 from perl.train import bases, checkpoint, sharding
@@ -39,7 +42,7 @@ def quickly(compiled_quickly):
   ('llama', SCHEME), ('gpt2', Scheme('int8', 8)), ('gpt_neox', SCHEME)])
 def test_a_checkpoint_is_quantized_as_it_is_read(tmp_path, monkeypatch, family, scheme):
   """The same bits as of the dense base; but of that there is never more than a tensor or two."""
-  hub.make(family, num_hidden_layers=6).save_pretrained(tmp_path)
+  releases.make(family, num_hidden_layers=6).save_pretrained(tmp_path)
   _, dense, _ = pretrained.load(tmp_path)
   expected = quantize_tree(dense, scheme)
   layers = sum(x.nbytes for n, x in trees.flat(dense).items() if n.endswith('/kernel'))
@@ -60,7 +63,7 @@ def test_a_checkpoint_is_quantized_as_it_is_read(tmp_path, monkeypatch, family, 
 
 
 def test_on_a_mesh_it_is_read_to_where_it_lies(tmp_path):
-  hub.make('llama').save_pretrained(tmp_path)
+  releases.make('llama').save_pretrained(tmp_path)
   mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
   _, found, _ = pretrained.load(tmp_path, quantize=SCHEME, mesh=mesh)
   _, alone, _ = pretrained.load(tmp_path, quantize=SCHEME)
@@ -143,9 +146,9 @@ def test_it_is_exported_merged_with_the_errors_told(run, tmp_path, capsys):
   adapter, _ = artefacts.load_adapter(setting, str(workdir / 'sft'), base)
   model, merged, _ = pretrained.load(tmp_path / 'whole')
   assert scheme_of(merged) is None
-  tokens, mask = hub.rows()
-  expected = hub.ours(base.model, base.params, adapter, tokens, mask)
-  assert hub.distance(hub.ours(model, merged, {}, tokens, mask), expected, mask) < 1e-4
+  tokens, mask = releases.rows()
+  expected = releases.ours(base.model, base.params, adapter, tokens, mask)
+  assert releases.distance(releases.ours(model, merged, {}, tokens, mask), expected, mask) < 1e-4
 
 
 def test_convert_writes_a_quantized_base_that_jobs_read(run, tmp_path, capsys):
@@ -186,10 +189,10 @@ def test_a_peft_adapter_lies_over_it_too(run, tmp_path):
   setting = Setting(made, str(workdir / 'sft'), 'sft')
   base = artefacts.load_base(setting)
   own, _ = artefacts.load_adapter(setting, str(workdir / 'sft'), base)
-  again = interop.load(tmp_path / 'ad', base.params, base_digest=base.digest)
+  again = peft_format.load(tmp_path / 'ad', base.params, base_digest=base.digest)
   jax.tree.map(np.testing.assert_allclose, again, own)
   with pytest.raises(ValueError, match='nf4-8-doubl'):
-    interop.load(tmp_path / 'ad', base.params, base_digest=pretrained.digest(folder))
+    peft_format.load(tmp_path / 'ad', base.params, base_digest=pretrained.digest(folder))
 
 
 @pytest.mark.parametrize('change, match', [

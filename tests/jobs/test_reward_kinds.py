@@ -9,9 +9,24 @@ import toyrun as run
 from test_resume import from_run
 
 from perl import trees
-from perl.data import toy
-from perl.jobs import artefacts, export, programs, reward, rl, scoring
-from perl.jobs import setting as settings
+from perl.data.sets import toy
+from perl.jobs import (
+  _artefacts as artefacts,
+)
+from perl.jobs import (
+  _export as export,
+)
+from perl.jobs import (
+  _programs as programs,
+)
+from perl.jobs import (
+  _scoring as scoring,
+)
+from perl.jobs import _setting as settings
+from perl.jobs import (
+  reward,
+  rl,
+)
 from perl.peft import adapters, composition
 from perl.train import checkpoint, memory
 

@@ -8,8 +8,8 @@ import pytest
 import toyrun as run
 from test_resume import from_run
 
-from experiments import launch
-from perl.data import toy
+from perl.cli import launch
+from perl.data.sets import toy
 from perl.jobs import evaluate, reward, rl, sft
 from perl.train import checkpoint
 

@@ -12,7 +12,7 @@ from perl import trees
 from perl.models import lm as eager
 from perl.models.context import Rows
 from perl.peft import adapters, composition
-from perl.peft.prefix import Prefix
+from perl.peft.methods.prefix import Prefix
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 KEY = jax.random.key(0)

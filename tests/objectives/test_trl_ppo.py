@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perl.rl import options
+from perl.rl import algorithms
 from perl.types import Experience
 
 torch = pytest.importorskip('torch')
@@ -79,7 +79,7 @@ def test_ppo_is_trls():
     tokens=jnp.zeros((B, T), int), mask=MASK, response_mask=jnp.asarray(MASK),
     behaviour_logprobs=OLD, reference_logprobs=OLD, rewards=REWARDS, returns=REWARDS,
     scores=jnp.zeros(B), weight=jnp.ones(B), values=jnp.asarray(OLD_VALUES))
-  ppo = options.algorithm('ppo')
+  ppo = algorithms.find('ppo')
   e = ppo.estimate(e, **ASKED)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   close(e.returns, np.where(MASK, found['returns'], 0.0))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from perl import trees
+from perl import choices, trees
 from perl.models import lm
-from perl.peft import adapters, full
-from perl.peft.lora import LoRA
+from perl.peft import adapters
+from perl.peft.methods import full
+from perl.peft.methods.lora import LoRA
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
@@ -18,7 +19,7 @@ KEY = jax.random.key(0)
 
 
 def test_methods_are_found_by_file():
-  assert {'lora', 'full'} <= set(adapters.methods())
+  assert {'lora', 'full'} <= set(choices.names('perl.peft.methods'))
   with pytest.raises(ValueError, match=r"expected peft.name among \[.*'lora'.*found 'lorra'"):
     adapters.init(KEY, BASE, 'lorra')
 

@@ -13,7 +13,8 @@ from perl import trees
 from perl.models import lm
 from perl.models.config import Config, sized
 from perl.models.transformer import Transformer
-from perl.peft import adapters, lora
+from perl.peft import adapters
+from perl.peft.methods import lora
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 

@@ -9,8 +9,9 @@ import tiny
 
 from perl import trees
 from perl.models import lm
-from perl.peft import adalora, adapters, dora, intrinsic, lora_fa, mole, pissa, vera
-from perl.peft.lora import LoRA
+from perl.peft import adapters
+from perl.peft.methods import adalora, dora, intrinsic, lora_fa, mole, pissa, vera
+from perl.peft.methods.lora import LoRA
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 KEY = jax.random.key(0)

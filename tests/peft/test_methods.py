@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl import trees
+from perl import choices, trees
 from perl.models import decode, lm
 from perl.objectives import losses
 from perl.peft import adapters, composition, protocol
@@ -50,7 +50,7 @@ def described(name):
   )
 
 
-@pytest.fixture(scope='module', params=adapters.methods())
+@pytest.fixture(scope='module', params=choices.names('perl.peft.methods'))
 def method(request):
   return described(request.param)
 

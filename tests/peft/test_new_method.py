@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -11,9 +10,8 @@ import test_methods as laws
 import tiny
 import toyrun as run
 
-from configs import files
-from perl import peft
-from perl.jobs import programs
+from perl import choices, peft
+from perl.jobs import _programs as programs
 from perl.peft import adapters, protocol
 
 README = pathlib.Path(__file__).parents[2] / 'README.md'
@@ -47,7 +45,7 @@ def test_it_is_short(example):
 
 
 def test_it_is_found_by_its_name(example):
-  assert 'lora_xs' in adapters.methods()
+  assert 'lora_xs' in choices.names('perl.peft.methods')
 
 
 @pytest.mark.parametrize('law', LAWS, ids=lambda law: law.__name__)
@@ -61,16 +59,6 @@ def test_jobs_take_it(example):
     stage = programs.stage(config, name)
     assert adapters.count(stage.state.adapters) > 0
     stage.programs['update'].trace()
-
-
-def test_a_config_takes_a_file_that_lies_in_the_package(example, tmp_path, monkeypatch):
-  package = tmp_path / 'perl'
-  shutil.copytree(files.package() / 'peft', package / 'peft')
-  (package / 'peft' / 'lora_xs.py').write_text(example)
-  monkeypatch.setattr(files, 'package', lambda: package)
-  assert 'lora_xs' in files.names_in('peft', 'parameters')
-  assert not {'adapters', 'protocol', 'interop', 'composition'} & set(
-    files.names_in('peft', 'parameters'))
 
 
 def test_it_trains_little(example):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.forecast import flops
 from perl import trees
+from perl.forecast import flops
 from perl.models import lm
 from perl.objectives import losses
 from perl.peft import adapters

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.algorithms import FIELDS
+from perl.config.rl_fields import FIELDS
 from perl.objectives import returns
-from perl.rl import options
+from perl.rl import algorithms
 from perl.types import Experience
 
 V, K, BETA = 3, 2, 0.25
@@ -42,10 +42,10 @@ def values(rows):
 
 def asked(name, **given):
   """The algorithm's options, with these changes; K responses to a prompt where it compares them."""
-  own = options.algorithm(name).OWN
+  own = algorithms.find(name).OWN
   fields = {path.removeprefix('rl.'): field.default for path, field in FIELDS.items()}
   grouped = {'samples': K} if own.get('samples', 1) > 1 else {}
-  return options.resolve(name, fields | grouped | given) | {'max_new_tokens': 2}
+  return algorithms.resolve(name, fields | grouped | given) | {'max_new_tokens': 2}
 
 
 def experience(rows, behaviour=THETA, scores=SCORES, beta=BETA, regularized=True, weight=None):
@@ -72,7 +72,7 @@ def loss(name, theta, e, **given):
 
 def of_logprobs(name, now, e, **given):
   """The same of log-probs f32[B, 3]."""
-  module, all_of_them = options.algorithm(name), asked(name, **given)
+  module, all_of_them = algorithms.find(name), asked(name, **given)
   e = jax.lax.stop_gradient(module.estimate(
     e, running={'return': jnp.float32(0.2), 'seen': jnp.float32(3.0)}, **all_of_them))
   return module.policy_loss(now, e, **all_of_them)[0].value()

@@ -12,14 +12,14 @@ import table
 from jax.test_util import check_grads
 from table import BETA, GROUPS, REFERENCE, SCORES, THETA, K, V
 
-from configs.algorithms import FIELDS
-from configs.files import names_in
-from perl.rl import options
+from perl import choices
+from perl.config.rl_fields import FIELDS
+from perl.rl import algorithms
 from perl.types import Experience
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
-NAMES = names_in('rl', 'policy_loss')
+NAMES = choices.names('perl.rl.algorithms')
 ROWS = np.asarray([0, 1, 4, 7, 5, 2])
 NEAR = THETA + 0.1 * jnp.asarray(np.random.default_rng(5).normal(size=THETA.shape), jnp.float32)
 
@@ -29,7 +29,7 @@ def test_every_algorithm_is_found_and_stands_alone():
     'reinforce', 'rloo', 'remax', 'reinforce_pp', 'ppo', 'grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo',
     'online_dpo', 'rejection_sampling', 'expert_iteration', 'reward_weighted'}
   for name in NAMES:
-    file = pathlib.Path(options.algorithm(name).__file__)
+    file = pathlib.Path(algorithms.find(name).__file__)
     imports = {n.module for n in ast.walk(ast.parse(file.read_text()))
                if isinstance(n, ast.ImportFrom)}
     imports |= {f'{n.module}.{alias.name}' for n in ast.walk(ast.parse(file.read_text()))
@@ -39,18 +39,18 @@ def test_every_algorithm_is_found_and_stands_alone():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_own_values_are_those_of_fields_that_are_left_open(name):
-  own = options.algorithm(name).OWN
-  assert set(own) <= set(options.OPEN)
-  assert all(FIELDS[f'rl.{key}'].default is None for key in options.OPEN)
+  own = algorithms.find(name).OWN
+  assert set(own) <= set(algorithms.OPEN)
+  assert all(FIELDS[f'rl.{key}'].default is None for key in algorithms.OPEN)
   asked = table.asked(name)
-  assert not options.problems(asked | {'algorithm': name})
-  assert options.resolve(name, {'clip': 0.1, 'rank': None}) == {'clip': 0.1, 'rank': None}
+  assert not algorithms.problems(asked | {'algorithm': name})
+  assert algorithms.resolve(name, {'clip': 0.1, 'rank': None}) == {'clip': 0.1, 'rank': None}
 
 
 def test_what_is_no_algorithm_is_named():
   for name in ('roles', 'there_is_none'):
     with pytest.raises(ValueError, match=f'a file of perl/rl with a policy_loss .* {name!r}'):
-      options.algorithm(name)
+      algorithms.find(name)
 
 
 @pytest.mark.parametrize('given, message', [
@@ -63,7 +63,7 @@ def test_what_is_no_algorithm_is_named():
   ({'dual_clip': 0.5}, 'rl.dual_clip of 0 or above 1'),
   ({'regularizer': 'none', 'kl_target': 1.0}, 'set rl.kl_target=0')])
 def test_what_does_not_go_together_is_said(given, message):
-  found = options.problems({'regularizer': 'kl', 'regularize': 'reward'} | given)
+  found = algorithms.problems({'regularizer': 'kl', 'regularize': 'reward'} | given)
   assert len(found) == 1
   with pytest.raises(ValueError, match=message):
     raise ValueError(found[0])
@@ -240,10 +240,10 @@ SAMPLES, UPDATES = 64, 80
 @pytest.mark.parametrize('name', NAMES)
 def test_it_finds_the_best_arm_within_5120_samples(name):
   """A bandit of five arms, one token: 80 updates of 64 samples, each at its own options."""
-  module = options.algorithm(name)
+  module = algorithms.find(name)
   changes = {'threshold': 0.9, 'reward_temperature': 0.2, 'value_clip': 0.0}
   asked = table.asked(name, **changes) | {'max_new_tokens': 1}
-  learnt = 'critic' in options.trains(name, asked)
+  learnt = 'critic' in algorithms.trains(name, asked)
   mask = jnp.ones((SAMPLES, 2), bool).at[:, 0].set(False)
 
   def experience(theta, v, key):
@@ -292,7 +292,7 @@ def hand(name, rewards, *, now=None, old=None, lengths=None, values=None, scores
     behaviour_logprobs=row(old, -1.0), reference_logprobs=row(None, -1.0), returns=row(rewards),
     scores=np.asarray(scores or rewards, f32), values=row(values), weight=np.ones(n, f32),
     greedy_returns=np.full(n, 0.7, f32))
-  module, asked = options.algorithm(name), table.asked(name, **given)
+  module, asked = algorithms.find(name), table.asked(name, **given)
   running = {'return': jnp.float32(0.5), 'seen': jnp.float32(1.0)}
 
   @jax.jit
@@ -340,7 +340,7 @@ def test_ppo_by_hand():
   _, white = hand('ppo', [1.0], values=[0.5], lam=0.9)
   np.testing.assert_allclose(white.advantages[0, 1:], [-1.0, 1.0], rtol=1e-3)
   np.testing.assert_allclose(white.returns, e.returns)  # of the advantages before
-  module, asked = options.algorithm('ppo'), table.asked('ppo')
+  module, asked = algorithms.find('ppo'), table.asked('ppo')
   v = jnp.asarray([[0.0, 0.95, 0.4]])  # clipped to 0.7: (0.7 - 0.95)^2 > 0; (0.4 - 1)^2 as it is
   assert module.value_loss(v, e, **asked).value() == pytest.approx((0.0625 + 0.36) / 4, rel=1e-5)
 
@@ -372,7 +372,7 @@ def test_clips_by_hand():
   assert loss == pytest.approx((-5 * a * 1.0 - np.exp(-1) * a) / 2, rel=1e-4)
   e, now = table.experience(ROWS), table.logprobs(NEAR, ROWS)
   slope = jax.jit(jax.grad(lambda x: table.of_logprobs('cispo', x, e)))
-  e = options.algorithm('cispo').estimate(e, **table.asked('cispo'))
+  e = algorithms.find('cispo').estimate(e, **table.asked('cispo'))
   rho = jnp.exp(now - e.behaviour_logprobs)
   np.testing.assert_allclose(slope(now), -rho * e.advantages / 12, atol=1e-6)
 

@@ -10,7 +10,7 @@ import tiny
 
 from perl.models import lm
 from perl.objectives import returns
-from perl.rl import controllers
+from perl.rl import statistics
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 
@@ -103,7 +103,7 @@ def test_without_a_reference_or_a_reward_model_their_passes_are_not_made(out, mo
 
 
 def test_scores_are_scaled_by_their_deviation_so_far_and_clipped(out):
-  running = controllers.first(beta=BETA, reward_scale='running')
+  running = statistics.first(beta=BETA, reward_scale='running')
   build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA, regularizer='none',
                           reward_clip=1.0)
   scores = jnp.asarray([0.0, 3.0, 9.0, 50.0])  # the last row is a filler
@@ -111,24 +111,24 @@ def test_scores_are_scaled_by_their_deviation_so_far_and_clipped(out):
   expected = np.clip((np.asarray(scores) - 1.0) / np.std([0.0, 3.0, 9.0]), -1, 1)
   np.testing.assert_allclose(e.rewards.sum(-1), expected, rtol=1e-4)
   np.testing.assert_allclose(e.scores, scores)
-  after = controllers.advanced(running, e)
-  after = controllers.advanced(after, e.replace(scores=2 * scores))
+  after = statistics.advanced(running, e)
+  after = statistics.advanced(after, e.replace(scores=2 * scores))
   seen = [0.0, 3.0, 9.0, 0.0, 6.0, 18.0]
   assert after['count'] == 6 and after['mean'] == pytest.approx(np.mean(seen))
   assert after['squares'] == pytest.approx(6 * np.var(seen), rel=1e-5)
 
 
 def test_an_adaptive_coefficient_follows_the_kl_and_weighs_the_next_batch(out):
-  running = controllers.first(beta=BETA, kl_target=0.5)
+  running = statistics.first(beta=BETA, kl_target=0.5)
   frozen = {'reference': OTHER}
   build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA)
   e, metrics = build(BASE, frozen, out, WEIGHT, 0.0, 1.0, running)
   far = e.replace(behaviour_logprobs=e.behaviour_logprobs + 1.0)  # a nat a token above the target
   for now, sign in ((far, 1), (e.replace(behaviour_logprobs=e.behaviour_logprobs - 1.0), -1)):
-    after = controllers.advanced(running, now, kl_target=0.5, kl_horizon=30.0)
+    after = statistics.advanced(running, now, kl_target=0.5, kl_horizon=30.0)
     assert after['beta'] == pytest.approx(BETA * (1 + sign * 0.2 * 3 / 30), rel=1e-5)
-  large = controllers.advanced({'beta': jnp.float32(0.985)}, far, kl_target=0.5, kl_horizon=1.0)
-  assert large['beta'] == pytest.approx(controllers.LARGEST_BETA)
+  large = statistics.advanced({'beta': jnp.float32(0.985)}, far, kl_target=0.5, kl_horizon=1.0)
+  assert large['beta'] == pytest.approx(statistics.LARGEST_BETA)
   twice, _ = build(BASE, frozen, out, WEIGHT, 0.0, 1.0, {'beta': jnp.float32(2 * BETA)})
   kl = np.where(out.response_mask, out.logprobs - e.reference_logprobs, 0).sum(-1)
   np.testing.assert_allclose(twice.rewards.sum(-1), (1 - 2 * BETA) * twice.scores - 2 * BETA * kl,
@@ -136,13 +136,13 @@ def test_an_adaptive_coefficient_follows_the_kl_and_weighs_the_next_batch(out):
 
 
 def test_a_moving_average_is_of_the_returns_before():
-  running = controllers.first(beta=0.1, baseline='moving_average')
-  assert controllers.moving_average(running, decay=0.5) == 0.0
+  running = statistics.first(beta=0.1, baseline='moving_average')
+  assert statistics.moving_average(running, decay=0.5) == 0.0
   one = lambda x: types.SimpleNamespace(rewards=jnp.full((2, 2), x), weight=jnp.asarray([1.0, 0.0]))
   for value in (1.0, 2.0):
-    running = controllers.advanced(running, one(value), baseline_decay=0.5)
+    running = statistics.advanced(running, one(value), baseline_decay=0.5)
   # 0.5 * 2 * 2 + 0.25 * 2 * 1 over 0.75
-  assert controllers.moving_average(running, decay=0.5) == pytest.approx(2.5 / 0.75)
+  assert statistics.moving_average(running, decay=0.5) == pytest.approx(2.5 / 0.75)
 
 
 @pytest.mark.parametrize('options, message', [

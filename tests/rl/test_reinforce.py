@@ -13,7 +13,8 @@ from perl import trees
 from perl.models import lm
 from perl.objectives import returns
 from perl.peft import adapters
-from perl.rl import learner, reinforce
+from perl.rl import update as learner
+from perl.rl.algorithms import reinforce
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step
@@ -139,7 +140,7 @@ def learn(reward, *, method, steps, rate, beta=0.0, rows=128):
     out = sampled(state.adapters['policy'], key, response=1, rows=rows)
     state, metrics = update(state, BASE, build(out))
     assert i or metrics['sampler_gap'] < 1e-5
-  assert update._cache_size() == 1
+  assert learner._cache_size() == 1
   return anchor, arms(state.adapters['policy'])
 
 

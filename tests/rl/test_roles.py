@@ -8,7 +8,8 @@ import tiny
 
 from perl import trees
 from perl.peft import adapters
-from perl.rl import learner, roles
+from perl.rl import roles
+from perl.rl import update as learner
 from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step

@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from perl.data import taskmaster_coffee, toy
 from perl.data.examples import Prompt
+from perl.data.sets import taskmaster_coffee, toy
 from perl.rl import rules
 
 HERE = pathlib.Path(__file__).resolve()

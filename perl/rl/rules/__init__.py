@@ -23,6 +23,7 @@ from types import ModuleType
 import jax
 import numpy as np
 
+from perl import choices
 from perl.data.examples import Example
 
 Rule = Callable[[Sequence[Example], Sequence[str], ModuleType], Sequence[float]]
@@ -36,10 +37,10 @@ def load(name: str) -> Rule | TokenRule:
     ValueError: there is none.
   """
   module, _, function = name.partition(':')
+  if not function:
+    return choices.find(__name__, name).rewards
   try:
-    if function:
-      return getattr(importlib.import_module(module), function)
-    return importlib.import_module(f'{__name__}.{name}').rewards
+    return getattr(importlib.import_module(module), function)
   except (ImportError, AttributeError) as error:
     raise ValueError(f"expected a file of perl/rl/rules, or 'module:function', found {name!r} "
                      f'({error}); see perl/rl/rules/__init__.py') from error

@@ -1,10 +1,10 @@
-"""1 for a response that ends in the right number (perl/data/gsm8k.py), meta['answer'], else 0."""
+"""1 for a response that ends in the right number, meta['answer'], else 0 (data/sets/gsm8k.py)."""
 
 from collections.abc import Sequence
 from types import ModuleType
 
-from perl.data import gsm8k
 from perl.data.examples import Example
+from perl.data.sets import gsm8k
 
 
 def rewards(

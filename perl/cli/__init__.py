@@ -1,0 +1,45 @@
+"""The programs that users run, a file each: `perl-rlhf <command>`.
+
+A command has `main(argv) -> exit code`. The environment is set before it is imported, and jax with
+it (perl/config/platform.py): commands import what they need at their top.
+"""
+
+import ast
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from perl import choices
+from perl.config import command_line, platform
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code, 2 for a command that there is not.
+
+  Args:
+    argv: the command and its flags; None is what the process was called with.
+  """
+  command, *rest = sys.argv[1:] if argv is None else argv or ['--help']
+  if command in ('-h', '--help'):
+    print(usage())
+    return 0
+  if command not in (known := choices.names(__name__)):
+    print(f'error: expected a command among {", ".join(known)}, found {command!r}'
+          f'{choices.nearest(command, known)}', file=sys.stderr)
+    return 2
+  platform.tune(rest)
+  command_line.show_logs()
+  return choices.find(__name__, command).main(rest)
+
+
+def usage() -> str:
+  """The commands with the first line of what each says of itself."""
+  width = max(map(len, choices.names(__name__)))
+  lines = [f'  {name:<{width}}  {_about(name)}' for name in choices.names(__name__)]
+  return '\n'.join(['usage: perl-rlhf <command> [flags]', '', *lines, '',
+                    'perl-rlhf <command> --help tells the flags of one.'])
+
+
+def _about(name: str) -> str:
+  source = (pathlib.Path(__file__).parent / f'{name}.py').read_text(encoding='utf-8')
+  return ast.get_docstring(ast.parse(source)).split('\n', 1)[0]

@@ -1,0 +1,295 @@
+"""Checkpoints in and out: what is in a folder, import, export, merge.
+
+    python -m experiments.convert inspect --folder=models/llama
+    python -m experiments.convert import --folder=models/llama --out=runs/llama
+    python -m experiments.convert import --folder=models/llama --out=runs/nf4 --quantize=nf4
+    python -m experiments.convert export --stage=runs/coffee/rl --out=exported/policy
+    python -m experiments.convert check --folder=models/llama --adapter=exported/policy
+    python -m experiments.convert merge --folder=models/llama --adapter=exported/policy --out=merged
+
+inspect  shapes, counts, dtype and digest of a checkpoint; ranks and scales of an adapter
+import   a published checkpoint as our Orbax tree with its tokenizer, quantized if asked:
+         --config.model.checkpoint=<out>
+export   a finished stage: PEFT's adapter over the base (--form=adapter; reward models with their
+         head, policies together with SFT's), the adapter over the anchor (--form=alone), or a whole
+         Hugging Face model (--form=merged)
+check    logits (scores of a reward model) of ours beside those of transformers and PEFT (extra hf)
+merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from perl.cli import launch
+from perl.config import command_line
+from perl.config.fields import ConfigError
+
+
+def inspect(folder: str) -> dict:
+  """What a folder holds.
+
+  Returns:
+    for a checkpoint: config, tensors {path: {shape, dtype}} of our base tree, parameters, bytes,
+    digest, head, vocabulary of the tokenizer; for an adapter: ranks and scales by module.
+  """
+  if (pathlib.Path(folder) / 'adapter_config.json').is_file():
+    return _inspect_adapter(folder)
+  import dataclasses
+
+  from perl import trees
+  from perl.hub import pretrained
+  from perl.models import lm
+  from perl.models.transformer import Transformer
+  from perl.quantization import quantize_tree
+  from perl.quantized import bits_per_parameter
+
+  stored = pretrained.stored_dtype(folder)
+  config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
+  scheme = pretrained.scheme(folder)
+  base = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
+  tokenizer = pretrained.load_tokenizer(folder)
+  return {
+    'kind': 'checkpoint',
+    'config': dataclasses.asdict(config),
+    'tensors': {n: {'shape': list(x.shape),
+                    'dtype': scheme.tag if trees.is_leaf(x) else str(x.dtype)}
+                for n, x in trees.flat(base).items()},
+    'parameters': trees.count(base),
+    'bytes': trees.size_bytes(base),
+    'digest': pretrained.digest(folder),
+    **({'bits_per_parameter': bits_per_parameter(base)} if scheme else {}),
+    'head': pretrained.load_head(folder) is not None,
+    'tokenizer': None if tokenizer is None else {
+      'vocab_size': tokenizer.vocab_size, 'adds_bos': tokenizer.adds_bos,
+      'chat_template': tokenizer.chat_template is not None, **tokenizer.special_tokens},
+  }
+
+
+def _inspect_adapter(folder: str) -> dict:
+  from perl.hub import adapters as peft_format
+
+  modules, head = peft_format.inspect(folder)
+  return {
+    'kind': 'adapter', 'modules': modules, 'head': head,
+    'parameters': sum(m['parameters'] for m in modules.values()) + (head or 0),
+  }
+
+
+def import_(
+  folder: str, out: str, dtype: str = '', quantize: str = '', block: int = 64, double: bool = False
+) -> dict:
+  """Writes out/base (Orbax), the tokenizer, and a summary: a finished pretrain stage, or nothing.
+
+  Args:
+    folder: a published checkpoint, or Gemma's Orbax tree.
+    out: new or empty.
+    dtype: of the stored base; '' is the checkpoint's.
+    quantize: kind of its layers' matrices, as config.model.quantize; '' leaves them dense.
+    block, double: as config.model.quantize_block and double_quantize.
+  """
+  from perl import trees
+  from perl.hub import pretrained, writing
+  from perl.jobs import _artefacts as artefacts
+  from perl.quantized import Scheme, bits_per_parameter
+  from perl.train import metrics, provenance
+
+  scheme = Scheme(quantize, block, double) if quantize else None
+  summary = {'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
+
+  def write(new: pathlib.Path) -> None:
+    model, params, tokenizer = pretrained.load(folder, dtype=dtype or None, quantize=scheme)
+    base = artefacts.Base(model, params, artefacts.digest_of(folder, scheme))
+    summary.update(parameters_total=trees.count(params), digest=base.digest,
+                   bytes=trees.size_bytes(params))
+    if scheme:
+      summary.update(quantized=scheme.tag, bits_per_parameter=bits_per_parameter(params))
+    if tokenizer is not None:
+      tokenizer.save(new)
+    artefacts.write_base(new, base, '' if tokenizer is None else tokenizer.digest)
+    metrics.summary(str(new), summary)
+
+  writing.into_folder(out, write)
+  return summary
+
+
+def export(stage: str, out: str, form: str, uniform: bool) -> dict:
+  """`perl.jobs._export.export` of a stage's folder, which holds its config.json.
+
+  Raises:
+    ConfigError: no finished stage there.
+  """
+  from perl.jobs import _export as exports
+  from perl.jobs._setting import Setting
+
+  folder = pathlib.Path(stage)
+  if not (folder / 'summary.json').is_file() or not (folder / 'config.json').is_file():
+    raise ConfigError(f'expected a finished stage in {stage}, found none; give <workdir>/<stage>')
+  config = command_line.saved(folder / 'config.json')
+  name = next((s for s in ('rl', 'preference', 'reward', 'sft') if (folder / 'adapter').is_dir()
+               and folder.resolve().name == s), None)
+  if name is None:
+    name = 'pretrain' if (folder / 'base').is_dir() else None
+  if name is None:
+    raise ConfigError(
+      f'expected a folder called pretrain, sft, reward, preference or rl with that stage, found '
+      f'{stage}')
+  return exports.export(Setting(config, stage, name), out, form=form, uniform=uniform)
+
+
+def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
+  """Writes the Hugging Face folder of a checkpoint with an adapter folded in, in float32.
+
+  Returns:
+    merge_logit_difference, on 2 x 32 random tokens, how far the merged weights are from exact
+    ones (relative, the largest and the RMS), and parameters.
+  """
+  import jax.numpy as jnp
+
+  from perl import trees
+  from perl.hub import adapters as peft_format
+  from perl.hub import pretrained
+  from perl.jobs import _export as exports
+  from perl.peft import adapters
+
+  stored = pretrained.stored_dtype(folder)
+  model, base, tokenizer = pretrained.load(folder, dtype='float32', param_dtype=stored)
+  learnt = peft_format.load(adapter, base, heads=model.config.heads)
+  report = exports.merge_difference(model, base, learnt)
+  merged = adapters.merge(base, learnt)
+  pretrained.save(
+    out, model, merged, tokenizer=tokenizer, head=learnt.get('head'),
+    source=exports.published(folder), dtype=jnp.dtype(dtype) if dtype else None,
+  )
+  return {**report, 'parameters': trees.count(merged), 'head': 'head' in learnt}
+
+
+def check(folder: str, adapter: str = '') -> dict:
+  """How far our float32 logits are from those of transformers (and PEFT), on 4 x 32 random tokens.
+
+  Args:
+    folder: checkpoint.
+    adapter: over it, in PEFT's format; one with a score compares scores.
+
+  Returns:
+    what was compared, the largest |difference|, and that over the largest |logit|.
+  """
+  import jax
+  import numpy as np
+
+  from perl.hub import adapters as peft_format
+  from perl.hub import peer, pretrained
+  from perl.models import lm
+
+  model, base, _ = pretrained.load(folder, dtype='float32')
+  learnt = peft_format.load(adapter, base, heads=model.config.heads) if adapter else {}
+  head = pretrained.load_head(folder)
+  learnt = {**learnt, 'head': head} if head is not None and 'head' not in learnt else learnt
+  rng = np.random.default_rng(0)
+  lengths = np.array([32, 24, 9, 2])
+  mask = np.arange(32) < lengths[:, None]
+  tokens = np.where(mask, rng.integers(3, model.config.vocab_size, mask.shape), 0).astype(np.int32)
+  scored = 'head' in learnt
+  ours = jax.jit(lm.score if scored else lm.logits, static_argnums=0)
+  found = np.asarray(ours(model, base, learnt, tokens, mask))
+  expected = peer.outputs(folder, adapter, tokens, mask, scored=scored)
+  if not scored:
+    found, expected = found[mask], expected[mask]
+  apart = float(np.abs(found - expected).max())
+  return {'compared': 'scores' if scored else 'logits', 'largest_difference': apart,
+          'relative': apart / float(np.abs(expected).max())}
+
+
+def describe(found: dict) -> str:
+  """The result of inspect as lines: a tensor or a module each, then the totals."""
+  lines = []
+  for path, t in found.get('tensors', {}).items():
+    lines.append(f'{path:<44} {str(t["shape"]):<24} {t["dtype"]}')
+  for name, m in found.get('modules', {}).items():
+    lines.append(f'{name:<48} rank {m["rank"]:<4} scale {m["scale"]:<8.4g} {m["parameters"]:,}')
+  for name in ('parameters', 'bytes', 'bits_per_parameter', 'digest', 'head', 'tokenizer'):
+    if name in found:
+      value = found[name]
+      lines.append(f'{name:<12} {value:,}' if type(value) is int else f'{name:<12} {value}')
+  return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code: 2 for what cannot be read or written, else 0."""
+  return launch.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+  options = _parser().parse_args(argv)
+  try:
+    if options.action == 'inspect':
+      found = inspect(options.folder)
+      print(json.dumps(found, indent=2) if options.json else describe(found))
+      return
+    if options.action == 'check':
+      found = check(options.folder, options.adapter)
+      print('\n'.join(f'{name} {value}' for name, value in found.items()))
+      if options.json:
+        _write(options, found)
+      return
+    if options.action == 'import':
+      found = import_(options.folder, options.out, options.dtype, options.quantize, options.block,
+                      options.double)
+    elif options.action == 'export':
+      found = export(options.stage, options.out, options.form, options.uniform)
+    else:
+      found = merge(options.folder, options.adapter, options.out, options.dtype)
+  except (ValueError, OSError) as error:  # written for the one who reads it
+    raise ConfigError(str(error)) from error
+  print('\n'.join(f'{name} {value}' for name, value in found.items()))
+  print(f'written to {options.out}')
+
+
+def _write(options: argparse.Namespace, found: dict) -> None:
+  from perl.train import metrics, provenance
+
+  made = provenance.record()
+  peers = {name: importlib.metadata.version(name) for name in ('torch', 'transformers', 'peft')}
+  metrics.write_json(options.json, {
+    'command': f'python -m experiments.convert {options.action}', **found,
+    'settings': vars(options), **(made | {'versions': made['versions'] | peers})})
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.convert', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
+  actions = parser.add_subparsers(dest='action', required=True)
+  add = lambda name, text: actions.add_parser(name, help=text, description=text)
+  one = add('inspect', 'Shapes, counts, dtype and digest of a checkpoint or an adapter.')
+  one.add_argument('--folder', required=True, help='checkpoint, or adapter in PEFT\'s format')
+  one.add_argument('--json', action='store_true', help='print JSON')
+  one = add('import', 'A published checkpoint as our Orbax tree, with its tokenizer.')
+  one.add_argument('--folder', required=True, help='checkpoint')
+  one.add_argument('--dtype', default='', help='of the stored base')
+  one.add_argument('--quantize', default='', choices=('', 'nf4', 'fp4', 'int8', 'int4'),
+                   help='the layers\' matrices, as they are read')
+  one.add_argument('--block', type=int, default=64, help='inputs that share a scale')
+  one.add_argument('--double', action='store_true', help='quantize the scales too')
+  one.add_argument('--out', required=True, help='new folder')
+  one = add('export', 'A finished stage for transformers, PEFT and vLLM.')
+  one.add_argument('--stage', required=True,
+                   help='its folder: <workdir>/pretrain, sft, reward, preference or rl')
+  one.add_argument('--form', default='adapter', choices=('adapter', 'alone', 'merged'),
+                   help='adapter over the base, adapter over the anchor, or a whole model')
+  one.add_argument('--uniform', action='store_true',
+                   help='one rank and one scale for all modules (vLLM reads no patterns)')
+  one.add_argument('--out', required=True, help='new folder')
+  one = add('check', 'Our logits beside those of transformers and PEFT.')
+  one.add_argument('--folder', required=True, help='checkpoint')
+  one.add_argument('--adapter', default='', help='adapter in PEFT\'s format')
+  one.add_argument('--json', default='', help='write the result to this file')
+  one = add('merge', 'A checkpoint with an adapter folded in.')
+  one.add_argument('--folder', required=True, help='checkpoint')
+  one.add_argument('--adapter', required=True, help='adapter in PEFT\'s format')
+  one.add_argument('--dtype', default='', help='of the merged weights')
+  one.add_argument('--out', required=True, help='new folder')
+  return parser

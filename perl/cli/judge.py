@@ -1,0 +1,160 @@
+r"""The win rate of one policy's responses against another's, on the prompts that both answered.
+
+    python -m experiments.judge --ours=runs/demo/evaluate --theirs=runs/demo/evaluate:before \
+        --by=gold
+    python -m experiments.judge --ours=runs/a/evaluate --theirs=runs/b/evaluate \
+        --by=reward --reward=runs/held_out/reward
+    python -m experiments.judge --ours=runs/a/evaluate --theirs=runs/b/evaluate \
+        --by=command --command='python my_judge.py'
+
+A folder is that of a finished `evaluate` stage, with ':before' for its anchor in place of its
+policy; its responses.json holds what was sampled. The judge sees each pair in both orders, and a
+pair is won only if preferred in both (perl/evaluate/win_rate.py, where `by_command` says what a
+program that judges reads and writes). --by=gold is the dataset's own gold reward, --by=reward a
+reward model over the same anchor, best one that no policy learnt from.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from perl.cli import launch
+from perl.config import command_line
+from perl.config.fields import ConfigError
+from perl.report import formats
+
+FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
+
+
+def read(place: str) -> tuple[pathlib.Path, list[dict[str, Any]], list[str]]:
+  """(the stage's folder, the prompts, the responses) of 'folder' or 'folder:before'.
+
+  Raises:
+    ConfigError: no finished evaluate stage with its responses.
+  """
+  name, _, which = place.partition(':')
+  if which not in ('', 'before', 'after'):
+    raise ConfigError(f"expected ':before' or ':after' behind the folder, found {which!r}")
+  folder = pathlib.Path(name)
+  try:
+    rows = json.loads((folder / 'responses.json').read_text('utf-8'))
+    return folder, rows, [row[which or 'after'] for row in rows]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
+                      f'{type(error).__name__} ({error}); run --job=evaluate first') from None
+
+
+def by_gold(folder: pathlib.Path) -> Callable:
+  """The judge who has the dataset's gold reward.
+
+  Raises:
+    ConfigError: the dataset has none.
+  """
+  from perl.evaluate import win_rate
+
+  setting = _setting(folder)
+  gold = getattr(setting.dataset, 'gold_reward', None)
+  if gold is None:
+    raise ConfigError(f'expected a dataset with a gold reward, found {setting.config.data.name}; '
+                      'use --by=reward or --by=command')
+  return win_rate.by_score(lambda prompts, texts: [gold(p, t) for p, t in zip(prompts, texts)])
+
+
+def by_reward(folder: pathlib.Path, stage: str) -> Callable:
+  """The judge who has the reward model of a stage, over the anchor of `folder`."""
+  from perl.evaluate import win_rate
+  from perl.jobs import _artefacts as artefacts
+  from perl.jobs import _responses as responses
+  from perl.jobs import _scoring as scoring
+
+  setting = _setting(folder)
+  anchor = artefacts.load_anchor(setting)
+  adapter, _ = artefacts.load_adapter(setting, stage, anchor)
+  known = {example.prompt: example for example in responses.examples(setting, 'test')}
+
+  def score(prompts: Sequence[str], texts: Sequence[str]):
+    asked = [known[prompt] for prompt in prompts]
+    return scoring.of_texts(setting, anchor, adapter, asked, texts)
+
+  return win_rate.by_score(score)
+
+
+def _setting(folder: pathlib.Path):
+  from perl.jobs import _setting as setting
+
+  return setting.Setting(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
+
+
+def _judge(options: argparse.Namespace, folder: pathlib.Path):
+  from perl.evaluate import win_rate
+
+  needed = {'reward': options.reward, 'command': options.command}
+  if not needed.get(options.by, 'nothing more'):
+    raise ConfigError(f'expected --{options.by}=<...> with --by={options.by}, found none')
+  if options.by == 'gold':
+    return by_gold(folder)
+  if options.by == 'reward':
+    return by_reward(folder, options.reward)
+  return win_rate.by_command(shlex.split(options.command))
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+  """The report of `win_rate.report`, and who was judged by whom.
+
+  Raises:
+    ConfigError: responses to other prompts, or a judge that cannot be had.
+  """
+  from perl.evaluate import win_rate
+
+  (folder, rows, ours), (_, others, theirs) = read(options.ours), read(options.theirs)
+  if [row['prompt'] for row in rows] != [row['prompt'] for row in others]:
+    raise ConfigError(f'expected responses to the same prompts, found {len(rows)} in '
+                      f'{options.ours} and {len(others)} others in {options.theirs}; evaluate both '
+                      'with one dataset and one evaluate.max_examples')
+  judge = _judge(options, folder)
+  first, second = win_rate.verdicts(judge, [row['prompt'] for row in rows], ours, theirs)
+  found = win_rate.report(first, second, [row['group'] for row in rows], seed=options.seed)
+  return {'ours': options.ours, 'theirs': options.theirs, 'by': options.by, **found}
+
+
+def table(found: dict[str, Any]) -> str:
+  """The report in Markdown."""
+  share = lambda name: (f'{100 * found[name]:.1f} % [{100 * found[f"{name}_low"]:.1f}, '
+                        f'{100 * found[f"{name}_high"]:.1f}]')
+  return formats.markdown(
+    [f'{found["ours"]} against {found["theirs"]}', f'of {found["pairs"]} pairs'],
+    [[title, share(name)] for title, name in FIGURES],
+    [f'Judged by {found["by"]}, in both orders; a pair is won only if preferred in both. The order '
+     f'decided {100 * found["order_dependent"]:.1f} %, which are ties. Win rate: wins and half of '
+     'the ties. 95 % group-bootstrap intervals.'])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code, as launch.main does."""
+  return launch.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+  made = argparse.ArgumentParser(
+    prog='python -m experiments.judge', description=__doc__, allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
+  made.add_argument('--ours', required=True, help='<folder of an evaluate stage>[:before]')
+  made.add_argument('--theirs', required=True, help='the same of the other')
+  made.add_argument('--by', default='gold', choices=('gold', 'reward', 'command'))
+  made.add_argument('--reward', default='', help='folder of a reward stage')
+  made.add_argument('--command', default='', help='a program that judges')
+  made.add_argument('--seed', type=int, default=0, help='of the bootstrap')
+  made.add_argument('--json', default='', help='write the report to this file')
+  options = made.parse_args(argv)
+  try:
+    found = run(options)
+  except ValueError as error:  # of the judge
+    raise ConfigError(str(error)) from error
+  print(table(found))
+  if options.json:
+    from perl.train import metrics
+
+    metrics.write_json(options.json, found)

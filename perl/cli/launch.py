@@ -1,0 +1,149 @@
+"""Runs a job, or the pipeline of a config.
+
+    python -m experiments.launch --config=configs/demo.py --workdir=runs/demo
+    python -m experiments.launch --config=configs/coffee.py:size=tiny --workdir=runs/coffee \
+        --job=reward --config.peft.rank=16
+
+Stage s works in <workdir>/s. A finished stage whose config is unchanged is skipped; one that was
+killed is resumed. <workdir> ends with config.json, summary.json and report.html.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from perl.config import command_line, identity, schema
+from perl.config.fields import ConfigError, plain
+from perl.config.validate import validate
+from perl.report import page
+
+
+def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
+  """Runs one stage in workdir/stage, or takes its result from there.
+
+  Returns:
+    the stage's summary; 'skipped' in it tells whether it had been finished before.
+
+  Raises:
+    ConfigError: the folder holds this stage with another config.
+    SystemExit: a signal stopped the job, which has saved its state.
+  """
+  folder = workdir / stage
+  identity.check_same(config, stage, folder)
+  if identity.is_finished(folder):
+    print(f'[{stage}] skipped: finished before, in {folder}', flush=True)
+    return {**_load(folder / 'summary.json'), 'skipped': True}
+  print(f'[{stage}] runs in {folder}', flush=True)
+  _save(folder / 'config.json', plain(config))
+  importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder))
+  return {**_load(folder / 'summary.json'), 'skipped': False}
+
+
+def run_stages(config: ConfigDict, names: Sequence[str], workdir: pathlib.Path) -> dict:
+  """Runs stages in order and writes the summary and the report of workdir.
+
+  Args:
+    config: valid (`validate`).
+    names: stages, in order.
+    workdir: stage s works in workdir/s.
+
+  Returns:
+    {stage: its summary, ..., 'gold_optimum' where a stage knows it, 'wall_seconds'}, over all
+    stages that are finished in workdir; wall_seconds counts the skipped ones at what they took.
+  """
+  start = time.monotonic()
+  identity.check_inputs(config, names, workdir)
+  for stage in names:
+    identity.check_same(config, stage, workdir / stage)
+  _save(workdir / 'config.json', plain(config))
+  ran = [stage for stage in names if not run_stage(config, stage, workdir)['skipped']]
+  summary = summarize(workdir)
+  before = [s.get('wall_seconds') or 0.0 for name, s in summary.items()
+            if isinstance(s, dict) and name not in ran]
+  summary['wall_seconds'] = time.monotonic() - start + sum(before)
+  _save(workdir / 'summary.json', summary)
+  page.write(str(workdir))
+  return summary
+
+
+def summarize(workdir: pathlib.Path) -> dict:
+  """The summaries of the finished stages, by stage, and the optimum if one of them knows it."""
+  found = {
+    stage: _load(workdir / stage / 'summary.json')
+    for stage in schema.STAGES if identity.is_finished(workdir / stage)
+  }
+  optima = [s['gold_optimum'] for s in found.values() if s.get('gold_optimum') is not None]
+  return {**found, **({'gold_optimum': optima[-1]} if optima else {})}
+
+
+def _load(path: pathlib.Path) -> dict:
+  return json.loads(path.read_text())
+
+
+def _save(path: pathlib.Path, value: dict) -> None:
+  from perl.train import metrics  # may load jax, which must follow platform.tune
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  metrics.write_json(str(path), value)
+
+
+SHOWN = ('loss', 'perplexity', 'accuracy', 'auc', 'baseline_auc', 'reward_start', 'reward',
+         'gold_reward', 'kl', 'wall_seconds')
+
+
+def describe(summary: dict) -> str:
+  """The summary's chief figures, a line a stage."""
+  lines = []
+  for stage, found in summary.items():
+    if isinstance(found, dict):
+      figures = [f'{n} {found[n]:.4g}' for n in SHOWN if isinstance(found.get(n), (int, float))]
+      lines.append(f'{stage:>10}  {"  ".join(figures)}')
+    else:
+      lines.append(f'{stage:>10}  {found:.4g}')
+  return '\n'.join(lines)
+
+
+def check(config: ConfigDict) -> ConfigDict:
+  """The config, validated; warnings go to stderr."""
+  for warning in validate(config):
+    print(f'warning: {warning}', file=sys.stderr)
+  return config
+
+
+def guarded(program: Callable[[], None]) -> int:
+  """Runs a program's body; a wrong config ends in a message and exit code 2, not in a traceback."""
+  try:
+    program()
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
+    if hasattr(stop, 'message'):
+      print(stop.message, file=sys.stderr)
+    return stop.code or 0
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code: 2 for a wrong config, 143 after a signal, else 0."""
+  return guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+  made = command_line.parser('launch', 'Runs a job, or the pipeline of a config.')
+  made.add_argument('--job', default='pipeline', choices=('pipeline', *identity.INPUTS),
+                    help='one stage alone (in <workdir>/<stage>), or all of config.stages')
+  options, overrides = command_line.parse(made, argv)
+  config = command_line.read(options.config, overrides)
+  if options.help_fields:
+    print(command_line.help_fields(config))
+    return
+  names = config.stages if options.job == 'pipeline' else (options.job,)
+  workdir = pathlib.Path(options.workdir)
+  summary = run_stages(check(config), names, workdir)
+  print(f'{describe(summary)}\nresults in {workdir}, the report is {workdir / "report.html"}')

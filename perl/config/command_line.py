@@ -1,0 +1,200 @@
+"""From the command line to a config: the file, its argument string, overrides by flag."""
+
+import argparse
+import importlib.util
+import inspect
+import json
+import logging
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from perl.config import schema
+from perl.config.fields import ConfigError, flatten, nearest
+from perl.config.schema import FIELDS
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+  """A parser with the flags that every program here has; --config.<field>=<value> comes on top."""
+  made = argparse.ArgumentParser(
+    prog=f'python -m experiments.{program}', description=description, allow_abbrev=False,
+    epilog='--config.<field>=<value> overrides one field of the config; --help_fields lists them.',
+  )
+  made.add_argument('--config', required=True, metavar='FILE[:name=value,...]',
+                    help='config file, and arguments that its header lists')
+  made.add_argument('--workdir', default='', help='folder of the results')
+  made.add_argument('--help_fields', action='store_true',
+                    help='print every field of the config with its value, and stop')
+  return made
+
+
+def add_results(made: argparse.ArgumentParser) -> None:
+  """The flags of a program that collects finished runs."""
+  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
+  made.add_argument('--json', default='', help='write the collected rows to this file')
+  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
+
+
+def ran(program: str, argv: Sequence[str]) -> str:
+  """The command that made what `--table` may have collected later, as a shell takes it."""
+  return f'python -m experiments.{program} ' + shlex.join(w for w in argv if w != '--table')
+
+
+def parse(
+  made: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+  """(the program's own flags, the overrides as they were given).
+
+  Raises:
+    ConfigError: an unknown flag, an unknown field, or no workdir where one is needed.
+  """
+  options, overrides = made.parse_known_args(argv)
+  check_overrides(overrides, re.findall(r'--\w+', made.format_usage()))
+  if not options.workdir and not options.help_fields:
+    raise ConfigError('expected --workdir=<folder>, found none; results are written there')
+  return options, overrides
+
+
+def check_overrides(overrides: Sequence[str], flag_names: Sequence[str] = ()) -> None:
+  """Raises ConfigError, with the nearest name, for what is no override of a field."""
+  takes_value = False
+  for text in overrides:
+    if not text.startswith('-') and takes_value:
+      takes_value = False
+      continue
+    name, equals, _ = text.partition('=')
+    path = overridden(text)
+    if path is None:
+      raise ConfigError(
+        f'expected flags of this program or --config.<field>=<value>, found {text!r}'
+        f'{nearest(name, flag_names) or "; see --help"}'
+      )
+    if path not in FIELDS:
+      inside = [p for p in FIELDS if p.startswith(f'{path}.')]
+      hint = f'; it is a section of {", ".join(inside)}' if inside else nearest(path, FIELDS)
+      raise ConfigError(
+        f'expected --config.<field> to name a field, found {path!r}{hint} '
+        '(--help_fields lists them all)'
+      )
+    takes_value = not equals
+
+
+def overridden(text: str) -> str | None:
+  """'--config.peft.rank=16' -> 'peft.rank'; None for what is no override."""
+  name = text.partition('=')[0]
+  for prefix in ('--config.', '--noconfig.'):
+    if name.startswith(prefix):
+      return name.removeprefix(prefix)
+  return None
+
+
+def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """The config of 'file.py:name=value,...' with overrides ('--config.peft.rank=16'), locked.
+
+  A finished run's config.json is a config file too: it repeats that run.
+
+  Raises:
+    ConfigError: no such file, wrong arguments, an unknown field or a value of another type.
+  """
+  check_overrides(overrides)
+  config = load(spec).lock()
+  config = _override(config, overrides) if overrides else config
+  if config.model.checkpoint and 'stages' not in map(overridden, overrides):
+    # They make what a checkpoint brings.
+    config.stages = tuple(s for s in config.stages if s not in ('tokenizer', 'pretrain'))
+  return config
+
+
+def load(spec: str) -> ConfigDict:
+  """The config that the file's get_config returns, without overrides."""
+  file, _, text = spec.partition(':')
+  if file.endswith('.json'):
+    return saved(pathlib.Path(file))
+  get_config = _get_config(pathlib.Path(file))
+  if not text:
+    return get_config()
+  if not inspect.signature(get_config).parameters:
+    raise ConfigError(
+      f'expected no arguments for {file}, found {text!r}; override fields with '
+      '--config.<field>=<value>'
+    )
+  return get_config(text)
+
+
+def saved(path: pathlib.Path) -> ConfigDict:
+  """The resolved config that a run left in its workdir."""
+  _check_file(path)
+  config = schema.get_config()
+  for name, value in flatten(json.loads(path.read_text())).items():
+    if name not in FIELDS:
+      raise ConfigError(
+        f'expected the fields of perl/config/schema.py in {path}, found {name!r}'
+        f'{nearest(name, FIELDS)}; '
+        'it was saved by another version: check that out, or remove the field'
+      )
+    fixed = tuple(value) if isinstance(value, list) else value
+    config.update_from_flattened_dict({name: fixed})
+  return config
+
+
+def _check_file(path: pathlib.Path) -> None:
+  if not path.is_file():
+    known = [str(p) for p in sorted(path.parent.glob(f'*{path.suffix}'))]
+    raise ConfigError(
+      f'expected a config file, found none at {str(path)!r}'
+      f'{nearest(str(path), known) or "; run from the root of the repository"}'
+    )
+
+
+def _get_config(path: pathlib.Path) -> Callable[..., ConfigDict]:
+  _check_file(path)
+  module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ConfigError(f'expected {path} to define get_config(), found none; see configs/demo.py')
+  return module.get_config
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+  """ml_collections' own flags, on values of their own so that nothing global changes."""
+  argv = [sys.argv[0], *overrides]
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+    values(argv)
+  except (flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(_wrong_type(config, overrides, str(error))) from None
+  return values.config
+
+
+def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: str) -> str:
+  """The raw text of config_flags, as expected, found and remedy where the flag can be told."""
+  for text in overrides:
+    path = overridden(text)
+    if path and f'config.{path}' in error:
+      value = flatten(config)[path]
+      return (f'expected {path} to be of type {type(value).__name__}, found {text!r} ({error}); '
+              f'write for example --config.{path}={value}')
+  return f'expected overrides as --config.<field>=<value>, found {list(overrides)} ({error})'
+
+
+def show_logs() -> None:
+  """Lets perl's own log lines through (what was cut, resumed, skipped), but not the libraries'."""
+  logging.basicConfig(level=logging.INFO, format='%(levelname).1s %(message)s')
+  for name in ('absl', 'jax', 'orbax', 'grain', 'matplotlib', 'tensorboardX'):
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def help_fields(config: ConfigDict) -> str:
+  """Every field as 'path = value' with its meaning, unit and source below."""
+  values = flatten(config)
+  return '\n'.join(
+    f'{path} = {values[path]!r}\n    {field.doc()}' for path, field in FIELDS.items()
+  )

@@ -1,0 +1,78 @@
+"""What a field of the config is, and how an error about one reads."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from perl.choices import nearest
+
+
+class ConfigError(ValueError):
+  """The user's config, arguments or flags are wrong; the text says expected, found and remedy."""
+
+
+class Field(NamedTuple):
+  """One field: its default, what it means, and what it may be.
+
+  `choices`, `low` and `high` (inclusive) bound the value; `package` is a folder of choices, whose
+  files are the values. `identity` is False for a field that does not change what a run computes: a
+  finished stage stays valid with another.
+  A default of None is somebody else's value, of type `kind`.
+  """
+
+  default: Any
+  meaning: str
+  unit: str = ''
+  source: str = 'ours'
+  choices: tuple = ()
+  low: float | None = None
+  high: float | None = None
+  package: str = ''
+  identity: bool = True
+  kind: type | None = None
+
+  def doc(self) -> str:
+    """'meaning [unit] (source)', as --help_fields prints it."""
+    unit = f' [{self.unit}]' if self.unit else ''
+    choices = f' One of {", ".join(map(str, self.choices))}.' if self.choices else ''
+    return f'{self.meaning}{choices}{unit} ({self.source})'
+
+
+def default(field: Field) -> Any:
+  """The default as a ConfigDict holds it: None with its type, which overrides are read as."""
+  return field.default if field.kind is None else config_dict.placeholder(field.kind)
+
+
+def pick(value: Any, names: list[str]) -> str:
+  """`nearest`, or an invitation to choose."""
+  return nearest(str(value), names) or '; choose one'
+
+
+def flatten(tree: Mapping | ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """{'peft': {'rank': 8}} -> {'peft.rank': 8}."""
+  out = {}
+  for name, value in tree.items():
+    if isinstance(value, (Mapping, ConfigDict)):
+      out.update(flatten(value, f'{prefix}{name}.'))
+    else:
+      out[f'{prefix}{name}'] = value
+  return out
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flatten`."""
+  out: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, last = path.split('.')
+    node = out
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = value
+  return out
+
+
+def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+  """The config as JSON gives it back: nested dicts, tuples as lists."""
+  return json.loads(json.dumps(nest(flatten(config))))

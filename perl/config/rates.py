@@ -1,0 +1,30 @@
+"""Learning rates by method: those of LoRA, times a factor that belongs to the method.
+
+The factors are those of the least SFT loss on coffee's dev split, of rates a factor of about three
+apart, one seed, over a base that SFT can still teach (configs/coffee_methods.py):
+experiments/results/coffee_rates.json. LoRA and full tuning are best there at that file's own rates.
+Nothing was tried for reward models and RL, which take the same factors. The fewer numbers a method
+trains, and the closer to 1 or 0 they stay, the larger a rate it bears.
+"""
+
+from collections.abc import Mapping
+
+from perl import choices
+from perl.config import arguments, validate
+
+FACTORS = {
+  'adalora': 12.0, 'bitfit': 4.0, 'dora': 1.0, 'full': 1.0, 'houlsby': 1.0, 'ia3': 10.0,
+  'intrinsic': 3.0, 'lntuning': 12.0, 'lora': 1.0, 'lora_fa': 2.0, 'lora_plus': 0.075, 'mole': 1.0,
+  'pfeiffer': 3.0, 'pissa': 1.5, 'prefix': 100.0, 'prompt': 10.0, 'rslora': 0.5, 'topk': 6.0,
+  'vera': 10.0,
+}
+"""Of LoRA's rates; of full tuning's for validate.COPIES."""
+
+ARGUMENT = arguments.Argument('lora', 'what is trained', choices.names('perl.peft.methods'))
+"""The argument `peft` of a config file."""
+
+
+def of(method: str, lora: Mapping[str, float], full: Mapping[str, float]) -> dict[str, float]:
+  """{stage: rate} of a method, of LoRA's and full tuning's."""
+  rates = full if method in validate.COPIES else lora
+  return {stage: FACTORS.get(method, 1.0) * rate for stage, rate in rates.items()}

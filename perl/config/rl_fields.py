@@ -1,0 +1,91 @@
+"""The fields of RL algorithms, a part of perl/config/schema.py.
+
+None is the algorithm's own value: `OWN` of its file in perl/rl/algorithms, or else `OPEN` there. So
+ rl.algorithm alone makes another algorithm, as its paper has it. Sources in short: Sun = arXiv
+2309.09055, Ziegler = 1909.08593, Ouyang = 2203.02155 (InstructGPT), Yu = 2503.14476 (DAPO), Ye =
+1912.09729.
+"""
+
+from perl.config.fields import Field
+
+FIELDS: dict[str, Field] = {
+  'rl.algorithm': Field('reinforce', 'Algorithm: a file of perl/rl. Fields that are None take its '
+                        'own values.', source='PERL', package='perl.rl.algorithms'),
+  'rl.samples': Field(None, 'Responses to each prompt of an update, which share its computation; '
+                      'divides rl.batch_size, which counts responses.', 'responses', low=1,
+                      kind=int),
+  'rl.epochs': Field(None, 'Passes over a rollout.', low=1, kind=int),
+  'rl.minibatches': Field(None, 'Updates in a pass, each on its own rows of the rollout.', low=1,
+                          kind=int),
+  'rl.baseline': Field(None, 'reinforce: subtracted from the return: a learnt value (PERL), the '
+                       'mean return of the other responses of the batch, or of those to the same '
+                       'prompt, a moving average over the batches before, or nothing.',
+                       source='PERL', kind=str,
+                       choices=('value', 'batch_mean', 'leave_one_out', 'moving_average', 'none')),
+  'rl.baseline_decay': Field(0.95, 'Weight of what came before in the moving average.', low=0.0,
+                             high=0.9999),
+  'rl.beta': Field(0.05, 'Weight of what holds to the anchor: in the reward (1 - beta) r - beta KL '
+                   'is maximised, in the loss beta KL is added.', source='PERL A.3', low=0.0,
+                   high=1.0),
+  'rl.regularizer': Field(None, 'What holds the policy to the anchor, of sampled tokens or (the '
+                          'last three, in the loss alone) of whole distributions: '
+                          'perl/objectives/regularizers.py. With none the anchor is not read.',
+                          source='Sun', kind=str,
+                          choices=('none', 'kl', 'clamped_kl', 'squared_error', 'bregman',
+                                   'jensen_shannon', 'reverse_kl', 'forward_kl',
+                                   'exact_jensen_shannon')),
+  'rl.regularize': Field(None, 'Where it does so: in the reward of each token, or in the loss.',
+                         choices=('reward', 'loss'), kind=str),
+  'rl.regularizer_ratio': Field(False, 'In the loss, weigh it by pi / pi_old: its gradient is then '
+                                'that of the divergence itself.', source='DeepSeek-V3.2'),
+  'rl.kl_target': Field(0.0, 'KL that beta is steered to, rl.beta being its start; 0 keeps beta.',
+                        'nats a response', 'Ziegler', low=0.0),
+  'rl.kl_horizon': Field(10000.0, 'Responses in which beta may change by a fifth.', 'responses',
+                         'Ziegler', low=1.0),
+  'rl.clip': Field(None, 'Bound on pi / pi_old - 1, below 0 and above.', source='PPO', low=0.0,
+                   high=1.0, kind=float),
+  'rl.clip_high': Field(None, 'Another bound above 0.', source='Yu', low=0.0, kind=float),
+  'rl.dual_clip': Field(0.0, 'Largest loss of a token with a negative advantage, in units of it; 0 '
+                        'is none, else above 1.', source='Ye', low=0.0),
+  'rl.level': Field(None, 'What pi / pi_old is of: a token, a response (the product), or a '
+                    'sequence (the geometric mean of its tokens).', kind=str,
+                    choices=('token', 'response', 'sequence')),
+  'rl.aggregation': Field(None, 'How a loss of tokens becomes one number: the mean over tokens, '
+                          'over responses of their means or sums, or of sums over the longest '
+                          'length.', kind=str,
+                          choices=('token', 'sequence', 'sequence_sum', 'constant')),
+  'rl.gamma': Field(1.0, 'Discount a token.', source='PERL', low=0.0, high=1.0),
+  'rl.lam': Field(0.95, 'ppo: lambda of GAE.', source='Sun', low=0.0, high=1.0),
+  'rl.whiten_advantages': Field(None, 'ppo: advantages of a rollout to mean 0 and variance 1.',
+                                kind=bool),
+  'rl.whiten_rewards': Field(False, 'ppo: rewards of tokens to variance 1, their mean kept.',
+                             source='Sun'),
+  'rl.value_clip': Field(0.2, 'ppo: bound on the move of a value; 0 is none.', source='PPO',
+                         low=0.0),
+  'rl.value_weight': Field(1.0, 'Weight of the critic\'s loss, whose optimizer is its own: it '
+                           'matters to clipping and decay alone.', low=0.0),
+  'rl.critic_from': Field('zero', 'The critic begins with values of 0, or as the reward model, '
+                          'adapter and head (what its head reads of the last hidden state).',
+                          source='Sun', choices=('zero', 'reward')),
+  'rl.entropy': Field(0.0, 'Weight of the exact entropy of each token\'s distribution, which is '
+                      'raised.', low=0.0),
+  'rl.stop_kl': Field(0.0, 'No more updates on a rollout once a minibatch\'s KL from the policy '
+                      'that sampled is larger; 0 makes all.', 'nats a token', low=0.0),
+  'rl.ptx': Field(0.0, 'Weight of the next-token loss of training documents, rl.batch_size of them '
+                  'an update, each cut to the longest row; 0 is none.', source='Ouyang', low=0.0),
+  'rl.reward_scale': Field('none', 'Scores, less the anchor\'s mean, as they are or over their '
+                           'standard deviation so far.', choices=('none', 'running')),
+  'rl.reward_clip': Field(0.0, 'Bound of a score after that; 0 is none.', low=0.0),
+  'rl.reward_centre': Field(True, 'Take the anchor\'s mean score on dev prompts from every score.'),
+  'rl.overlong': Field(None, 'Share of rl.max_new_tokens at its end in which a response loses up '
+                       'to 1 of its score; 0 is none.', source='Yu', low=0.0, high=1.0, kind=float),
+  'rl.rounds': Field(None, 'Rollouts that an update may take until it has as many prompts as it '
+                     'needs whose responses score differently; 1 takes them as they come.',
+                     'rollouts', 'Yu', low=1, kind=int),
+  'rl.preference_beta': Field(0.1, 'online_dpo: beta of DPO.', low=0.0),
+  'rl.threshold': Field(0.0, 'expert_iteration: score, less the anchor\'s mean, above which a '
+                        'response is imitated.'),
+  'rl.reward_temperature': Field(1.0, 'reward_weighted: score by which a response weighs e times '
+                                 'another.', low=1e-6),
+}
+"""Path -> Field."""

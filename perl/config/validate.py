@@ -1,0 +1,203 @@
+"""The checks that a config passes before anything is computed."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from perl import choices
+from perl.config import checks, schema
+from perl.config.fields import ConfigError, Field, flatten, nearest, pick
+
+COPIES = ('full', 'topk')
+"""Methods that train copies of kernels: at full tuning's rates, and over no quantized base."""
+
+FULL_TUNING_RATE = 5e-5
+"""Adapters hardly move below this rate: the paper's are 1e-4 and more, its full ones 1e-5."""
+
+
+def validate(config: ConfigDict) -> list[str]:
+  """Checks every value and how values fit together.
+
+  Returns:
+    warnings, one sentence each: what may be meant but seldom is.
+
+  Raises:
+    ConfigError: with everything that is wrong, each as expected, found, remedy.
+  """
+  problems = [
+    problem for path, value in flatten(config).items() for problem in _value(path, value)
+  ]
+  for check in (_stages, _batches, _sampling, *checks.CHECKS, _targets, _mesh, _parts, _folds,
+                _buckets, _starts, _checkpoint, _quantized):
+    problems.extend(check(config))
+  if problems:
+    raise ConfigError('\n'.join(problems))
+  return [*_slow_adapters(config), *_long_warmups(config)]
+
+
+def _value(path: str, value: Any) -> Iterator[str]:
+  """One field against its own bounds and choices."""
+  if path not in schema.FIELDS:
+    yield (f'expected fields of perl/config/schema.py, found {path!r}'
+           f'{nearest(path, schema.FIELDS)}; '
+           'declare it there or remove it')
+    return
+  field = schema.FIELDS[path]
+  if value is None and field.default is None:
+    return
+  for one in value if isinstance(value, (tuple, list)) else [value]:
+    if field.choices and one not in field.choices:
+      names = [str(choice) for choice in field.choices]
+      yield f'expected {path} to be one of {", ".join(names)}, found {one!r}{pick(one, names)}'
+    if field.package:
+      yield from _file(path, one, field)
+  if path == 'model.size':
+    yield from _size(value)
+  if field.low is not None and not value >= field.low:
+    yield f'expected {path} to be at least {field.low}, found {value}; raise it'
+  if field.high is not None and not value <= field.high:
+    yield f'expected {path} to be at most {field.high}, found {value}; lower it'
+
+
+def _file(path: str, value: str, field: Field) -> Iterator[str]:
+  """Names resolve by file: perl/choices.py."""
+  names = list(choices.names(field.package))
+  if value not in names:
+    yield (f'expected {path} to name a file of {choices.folder(field.package)}, found {value!r}'
+           f'{pick(value, names)}')
+
+
+def _size(value: str) -> Iterator[str]:
+  from perl.models.config import SIZES  # imports jax, which must follow experiments.platform.tune
+
+  if value not in SIZES:
+    yield (f'expected model.size to be one of {", ".join(SIZES)}, found {value!r}'
+           f'{pick(value, list(SIZES))}')
+
+
+def _stages(config: ConfigDict) -> Iterator[str]:
+  stages = list(config.stages)
+  unknown = [s for s in stages if s not in schema.STAGES]
+  for stage in unknown:
+    yield (f'expected stages among {", ".join(schema.STAGES)}, found {stage!r}'
+           f'{pick(stage, list(schema.STAGES))}; '
+           'as a flag: --config.stages="(\'sft\', \'reward\')"')
+  ordered = [s for s in schema.STAGES if s in stages]
+  if not unknown and stages != ordered:
+    yield f'expected each stage once, in order, found {stages}; write {tuple(ordered)}'
+  if not stages:
+    yield 'expected at least one stage, found none; set stages'
+
+
+def _batches(config: ConfigDict) -> Iterator[str]:
+  for stage in schema.TRAINED:
+    section = config[stage]
+    if section.microbatches > 0 and section.batch_size % section.microbatches:
+      yield (f'expected {stage}.microbatches to divide {stage}.batch_size, found '
+             f'{section.microbatches} and {section.batch_size}; change either')
+    if section.optim.learning_rate <= 0:
+      yield (f'expected {stage}.optim.learning_rate to be positive, found '
+             f'{section.optim.learning_rate}; raise it')
+
+
+def _sampling(config: ConfigDict) -> Iterator[str]:
+  if config.rl.top_k or config.rl.top_p != 1:
+    yield (f'expected rl.top_k=0 and rl.top_p=1, found {config.rl.top_k} and {config.rl.top_p}; '
+           'log-probs of training are of the whole distribution, so sample from it; '
+           'rl.temperature applies to both')
+
+
+def _targets(config: ConfigDict) -> Iterator[str]:
+  if not config.peft.targets:
+    yield 'expected a pattern in peft.targets, found none; the paper\'s is \'attn/(q|k|v|o)\''
+  for pattern in config.peft.targets:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      yield (f'expected regular expressions in peft.targets, found {pattern!r} ({error}); '
+             'write for example attn/(q|v)')
+
+
+def _mesh(config: ConfigDict) -> Iterator[str]:
+  sizes = {axis: config.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
+  if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+    yield (f'expected axes of the mesh of at least 1, and at most one of them -1 (all that is '
+           f'left), found {sizes}; use data=-1, fsdp=1, tensor=1 for plain data parallelism')
+
+
+def _parts(config: ConfigDict) -> Iterator[str]:
+  if not config.data.parts or config.data.name not in choices.names('perl.data.sets'):
+    return
+  known = getattr(choices.find('perl.data.sets', config.data.name), 'PARTS', ())
+  for part in config.data.parts:
+    if part not in known:
+      yield (f'expected data.parts among {", ".join(known) or "none"} for data.name='
+             f'{config.data.name}, found {part!r}{pick(part, list(known)) if known else ""}')
+
+
+def _folds(config: ConfigDict) -> Iterator[str]:
+  folds, fold = config.data.folds, config.data.fold
+  if folds == 1:
+    yield 'expected data.folds to be 0 or at least 2, found 1; use 0 for the fixed split'
+  if fold and fold >= folds:
+    yield (f'expected data.fold below data.folds, found {fold} and {folds}; '
+           'count folds from 0, or raise data.folds')
+
+
+def _buckets(config: ConfigDict) -> Iterator[str]:
+  lengths = list(config.data.buckets)
+  whole = all(isinstance(n, int) and n > 0 for n in lengths)
+  if not whole or lengths != sorted(set(lengths)):
+    yield (f'expected data.buckets to be positive lengths that rise, found {tuple(lengths)}; '
+           'write for example (128, 256)')
+  if lengths and config.data.auto_buckets:
+    yield (f'expected data.buckets or data.auto_buckets, found both, {tuple(lengths)} and '
+           f'{config.data.auto_buckets}; set data.auto_buckets=0 or data.buckets=()')
+
+
+def _starts(config: ConfigDict) -> Iterator[str]:
+  for stage in schema.TRAINED[1:]:
+    if config[stage].adapter and config.peft.name != 'lora':
+      yield (f'expected peft.name=lora to start {stage} from {config[stage].adapter}, found '
+             f'{config.peft.name!r}; set peft.name=lora, or {stage}.adapter=\'\'')
+
+
+def _checkpoint(config: ConfigDict) -> Iterator[str]:
+  if config.model.checkpoint:
+    from perl.hub import pretrained  # imports jax, as _size does
+
+    try:
+      pretrained.read_config(config.model.checkpoint)
+    except (ValueError, OSError) as error:
+      yield f'model.checkpoint: {error}'
+
+
+def _quantized(config: ConfigDict) -> Iterator[str]:
+  if config.model.quantize and config.peft.name in COPIES:
+    yield (f'expected model.quantize=\'\' for peft.name={config.peft.name}, found '
+           f'{config.model.quantize!r}: only frozen matrices are quantized; set peft.name=lora, '
+           "or model.quantize=''")
+  if config.model.quantize and config.rl.decode == 'merged':
+    yield (f'expected rl.decode=adapter or auto for model.quantize={config.model.quantize}, found '
+           "'merged': merged matrices are dense; set rl.decode=auto")
+
+
+def _slow_adapters(config: ConfigDict) -> Iterator[str]:
+  if config.peft.name in COPIES:
+    return
+  rates = {f'{s}.optim.learning_rate': config[s].optim.learning_rate
+           for s in schema.TRAINED[1:] if s in config.stages}
+  for path, rate in rates.items():
+    if rate < FULL_TUNING_RATE:
+      yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '
+             f'{FULL_TUNING_RATE:g}: 1e-4 to 1e-3 is usual')
+
+
+def _long_warmups(config: ConfigDict) -> Iterator[str]:
+  for stage in schema.TRAINED:
+    section = config[stage]
+    if stage in config.stages and section.optim.warmup_steps >= section.steps:
+      yield (f'{stage}.optim.warmup_steps is {section.optim.warmup_steps}, of {section.steps} '
+             'steps: the learning rate never reaches its peak')

@@ -1,0 +1,183 @@
+"""Examples to rows of token ids: [bos] + prompt, response + [eos], within stated lengths.
+
+A prompt opens with bos if the tokenizer puts it there (`adds_bos`) or its text has it, once; eos
+ends what does not end in it yet.
+
+A row is a dict of numpy arrays of one example, not yet padded, with `index`, the position of the
+example in its list:
+  document, demonstration  tokens i32[n], loss_mask bool[n]
+  preference               chosen i32[n], rejected i32[m], margin float
+  labelled                 tokens i32[n], label float
+  ranked                   responses K x i32[n], each after the prompt, best first, and present
+                           bool[K]: the last one stands in for those that are not there
+  rated                    tokens i32[n], rating float
+  prompt                   tokens i32[n]
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from perl.data.batches.lengths import Limits, Overlong
+from perl.data.examples import KINDS, Document, Example
+from perl.data.text import chat
+from perl.data.text.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+
+
+def _language_row(prompt: list[int], response: list[int]) -> Row:
+  loss_mask = np.arange(len(prompt) + len(response)) >= len(prompt)
+  return {'tokens': np.array(prompt + response, np.int32), 'loss_mask': loss_mask}
+
+
+def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: Limits) -> list[Row]:
+  """The rows of one example: several for a long document, none for a pair that says nothing."""
+  if kind == 'document':
+    return [_language_row(window[:1], window[1:]) for window in limits.windows(ids['text'])]
+  prompt = limits.prompt(ids['prompt'])
+  if kind == 'demonstration':
+    return [_language_row(prompt, limits.response(ids['response']))]
+  if kind in ('labelled', 'rated'):
+    tokens = np.array(prompt + limits.response(ids['response']), np.int32)
+    name = 'label' if kind == 'labelled' else 'rating'
+    return [{'tokens': tokens, name: float(getattr(example, name)), 'prompt_tokens': len(prompt)}]
+  if kind == 'ranked':
+    return _ranked_rows(prompt, [limits.response(response) for response in ids['responses']],
+                        limits)
+  if kind == 'prompt':
+    return [{'tokens': np.array(prompt, np.int32)}]
+  chosen, rejected = limits.response(ids['chosen']), limits.response(ids['rejected'])
+  if chosen == rejected:
+    limits.counts['identical_pairs'] += 1
+    return []
+  return [{'chosen': np.array(prompt + chosen, np.int32),
+           'rejected': np.array(prompt + rejected, np.int32), 'margin': float(example.margin),
+           'prompt_tokens': len(prompt)}]
+
+
+def _ranked_rows(prompt: list[int], responses: list[list[int]], limits: Limits) -> list[Row]:
+  """The row of a ranking, or none; one of two responses with the same ids says nothing."""
+  distinct = [ids for i, ids in enumerate(responses) if ids not in responses[:i]]
+  limits.counts['identical_pairs'] += len(responses) - len(distinct)
+  if len(distinct) < 2:
+    return []
+  distinct = limits.spread(distinct)
+  present = np.arange(limits.responses) < len(distinct)
+  distinct += distinct[-1:] * (limits.responses - len(distinct))
+  return [{'responses': [np.array(prompt + ids, np.int32) for ids in distinct],
+           'present': present, 'prompt_tokens': len(prompt)}]
+
+
+_TEXTS = {
+  'document': ('text',),
+  'demonstration': ('prompt', 'response'),
+  'preference': ('prompt', 'chosen', 'rejected'),
+  'labelled': ('prompt', 'response'),
+  'ranked': ('prompt', 'responses'),
+  'rated': ('prompt', 'response'),
+  'prompt': ('prompt',),
+}
+
+
+def _column(examples: Sequence[Example], name: str, tokenizer: Tokenizer) -> list:
+  """The ids of a field of every example: a list, or of responses one for each."""
+  texts = [getattr(example, name) for example in examples]
+  if name != 'responses':
+    return tokenizer.encode_batch(texts)
+  ids = iter(tokenizer.encode_batch([text for several in texts for text in several]))
+  return [list(itertools.islice(ids, len(several))) for several in texts]
+
+
+def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_prompt_tokens: int,
+           max_response_tokens: int, overlong: str = 'filter',
+           responses: int = 4) -> tuple[list[Row], dict[str, int]]:
+  """Encodes examples of one kind.
+
+  Args:
+    kind: of examples.KINDS.
+    max_prompt_tokens: longest prompt, bos included.
+    max_response_tokens: longest response, eos included. Documents are cut into windows of the sum.
+    overlong: 'filter' leaves an example with an overlong prompt or response out; 'truncate' keeps
+      the last tokens of the prompt and the first ones of the response. No document is overlong.
+    responses: K, at most so many of a ranking, at least 2; of more the best, the worst and some
+      evenly between them are kept.
+
+  Returns:
+    rows, and counts: examples, rows, filtered, truncated_prompts, truncated_responses,
+    identical_pairs (left out: chosen and rejected have the same ids, perhaps after truncation; of
+    ranked responses those with the ids of a better one); of rankings also surplus_responses.
+
+  Raises:
+    ValueError: an example of another kind, impossible lengths, an unknown policy, or no rows left.
+  """
+  limits = Limits(tokenizer, max_prompt_tokens, max_response_tokens, overlong,
+                  responses if kind == 'ranked' else None)
+  _check_kind(examples, kind)
+  columns = [_column(examples, name, tokenizer) for name in _TEXTS[kind]]
+  rows = []
+  for index, (example, *ids) in enumerate(zip(examples, *columns)):
+    before = dict(limits.counts)
+    try:
+      found = _rows(kind, example, dict(zip(_TEXTS[kind], ids)), limits)
+    except Overlong:
+      limits.counts.update(before, filtered=before['filtered'] + 1)
+      continue
+    rows += [{'index': index, **row} for row in found]
+  limits.counts.update(examples=len(examples), rows=len(rows))
+  if not rows:
+    raise ValueError(f'encode: expected rows of kind {kind}; found none left of {len(examples)} '
+                     f'examples ({limits.counts}); raise data.max_prompt_tokens and '
+                     "data.max_response_tokens, or set data.overlong to 'truncate'")
+  return rows, limits.counts
+
+
+def encode_chats(documents: Sequence[Document], tokenizer: Tokenizer, template: chat.Template, *,
+                 max_tokens: int, overlong: str = 'filter') -> tuple[list[Row], dict[str, int]]:
+  """Whole chats as demonstrations: a row a chat, in which every turn of the assistant is learnt.
+
+  Args:
+    documents: chats (`messages`, or our markup in `text`).
+    tokenizer, template: see chat.of.
+    max_tokens: the longest row.
+    overlong: 'filter' leaves a longer chat out; 'truncate' keeps its first tokens.
+
+  Returns:
+    rows of kind demonstration (tokens, loss_mask, index), and counts: examples, rows, filtered,
+    truncated, silent (left out: no turn of the assistant is left to learn).
+
+  Raises:
+    ValueError: the template refuses a chat, or no rows are left.
+  """
+  counts = {'examples': len(documents), 'rows': 0, 'filtered': 0, 'truncated': 0, 'silent': 0}
+  rows = []
+  for index, document in enumerate(documents):
+    ids, said = chat.encode_document(tokenizer, template, document)
+    if len(ids) > max_tokens:
+      counts['filtered' if overlong == 'filter' else 'truncated'] += 1
+      if overlong == 'filter':
+        continue
+    tokens, loss_mask = np.array(ids[:max_tokens], np.int32), np.array(said[:max_tokens], bool)
+    loss_mask[:1] = False  # nothing comes before it
+    if not loss_mask.any():
+      counts['silent'] += 1
+      continue
+    rows.append({'index': index, 'tokens': tokens, 'loss_mask': loss_mask})
+  counts['rows'] = len(rows)
+  if not rows:
+    raise ValueError(f'encode: expected chats with turns of the assistant; found none left '
+                     f'({counts}); raise data.max_prompt_tokens and data.max_response_tokens, or '
+                     'set sft.whole_chats to false')
+  return rows, counts
+
+
+def _check_kind(examples: Sequence[Example], kind: str) -> None:
+  if kind not in KINDS:
+    raise ValueError(f'encode: expected a kind among {", ".join(KINDS)}; found {kind!r}; '
+                     'ask for one of these')
+  for index, example in enumerate(examples):
+    if not isinstance(example, KINDS[kind]):
+      raise ValueError(f'encode: expected examples of kind {kind}; found a '
+                       f'{type(example).__name__} at {index}; load them with kind={kind!r}')

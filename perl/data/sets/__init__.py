@@ -1,0 +1,1 @@
+"""Datasets, a file each: `load(split, kind, ...) -> examples`, and KINDS, the kinds that it has."""

@@ -1,0 +1,84 @@
+r"""GSM8K: grade-school mathematics with worked solutions, for rewards that can be verified.
+
+From github.com/openai/grade-school-math (MIT; Cobbe et al. 2021, arXiv 2110.14168): 7,473 problems
+to train on and 1,319 to test, rows {question, answer}. A solution holds its sums between << and >>
+and ends in a line '#### n'. A tenth of train, by the question, is dev.
+
+`answer_of` reads the number that a text ends in: after '####', in the last \boxed{...}, or else
+the last number that it names. `correct` compares numbers, not their spelling.
+"""
+
+import decimal
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from perl.data.examples import Example
+from perl.data.sources import records, tfds
+from perl.data.text import dialogue
+
+_FOLDER = 'grade_school_math/data'
+_NUMBER = re.compile(r'''
+  (?:(?<![\w)])[-−])?                 # a sign, where it is no minus between two terms
+  \\?\$?                              # LaTeX has it as \$
+  (?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)''', re.VERBOSE)
+_CALCULATION = re.compile(r'<<[^<>]*>>')
+_BOXED = re.compile(r'\\boxed\s*\{([^{}]*)\}')
+
+
+def _read(files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
+  for name, record in tfds.each_by_file(files, _record):
+    split = name.removeprefix(f'{_FOLDER}/').removesuffix('.jsonl')
+    yield records.held_out(record['group'], split), record
+
+
+def _record(row: Mapping[str, str]) -> dict[str, Any]:
+  question, solution = row['question'].strip(), row['answer'].strip()
+  answer = answer_of(solution)
+  if answer is None or '####' not in solution:
+    raise ValueError(f'no line "#### n" in the answer, which ends in {solution[-40:]!r}')
+  turns = [records.turn('user', question),
+           records.turn('assistant', _CALCULATION.sub('', solution))]
+  return {'messages': turns, 'group': dialogue.normalised(question),
+          'meta': {'answer': str(answer)}}
+
+
+SOURCE = tfds.Source(
+  'gsm8k', 'https://raw.githubusercontent.com/openai/grade-school-math/master',
+  {'main': tfds.Part((f'{_FOLDER}/train.jsonl', f'{_FOLDER}/test.jsonl'), _read)},
+  """@article{cobbe2021gsm8k, title={Training Verifiers to Solve Math Word Problems},
+  author={Cobbe et al.}, journal={arXiv:2110.14168}, year={2021}}""")
+KINDS = dict.fromkeys(('document', 'demonstration', 'prompt'), ('main',))
+
+
+def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
+         seed: int = 0) -> list[Example]:
+  """The examples of one split; meta['answer'] is the right number.
+
+  Args and errors: see `prepared_rows.examples`; `seed` is not used, the data are given.
+  """
+  del seed
+  return records.examples(SOURCE, KINDS, split, kind, mirror=mirror, data_dir=data_dir)
+
+
+def answer_of(text: str) -> decimal.Decimal | None:
+  """The number that a solution ends in; None where it names none."""
+  found = text.rpartition('####')[2] if '####' in text else (_BOXED.findall(text) or [text])[-1]
+  numbers = _NUMBER.findall(found)
+  if not numbers:
+    return None
+  # After '####' the number comes first; a text that only mentions numbers ends in its answer.
+  number = numbers[0 if '####' in text else -1]
+  return decimal.Decimal(re.sub(r'[\\$,]', '', number).replace('−', '-'))
+
+
+def correct(response: str, answer: str) -> bool:
+  """Whether a response ends in that number: 1,200 is 1200.00."""
+  found = answer_of(response)
+  return found is not None and found == decimal.Decimal(answer)
+
+
+def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
+  """correct: 1. where the response ends in the number that the reference ends in."""
+  del prompt
+  return {'correct': float(correct(response, str(answer_of(reference))))}

@@ -1,0 +1,108 @@
+"""Examples from the user's own files: JSONL (plain or gzipped) and Parquet, in the usual layouts.
+
+`mirror` is a file or a folder.
+  A folder holds train, dev and test files (train.jsonl, dev.jsonl.gz, test.parquet, ...), at its
+  top or in a folder per kind (preference/train.jsonl), which comes first.
+  A file holds all splits: a row belongs to the split of its `group`, or else of its prompt
+  (`dialogue.split_of`), so that examples that share a prompt stay together.
+
+rows.py has the layouts of a row.
+"""
+
+import gzip
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from perl.data.examples import Example, check_request
+from perl.data.sources import layouts
+from perl.data.text import dialogue
+
+_SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
+
+
+def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
+         seed: int = 0) -> list[Example]:
+  """The examples of one split ('train', 'dev', 'test') and kind from the files at `mirror`.
+
+  Raises:
+    ValueError: an unknown split or kind, no mirror, a malformed row (named by file and line), a
+      layout that the kind cannot use, or an empty split.
+    FileNotFoundError: there is no file for the split.
+  """
+  del data_dir, seed  # nothing is prepared, nothing is drawn
+  check_request('local', split, kind)
+  file, whole = _file(mirror, split, kind)
+  examples = [example for where, row in _rows(file)
+              for example in layouts.examples(row, kind, where)]
+  if whole:
+    examples = [example for example in examples if dialogue.split_of(example.group) == split]
+  if not examples:
+    raise ValueError(f'local: expected examples of kind {kind!r} in split {split!r}; found none in '
+                     f'{file}; add rows, or give a folder with a file for each split')
+  return examples
+
+
+def _file(mirror: str, split: str, kind: str) -> tuple[pathlib.Path, bool]:
+  """(the file that holds the split, whether it holds the other splits too)."""
+  if not mirror:
+    raise ValueError("local: expected the path of a file or folder; found ''; set data.mirror")
+  path = pathlib.Path(mirror).expanduser()
+  if path.is_file():
+    if not path.name.endswith(_SUFFIXES):
+      raise ValueError(f'local: expected a file that ends in {", ".join(_SUFFIXES)}; found {path}; '
+                       'convert it, or rename it')
+    return path, True
+  for folder in (path / kind, path):
+    for suffix in _SUFFIXES:
+      if (folder / f'{split}{suffix}').is_file():
+        return folder / f'{split}{suffix}', False
+  found = sorted(str(p.relative_to(path)) for p in path.rglob('*') if p.name.endswith(_SUFFIXES))
+  raise FileNotFoundError(
+    f'local: expected {split}.jsonl, {split}.jsonl.gz or {split}.parquet in {path} or in '
+    f'{path / kind}; found {", ".join(found[:10]) or "no such file"}; add the file of this split')
+
+
+# --- Rows
+
+
+def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """('FILE, line 3', row) for each row."""
+  if file.name.endswith('.parquet'):
+    import pyarrow
+    import pyarrow.parquet  # here: heavy, and only for those who have such files
+
+    try:
+      table = pyarrow.parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+      raise ValueError(f'local: expected a Parquet file in {file}; found {error}; '
+                       'write the file again') from error
+    for number, row in enumerate(table):
+      # Parquet has all columns in all rows: null means that the row has no such field.
+      yield f'{file}, row {number}', {k: v for k, v in row.items() if v is not None}
+    return
+  with (gzip.open if file.name.endswith('.gz') else open)(file, 'rb') as lines:
+    for number, line in enumerate(_lines(lines, file), start=1):
+      if line.strip():
+        yield f'{file}, line {number}', _parse(line, f'{file}, line {number}')
+
+
+def _lines(lines: Any, file: pathlib.Path) -> Iterator[bytes]:
+  try:
+    yield from lines
+  except (OSError, EOFError) as error:
+    raise ValueError(f'local: expected a whole gzip file in {file}; found {error}; '
+                     'write the file again') from error
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line.decode('utf-8'))
+  except ValueError as error:  # of the JSON, or of the UTF-8
+    raise ValueError(f'local: expected a JSON object in {where}; found {line[:60]!r} ({error}); '
+                     'repair or delete the line') from error
+  if not isinstance(row, dict):
+    raise ValueError(f'local: expected a JSON object in {where}; found a {type(row).__name__}; '
+                     'write one object a line')
+  return row

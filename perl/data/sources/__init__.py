@@ -1,0 +1,1 @@
+"""Where examples come from: published files through TFDS, their records, the layouts of rows."""

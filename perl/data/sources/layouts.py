@@ -1,0 +1,218 @@
+"""Rows of the user's files to examples: the layouts in which data sets are published.
+
+A row has one of these layouts, and may add `group`, `meta` (an object that stays with the example:
+what a rule checks responses against, say) and, beside chosen and rejected, `margin`:
+  {text}  {prompt}  {prompt, response}  {prompt, response, label}  {prompt, chosen, rejected}
+  {prompt, responses: [best, ..., worst]}  {prompt, response, rating}
+  {messages: [{role, content}, ...]}    chat; roles user, assistant (or agent), system, tool
+`completion` is another name of `response`. Each of prompt, response, chosen, rejected and the
+responses may be a list of messages too: responses then end in one message of the assistant, and may
+repeat the prompt, which those to compare need not name if they share it. Chats may add `tools`, a
+list.
+Each kind takes what it can use of a layout:
+  document       text; prompt + response (or chosen); the whole chat
+  demonstration  response; chosen; the best of responses; those with label 1 only; every assistant
+                 turn of a chat
+  preference     {prompt, chosen, rejected}
+  labelled       {prompt, response, label}, label 0, 1, false or true
+  ranked         {prompt, responses}, at least two
+  rated          {prompt, response, rating}, any finite number
+  prompt         prompt; the chat before the assistant's last turn
+Text is used as it stands; only chats are rendered, by `dialogue.render`. Their messages stay with
+the examples as they are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Example,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
+from perl.data.sources import layout_fields as fields
+from perl.data.text import dialogue
+
+_LAYOUTS = {
+  'document': '{text}, {prompt, response} or {messages}',
+  'demonstration': '{prompt, response} or {messages}',
+  'preference': '{prompt, chosen, rejected}',
+  'labelled': '{prompt, response, label}',
+  'ranked': '{prompt, responses}',
+  'rated': '{prompt, response, rating}',
+  'prompt': '{prompt} or {messages}',
+}
+_ANSWERS = ('chosen', 'rejected', 'response')
+_NUMBERS = {'labelled': ('label',), 'rated': ('rating',)}
+_OF_RANKINGS = {'document': 1, 'demonstration': 1, 'ranked': 2, 'prompt': 0}
+"""Kinds that read a row's `responses` -> how many they need."""
+
+
+def _turns(messages: Sequence[dict[str, Any]]) -> list[dialogue.Turn]:
+  """A chat as turns; what the system says is read as if the user had said it."""
+  roles = [fields.ROLES[message['role']] for message in messages]
+  return [{'role': role, 'response' if role == 'api' else 'text': message['content']}
+          for role, message in zip(roles, messages)]
+
+
+def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
+  group = fields.text(row, 'group', where) if 'group' in row else dialogue.normalised(default)
+  meta = row.get('meta', {})
+  if not isinstance(meta, dict):
+    raise ValueError(f"local: expected 'meta' to be an object in {where}; found {meta!r:.60}; "
+                     'repair the row')
+  return {'group': group, 'meta': {**meta, 'source': where}}
+
+
+def _about_chat(row: dict[str, Any], where: str, context: list[dict[str, Any]]) -> dict[str, Any]:
+  """Group and meta of a chat, which is known by the first thing that the user says."""
+  # Many data sets have one system prompt for all: it would put them all into one group.
+  spoken = [message for message in context if message['role'] != 'system'] or context
+  about = _about(row, where, dialogue.split_key(_turns(spoken)))
+  if 'tools' in row:
+    if not isinstance(row['tools'], list):
+      raise ValueError(f"local: expected 'tools' to be a list in {where}; found "
+                       f'{row["tools"]!r:.60}; write JSON in place of text')
+    about['meta']['tools'] = row['tools']
+  return about
+
+
+def _misfit(row: dict[str, Any], kind: str, where: str) -> ValueError:
+  return ValueError(f'local: expected a row with {_LAYOUTS[kind]} for kind {kind!r} in {where}; '
+                    f'found the fields {sorted(row)}; rename the fields, or ask for another kind')
+
+
+# --- Examples
+
+
+def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
+  """What one row gives of a kind: several from a chat, none from a response with label 0.
+
+  Args:
+    row: the fields that are not null.
+    where: 'FILE, line 3', for errors and meta['source'].
+
+  Raises:
+    ValueError: a malformed field, or a layout that the kind cannot use.
+  """
+  if 'messages' in row and kind not in ('preference', 'labelled', 'ranked', 'rated'):
+    return _of_chat(row, kind, where)
+  if 'text' in row and kind == 'document':
+    text = fields.text(row, 'text', where)
+    return [Document(text, **_about(row, where, text))]
+  given = {'response': row['completion']} | row if 'completion' in row else row
+  if 'responses' in row and kind in _OF_RANKINGS:
+    given = given | fields.responses(row, where, least=_OF_RANKINGS[kind])
+  names = _answers(given, kind)
+  needed = {*names, *_NUMBERS.get(kind, ())}
+  if not needed <= given.keys():
+    raise _misfit(row, kind, where)
+  if kind in ('document', 'demonstration') and 'label' in row and not fields.label(row, where):
+    return []  # nothing to imitate
+  if any(isinstance(given.get(name), list) for name in ('prompt', *_all_answers(given))):
+    return [_of_parts(given, kind, where, names)]
+  if 'prompt' not in row:
+    raise _misfit(row, kind, where)
+  prompt = fields.text(row, 'prompt', where)
+  answers = [fields.text(given, name, where) for name in names]
+  return [_made(given, kind, where, prompt, answers, _about(row, where, prompt))]
+
+
+def _answers(row: dict[str, Any], kind: str) -> tuple[str, ...]:
+  """The fields besides the prompt that a kind takes."""
+  if kind in ('document', 'demonstration'):
+    return next(((name,) for name in ('chosen', 'responses[0]') if name in row), ('response',))
+  if kind == 'ranked':
+    return tuple(name for name in row if name.startswith('responses[')) or ('responses',)
+  return {'preference': ('chosen', 'rejected'), 'prompt': ()}.get(kind, ('response',))
+
+
+def _all_answers(row: dict[str, Any]) -> list[str]:
+  """The fields of a row that are answers, whatever the kind."""
+  return [name for name in row if name in _ANSWERS or name.startswith('responses[')]
+
+
+def _made(row: dict[str, Any], kind: str, where: str, prompt: str, answers: list[str],
+          about: dict[str, Any]) -> Example:
+  if kind == 'prompt':
+    return Prompt(prompt, **about)
+  if kind == 'preference':
+    return Preference(prompt, *answers, fields.margin(row, where), **about)
+  if kind == 'ranked':
+    return Ranked(prompt, tuple(answers), **about)
+  if kind == 'labelled':
+    return Labelled(prompt, *answers, fields.label(row, where), **about)
+  if kind == 'rated':
+    return Rated(prompt, *answers, fields.rating(row, where), **about)
+  (answer,) = answers
+  return Document(prompt + answer, **about) if kind == 'document' else Demonstration(
+    prompt, answer, **about)
+
+
+def _of_chat(row: dict[str, Any], kind: str, where: str) -> list[Example]:
+  messages = fields.messages(row, 'messages', where)
+  turns = _turns(messages)
+  about = _about_chat(row, where, messages)
+  agent = [i for i, turn in enumerate(turns) if turn['role'] == 'agent']
+  if kind == 'document':
+    return [Document(dialogue.render_document(turns), **about, messages=tuple(messages))]
+  if kind == 'demonstration':
+    return [Demonstration(*dialogue.render(turns[:i], turns[i]), **about,
+                          messages=tuple(messages[:i + 1])) for i in agent]
+  end = agent[-1] if agent and agent[-1] == len(turns) - 1 else len(turns)
+  return [Prompt(dialogue.render(turns[:end], None)[0], **about, messages=tuple(messages[:end]))]
+
+
+def _of_parts(row: dict[str, Any], kind: str, where: str, names: tuple[str, ...]) -> Example:
+  """The example of a row whose prompt or answers are messages."""
+  context, answers = _parts(row, where)
+  said = [answers[name] for name in names]
+  about = _about_chat(row, where, context) | {'messages': (*context, *said)}
+  if kind == 'document':
+    return Document(dialogue.render_document(_turns([*context, *said])), **about)
+  turns = _turns(context)
+  texts = [dialogue.render(turns, turn)[1] for turn in _turns(said)]
+  return _made(row, kind, where, dialogue.render(turns, None)[0], texts, about)
+
+
+def _parts(row: dict[str, Any],
+           where: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+  """(the context, the message that each answer of the row is)."""
+  read = lambda name, role: ([{'role': role, 'content': row[name]}]
+                             if isinstance(row[name], str) else fields.messages(row, name, where))
+  context = read('prompt', 'user') if 'prompt' in row else []
+  answers = {name: read(name, 'assistant') for name in _all_answers(row)}
+  opened = any(fields.ROLES[said[0]['role']] == 'user' for said in answers.values() if said)
+  if opened and isinstance(row.get('prompt'), str):
+    context = []  # the answers are whole chats; the prompt repeats what the user says there
+  length = len(context)
+  answers = {name: said[length:] if said[:length] == context else said
+             for name, said in answers.items()}
+  shared = _shared(list(answers.values()))
+  context = context + next(iter(answers.values()), [])[:shared]
+  answers = {name: said[shared:] for name, said in answers.items()}
+  for name, said in answers.items():
+    if [fields.ROLES[message['role']] for message in said] != ['agent']:
+      raise ValueError(f'local: expected {name!r} to end in one message of the assistant after the '
+                       f'prompt (or what they share) in {where}; found '
+                       f'{len(said)} messages there; split the row, or leave it out')
+  if not context:
+    raise ValueError(f'local: expected messages before the answer in {where}; found none; '
+                     "add them, or a 'prompt'")
+  return context, {name: said[0] for name, said in answers.items()}
+
+
+def _shared(chats: list[list[dict[str, Any]]]) -> int:
+  """How many messages open all the chats; of a single one, those before the assistant's first."""
+  alone = len(chats) == 1
+  count = 0
+  while chats and all(len(chat) > count + 1 and chat[count] == chats[0][count] for chat in chats):
+    if alone and fields.ROLES[chats[0][count]['role']] == 'agent':
+      break
+    count += 1
+  return count

@@ -1,0 +1,1 @@
+"""Dialogues, chats and their templates, tokenizers."""

@@ -1,0 +1,218 @@
+"""Chats by the template of a published checkpoint: their ids, and examples rendered by it.
+
+A chat is a list of messages {'role': 'system' | 'user' | 'assistant' | 'tool', 'content': str, ...}
+as templates read them. The markup of our own dialogues (dialogue.py) can be read back as such.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from perl.data.examples import (
+  Demonstration,
+  Document,
+  Example,
+  Labelled,
+  Preference,
+  Prompt,
+  Ranked,
+  Rated,
+)
+from perl.data.text import dialogue
+from perl.data.text.templates import Message, Refusal, Template
+from perl.data.text.tokenizer import Tokenizer
+
+__all__ = ['Message', 'Refusal', 'Template', 'apply', 'as_messages', 'as_prompt', 'encode',
+           'encode_document', 'of']
+
+_ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
+_OPENINGS = {dialogue.MARKERS[role]: name for role, name in _ROLES.items()}
+_RESPONSES = {Prompt: (), Demonstration: ('response',), Labelled: ('response',),
+              Rated: ('response',), Preference: ('chosen', 'rejected')}
+
+
+def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
+  """(a tokenizer's chat template, the tokenizer with what ends a turn of it as its eos).
+
+  Gemma writes '<end_of_turn>' and Qwen '<|im_end|>', whatever their eos is; a policy that answers
+  a chat has to stop there. A template that ends turns with no single token leaves eos as it is.
+
+  Raises:
+    ValueError: the tokenizer has no template, or it does not render one question and its answer.
+  """
+  template, probe = Template(tokenizer.chat_template, tokenizer.special_tokens), 'aardvark'
+  asked, answer = {'role': 'user', 'content': 'zebra'}, {'role': 'assistant', 'content': probe}
+  end = template.turn([asked], answer)[1].partition(probe)[2].strip()
+  if not end or len(tokenizer.encode(end)) != 1:
+    return template, tokenizer
+  stopping = tokenizer.stopping_at(end)
+  return Template(tokenizer.chat_template, stopping.special_tokens), stopping
+
+
+def as_prompt(example: Example) -> Prompt:
+  """What an example asks, without its answers."""
+  cut = len(example.messages) - len(_answers(example))
+  return Prompt(example.prompt, example.group, example.meta, example.messages[:max(cut, 0)])
+
+
+def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message],
+           tools: Sequence[dict] | None = None) -> tuple[list[int], list[bool]]:
+  """(the ids of a whole chat, which of them the assistant says).
+
+  The ids open with bos once, if the template or the tokenizer puts it there. A token that is only
+  partly the assistant's is the assistant's.
+
+  Raises:
+    ValueError: see Template.spans.
+  """
+  text, spans = template.spans(messages, tools)
+  ids, offsets = tokenizer.encode_with_offsets(text)
+  mask = [False] * len(ids)
+  for begin, end in spans:
+    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
+    if inside:
+      mask[inside[0]:inside[-1] + 1] = [True] * (inside[-1] + 1 - inside[0])
+  if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
+    return [tokenizer.bos_id, *ids], [False, *mask]
+  return ids, mask
+
+
+def encode_document(
+    tokenizer: Tokenizer, template: Template, document: Document
+) -> tuple[list[int], list[bool]]:
+  """`encode` of a document's messages, or of what its text holds in our markup; ([], []) of others.
+
+  What the template refuses is put in the roles user and assistant, as in `apply`.
+  """
+  messages, tools = _messages(document)[0], document.meta.get('tools')
+  if not messages:
+    return [], []
+  try:
+    return encode(tokenizer, template, messages, tools)
+  except Refusal as refusal:
+    try:
+      return encode(tokenizer, template, _plain(messages), tools)
+    except Refusal:
+      raise refusal from None
+
+
+def as_messages(text: str) -> list[Message]:
+  """The messages of a dialogue in our markup; an open '<|agent|>' at its end gives none.
+
+  Text before the first marker is the user's.
+  """
+  first, *parts = re.split(f'({"|".join(map(re.escape, _OPENINGS))})', text)
+  messages = [{'role': 'user', 'content': first}] if first.strip() else []
+  for marker, body in zip(parts[::2], parts[1::2]):
+    role = _OPENINGS[marker]
+    if role == 'assistant':
+      closed = body.rstrip().endswith(dialogue.END)
+      body = body.rstrip().removesuffix(dialogue.END) if closed else body
+      if not (closed or body):
+        continue
+    messages.append({'role': role, 'content': body})
+  return messages
+
+
+def apply(template: Template, example: Example) -> Example:
+  """The example as the template writes it, in place of our markers; other fields stay.
+
+  The prompt ends with the generation prompt. A response is what the template writes after it; if
+  that ends with the tokenizer's eos it is left out, for the pipeline appends it. The messages are
+  the example's; one without any has them in our markup, or its prompt is what a user says. A
+  document without either is left as it is.
+
+  Where the template refuses them, system and tool messages become the user's, and neighbours of
+  one role become one message, joined by a blank line.
+
+  Raises:
+    ValueError: the template refuses these too, or its generation prompt does not open the turn.
+  """
+  tools = example.meta.get('tools')
+  context, turns = _messages(example)
+  if isinstance(example, Document) and not context:
+    return example
+  try:
+    return dataclasses.replace(example, **_texts(template, example, context, turns, tools))
+  except Refusal as refusal:
+    try:
+      plain = _plain(context)
+      return dataclasses.replace(example, **_texts(template, example, plain, turns, tools))
+    except Refusal:
+      raise refusal from None
+
+
+def _messages(example: Example) -> tuple[list[Message], list[Message]]:
+  """(the context, the turns that answer it)."""
+  if isinstance(example, Document):
+    ours = example.text.startswith(tuple(_OPENINGS))
+    return _named(example.messages) or (as_messages(example.text) if ours else []), []
+  answers = _answers(example)
+  if example.messages:
+    cut = len(example.messages) - len(answers)
+    return _named(example.messages[:cut]), _named(example.messages[cut:])
+  ours = example.prompt.startswith(tuple(_OPENINGS))
+  context = as_messages(example.prompt) if ours else [{'role': 'user', 'content': example.prompt}]
+  return context, [{'role': 'assistant', 'content': answer} for answer in answers]
+
+
+def _answers(example: Example) -> tuple[str, ...]:
+  """The responses of an example, in the order of its messages."""
+  if isinstance(example, Ranked):
+    return example.responses
+  return tuple(getattr(example, name) for name in _RESPONSES[type(example)])
+
+
+def _named(messages: Sequence[Message]) -> list[Message]:
+  """The messages with the roles that templates know."""
+  return [message | {'role': _ROLES.get(message['role'], message['role'])} for message in messages]
+
+
+def _texts(template: Template, example: Example, context: list[Message], turns: list[Message],
+           tools: list[dict] | None) -> dict[str, str | tuple[str, ...]]:
+  """The fields of the example that hold text."""
+  if isinstance(example, Document):
+    text = template.render(context, tools=tools)
+    # White space after the last eos would keep the pipeline from seeing that it is there.
+    return {'text': text.rstrip() if _stops(template, text) else text}
+  texts = {'prompt': template.render(context, add_generation_prompt=True, tools=tools)}
+  eos, answers = template.special_tokens.get('eos_token', ''), []
+  for message in turns:
+    said = _said(template, context, message, tools)
+    answers.append(said.rstrip().removesuffix(eos) if _stops(template, said) else said)
+  if isinstance(example, Ranked):
+    return texts | {'responses': tuple(answers)}
+  return texts | dict(zip(_RESPONSES[type(example)], answers))
+
+
+def _stops(template: Template, text: str) -> bool:
+  eos = template.special_tokens.get('eos_token')
+  return bool(eos) and text.rstrip().endswith(eos)
+
+
+def _said(template: Template, context: list[Message], message: Message,
+          tools: list[dict] | None) -> str:
+  """What the template writes for a message."""
+  try:
+    return template.turn(context, message, tools)[1]
+  except Refusal:
+    # A template that wants the roles to alternate has no place for a second turn of the assistant;
+    # alone, after what it answers, it is written as ever.
+    answered = list(context)
+    while answered and answered[-1]['role'] == message['role']:
+      answered.pop()
+    return template.turn(answered, message, tools)[1]
+
+
+def _plain(messages: list[Message]) -> list[Message]:
+  """The messages with the roles user and assistant only, in turns."""
+  result: list[Message] = []
+  for message in messages:
+    role = 'user' if message['role'] in ('system', 'tool') else message['role']
+    last = result[-1] if result else {}
+    both = [last.get('content'), message.get('content')]
+    if last.get('role') == role and all(isinstance(content, str) for content in both):
+      result[-1] = last | message | {'role': role, 'content': '\n\n'.join(both)}
+    else:
+      result.append(message | {'role': role})
+  return result

@@ -1,0 +1,228 @@
+"""Text to token ids and back: tokenizer.json files, SentencePiece models, and a BPE of our own.
+
+`encode` never adds bos or eos: where they go is the pipeline's business. Special tokens that stand
+in the text ('<|user|>') are single ids when the vocabulary has them.
+"""
+
+import copy
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+from perl.data.text import dialogue, tokenizer_files, vocabularies
+from perl.data.text.sentence_piece import SentencePiece
+from perl.data.text.tokenizer_files import NOTHING, Settings
+from perl.data.text.vocabularies import Json
+
+PAD, BOS, EOS = '<|pad|>', '<|bos|>', '<|eos|>'
+
+# What published tokenizers call the three, tried in this order where no file beside them says.
+_NAMES = {
+  'pad_token': (PAD, '<pad>', '[PAD]', '<|padding|>', '<|finetune_right_pad_id|>', '<|endoftext|>'),
+  'bos_token': (BOS, '<s>', '<bos>', '<|begin_of_text|>', '[BOS]', '<|endoftext|>'),
+  'eos_token': (EOS, '</s>', '<eos>', '<|end_of_text|>', '<|im_end|>', '[EOS]', '<|endoftext|>'),
+}
+
+
+class Tokenizer:
+  """A vocabulary with the three special ids that training needs.
+
+  Attributes:
+    vocab_size: one more than the largest id: the rows that an embedding needs.
+    bos_id, eos_id, pad_id: a vocabulary without bos or pad uses eos in their place. That is safe:
+      masks come from lengths, never from ids.
+    adds_bos: whether a text of this vocabulary opens with bos, by its own convention.
+    special_tokens: the texts of bos_token, eos_token, pad_token and unk_token, of those it has.
+    chat_template: the source of its chat template (see chat.py); None if it has none.
+    digest: sha256 hex of the vocabulary and the special ids; it identifies the tokenizer.
+  """
+
+  def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING):
+    self._backend, self._files = backend, settings.files
+    self._class = settings.tokenizer_class
+    found = _special_ids(backend, settings)
+    self.eos_id = _stop(found['eos_token'], settings)
+    self.bos_id = self.eos_id if found['bos_token'] is None else found['bos_token']
+    self.pad_id = self.eos_id if found['pad_token'] is None else found['pad_token']
+    self.vocab_size = backend.vocab_size
+    self.adds_bos = _adds_bos(backend, settings, found['bos_token'])
+    texts = {name: backend.token(index) for name, index in found.items() if index is not None}
+    self.special_tokens = texts | {k: v for k, v in settings.declared.items() if v}
+    self.chat_template = settings.chat_template
+    # Of those that add bos, as all did once, the digest is what it was.
+    ids = [self.bos_id, self.eos_id, self.pad_id] + ([] if self.adds_bos else [False])
+    self.digest = hashlib.sha256(backend.identity() + json.dumps(ids).encode()).hexdigest()
+
+  def stopping_at(self, token: str) -> 'Tokenizer':
+    """The same vocabulary, whose responses end with another token (one that ends a chat's turn).
+
+    Raises:
+      ValueError: the token is not one of the vocabulary.
+    """
+    index = self._backend.id(token)
+    if index is None:
+      raise ValueError(
+        f'tokenizer: expected a token of the vocabulary to stop at; found {token!r}; give one')
+    other = copy.copy(self)
+    other.eos_id, other.special_tokens = index, self.special_tokens | {'eos_token': token}
+    return other
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of the text, without bos and eos."""
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of each text, in parallel where the backend can."""
+    return self._backend.encode_batch(list(texts))
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
+
+    Tokens that share a character have its range each; one that stands for nothing has an empty one.
+    """
+    return self._backend.encode_with_offsets(text)
+
+  def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+    """The text of the ids; special tokens (markers, bos, eos, pad) are left out or kept.
+
+    An id that the vocabulary does not have gives '': a model may have more rows than there are ids.
+    """
+    known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+    return self._backend.decode(known, skip_special)
+
+  def save(self, folder: str | pathlib.Path) -> pathlib.Path:
+    """Writes tokenizer.json (or tokenizer.model) and what stood beside it; returns the former.
+
+    The other files of a tokenizer that was read are copied as they were; one that had no
+    tokenizer_config.json gets one with its special tokens.
+    """
+    return self._write(folder, {}, self._backend.content())
+
+  def publish(self, folder: str | pathlib.Path) -> pathlib.Path:
+    """`save` for others: transformers gives the same ids, and bos where our pipeline puts it.
+
+    One that names its class is saved as it was. One of ours gets the class that reads its file as
+    it stands, and a post-processor that adds bos.
+    """
+    if self._class or not isinstance(self._backend, Json):
+      return self.save(folder)
+    opens = self.adds_bos and not self._backend.puts_first(self.bos_id)
+    opening = self.special_tokens['bos_token'] if opens else None
+    more = {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': self.adds_bos}
+    return self._write(folder, more, self._backend.content(opening))
+
+  def _write(self, folder: str | pathlib.Path, more: dict, content: bytes) -> pathlib.Path:
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ('bos_token', 'eos_token', 'pad_token')
+    config = {name: self.special_tokens.get(name) for name in names}
+    config = json.loads(self._files.get(tokenizer_files.CONFIG, json.dumps(config))) | more
+    files = {tokenizer_files.CONFIG: (json.dumps(config, indent=2) + '\n').encode()}
+    files |= {n: x for n, x in self._files.items() if n != tokenizer_files.CONFIG or not more}
+    for name, text in (files | {self._backend.filename: content}).items():
+      (folder / name).write_bytes(text)
+    return folder / self._backend.filename
+
+
+def _special_ids(backend: Json | SentencePiece, settings: Settings) -> dict[str, int | None]:
+  """The ids of bos, eos and pad: as declared, else by their usual names; None where it has none."""
+  found = {}
+  for name, candidates in _NAMES.items():
+    declared = settings.declared.get(name)
+    # A published null says that texts have no bos (Qwen2); that of pad only that nobody needed it.
+    none = name == 'bos_token' and name in settings.declared and declared is None
+    tokens = () if none else (declared,) if declared else candidates
+    ids = (backend.id(token) for token in tokens)
+    found[name] = next((index for index in ids if index is not None), None)
+  return found
+
+
+def _stop(eos: int | None, settings: Settings) -> int:
+  if eos is None:
+    raise ValueError(
+      f'tokenizer: expected an end-of-sequence token among {", ".join(_NAMES["eos_token"])}; '
+      f'found {settings.declared.get("eos_token") or "none of them"!r} to name no id; '
+      "add a tokenizer_config.json with 'eos_token' beside the file")
+  return eos
+
+
+def _adds_bos(backend: Json | SentencePiece, settings: Settings, bos: int | None) -> bool:
+  if bos is None or settings.adds_bos is not None:
+    return bos is not None and settings.adds_bos
+  return backend.puts_first(bos) or backend.token(bos) == BOS
+
+
+def load(path: str | pathlib.Path) -> Tokenizer:
+  """Reads a tokenizer.json, a SentencePiece *.model, or a folder that holds one of them.
+
+  A folder may also hold a byte-level BPE as vocab.json and merges.txt. The files of published.py
+  beside the vocabulary are read too.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a file is not of its kind, or there is no end-of-sequence token.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    files = [path / Json.filename, *sorted(path.glob('*.model'))]
+    files += [path / 'vocab.json'] if (path / 'merges.txt').is_file() else []
+    file = next((file for file in files if file.is_file()), None)
+  else:
+    file = path if path.is_file() else None
+  if file is None:
+    raise FileNotFoundError(
+      f'tokenizer: expected a tokenizer.json, a *.model, or a folder with one (or with vocab.json '
+      f'and merges.txt); found none at {path}; give the path of one')
+  settings = tokenizer_files.read(file.parent)
+  try:
+    backend = vocabularies.read(file, settings)
+  except Exception as error:  # both libraries raise bare Exception or RuntimeError
+    raise ValueError(f'tokenizer: expected a tokenizer.json or a SentencePiece model in {file}; '
+                     f'found {type(error).__name__}: {error}; check the file') from error
+  return Tokenizer(backend, settings)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int,
+              special_tokens: Sequence[str] = dialogue.SPECIAL_TOKENS, *,
+              lowercase: bool = False, split_digits: bool = False) -> Tokenizer:
+  """Trains a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2): every string round-trips.
+
+  With `lowercase` all text but the special tokens loses its case, for good. With `split_digits`
+  each digit is a token of its own, as in Llama (Touvron et al. 2023, arXiv 2302.13971, sec. 2.1).
+
+  Ids 0, 1, 2 are pad, bos, eos, then come `special_tokens`, the 256 bytes and the merges. A small
+  corpus may give fewer merges than asked for; `vocab_size` of the result tells.
+
+  Raises:
+    ValueError: vocab_size has no room for the special tokens and the 256 bytes.
+  """
+  import tokenizers
+  from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+  special = [PAD, BOS, EOS, *(t for t in special_tokens if t not in (PAD, BOS, EOS))]
+  least = len(special) + 256
+  if vocab_size < least:
+    raise ValueError(f'train_bpe: expected vocab_size >= {least} ({len(special)} special tokens '
+                     f'and 256 bytes); found {vocab_size}; set tokenizer.vocab_size higher')
+  backend = tokenizers.Tokenizer(models.BPE())
+  if lowercase:
+    backend.normalizer = normalizers.Lowercase()
+  # Words keep their underscores, so that get_menu_items is one piece; GPT-2's pattern splits it.
+  # A digit takes no space before it, or it would be another token than within a number.
+  numbers = r'\p{N}' if split_digits else r' ?\p{N}+'
+  words = tokenizers.Regex(rf' ?[\p{{L}}_]+|{numbers}| ?[^\s\p{{L}}\p{{N}}_]+|\s+')
+  backend.pre_tokenizer = pre_tokenizers.Sequence([
+    pre_tokenizers.Split(words, 'isolated'),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])
+  backend.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size, special_tokens=special, show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+  # The trainer reads special tokens as text and would spend merges on '<|' and '|>'.
+  markers = re.compile('|'.join(map(re.escape, special)))
+  pieces = (piece for text in texts for piece in markers.split(text) if piece)
+  backend.train_from_iterator(pieces, trainer)
+  return Tokenizer(Json(backend))

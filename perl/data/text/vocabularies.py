@@ -1,0 +1,162 @@
+"""Vocabularies: tokenizer.json files, and one face for them and SentencePiece models (pieces.py).
+
+Both have
+  filename                         what it is saved as
+  vocab_size                       one more than the largest id
+  content(), identity()            the bytes of that file, and those that identify it
+  encode_batch(texts), encode_with_offsets(text), decode(ids, skip_special)
+  id(token), token(index)          None where there is none
+  puts_first(id)                   whether the file itself puts that token before every text
+"""
+
+import functools
+import json
+import pathlib
+import re
+from typing import Any
+
+from perl.data.text.sentence_piece import Offsets, SentencePiece
+from perl.data.text.tokenizer_files import Added, Settings
+
+# What a folder with vocab.json and merges.txt may call itself: GPT-2's way of cutting words.
+_AS_GPT2 = ('', 'GPT2Tokenizer', 'GPTNeoXTokenizer', 'PreTrainedTokenizer', 'TokenizersBackend')
+
+
+class Json:
+  """A tokenizer.json, through the `tokenizers` library."""
+
+  filename = 'tokenizer.json'
+
+  def __init__(self, backend: Any):
+    self._tokenizer = backend
+    # A published file may carry these; both would change ids behind our back.
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    settings = json.loads(backend.to_str())
+    self._post_processor = settings['post_processor']
+    self._markers = _independent_markers(settings)
+    self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+  def content(self, opening: str | None = None) -> bytes:
+    """The file, without padding and truncation; it puts `opening`, a token, before a text."""
+    made = self._tokenizer
+    if opening is not None:
+      from tokenizers import processors
+
+      made = type(made).from_str(made.to_str())
+      made.post_processor = processors.TemplateProcessing(
+        single=f'{opening} $A', pair=f'{opening} $A $B',
+        special_tokens=[(opening, made.token_to_id(opening))])
+    return made.to_str(pretty=True).encode('utf-8')
+
+  def identity(self) -> bytes:
+    """The file says all."""
+    return self.content()
+
+  def puts_first(self, index: int) -> bool:
+    """Whether the post-processor puts this id before a text."""
+    processors = [self._post_processor or {}]
+    if processors[0].get('type') == 'Sequence':
+      processors = processors[0]['processors']
+    for processor in processors:
+      token = (processor.get('single') or [{}])[0].get('SpecialToken', {}).get('id')
+      if token is not None:
+        return processor['special_tokens'][token]['ids'][0] == index
+    return False
+
+  def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    """The ids of each text."""
+    if self._markers is None:
+      encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+      return [encoding.ids for encoding in encodings]
+    # Each turn of a dialogue comes back in every later prompt: encode the distinct pieces once.
+    split = [self._markers.split(text) for text in texts]
+    pieces = list(dict.fromkeys(piece for text in split for piece in text))
+    encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+    ids = {piece: encoding.ids for piece, encoding in zip(pieces, encodings)}
+    return [[i for piece in text for i in ids[piece]] for text in split]
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+    """(ids, the range of characters of each)."""
+    encoding = self._untrimmed.encode(text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
+
+  @functools.cached_property
+  def _untrimmed(self) -> Any:
+    """The same vocabulary with all white space in its offsets, which post-processors may trim."""
+    if self._post_processor is None:
+      return self._tokenizer
+    copy = type(self._tokenizer).from_str(self._tokenizer.to_str())
+    copy.post_processor = None
+    return copy
+
+  def decode(self, ids: list[int], skip_special: bool) -> str:
+    """The text of ids in range; a number between them that is no id gives ''."""
+    return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+  def id(self, token: str) -> int | None:
+    """The id of a token."""
+    return self._tokenizer.token_to_id(token)
+
+  def token(self, index: int) -> str | None:
+    """The token of an id."""
+    return self._tokenizer.id_to_token(index)
+
+
+def _independent_markers(settings: dict[str, Any]) -> re.Pattern | None:
+  """A pattern for the special tokens, if what lies between them is encoded on its own; else None.
+
+  So it is in a plain byte-level tokenizer. Most normalizers, prefix spaces and tokens that swallow
+  the white space beside them tie pieces together.
+  """
+  plain = {'type': 'ByteLevel', 'add_prefix_space': False}
+  split = settings['pre_tokenizer'] or {}
+  if split.get('type') == 'Sequence' and split['pretokenizers'][0]['type'] == 'Split':
+    split = split['pretokenizers'][-1]
+  tokens = settings['added_tokens']
+  tied = any(token['lstrip'] or token['rstrip'] or token['single_word'] for token in tokens)
+  tied |= settings['normalizer'] not in (None, {'type': 'Lowercase'})  # that one is by character
+  if tied or not tokens or not plain.items() <= split.items():
+    return None
+  longest_first = sorted((token['content'] for token in tokens), key=len, reverse=True)
+  return re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')')
+
+
+def read(file: pathlib.Path, settings: Settings) -> Json | SentencePiece:
+  """The vocabulary of a tokenizer.json, a *.model, or a vocab.json with its merges.txt.
+
+  Raises:
+    Exception: of any class, for the libraries raise what they like: the file is not of its kind.
+  """
+  import tokenizers
+
+  if file.suffix == '.model':
+    return SentencePiece(file.read_bytes(), settings)
+  if file.name == 'vocab.json':
+    return Json(_byte_level(file, settings))
+  return Json(tokenizers.Tokenizer.from_str(file.read_text('utf-8')))
+
+
+def _byte_level(file: pathlib.Path, settings: Settings) -> Any:
+  """A byte-level BPE as GPT-2 has it, from vocab.json and merges.txt."""
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers
+
+  if settings.tokenizer_class.removesuffix('Fast') not in _AS_GPT2:
+    raise ValueError(
+      f'expected a class that cuts words as GPT-2 does, for a vocab.json; found '
+      f'{settings.tokenizer_class}; save the tokenizer with transformers, as a tokenizer.json')
+  vocabulary, merges = models.BPE.read_file(str(file), str(file.with_name('merges.txt')))
+  backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.prefix_space)
+  backend.decoder = decoders.ByteLevel()
+  special = {*settings.declared.values(), '<|endoftext|>'} & vocabulary.keys()
+  added = {text: Added(vocabulary[text]) for text in special} | settings.added
+  for text, token in sorted(added.items(), key=lambda item: item[1].id):
+    backend.add_tokens([tokenizers.AddedToken(
+      text, lstrip=token.strips_left, rstrip=token.strips_right, normalized=False,
+      special=token.special)])
+    if backend.token_to_id(text) != token.id:
+      raise ValueError(f'expected the added token {text!r} to get the id {token.id}; found '
+                       f'{backend.token_to_id(text)}; name the added tokens before it too')
+  return backend

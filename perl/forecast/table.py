@@ -1,0 +1,115 @@
+"""A forecast as text: a Markdown table for each stage, LoRA beside full tuning, and verdicts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from perl.config.schema import TRAINED
+from perl.forecast.devices import GIB, TERA, Device
+
+MIB = 2**20
+
+
+def markdown(found: Mapping[str, Any], stage: str) -> str:
+  """The table of one stage: what is held, what each program adds, what it computes."""
+  ours, full = found['configured'], found['full']
+  rows = [
+    ('trainable parameters', *(sum(x['trainable'].values()) for x in (ours, full)), 1, ',.0f'),
+    *(_bytes(f'{role}, held', *(x['held'].get(role, 0) for x in (ours, full)))
+      for role in ours['held']),
+  ]
+  rows += [_bytes('held and gradients', *(x['held_bytes'] + x['gradients_bytes']
+                                          for x in (ours, full)))]
+  for name in ours['programs']:
+    pair = ours['programs'][name], full['programs'][name]
+    rows += [_bytes(f'{name}: temporaries', *(x['temporaries_bytes'] for x in pair))]
+    if name == 'update':
+      rows += [_bytes('of which gradients', *(x['gradients_bytes'] for x in (ours, full)))]
+    if name == 'rollout':
+      rows += [_bytes('of which keys and values', *(x['cache_bytes'] for x in (ours, full)))]
+    rows += [_bytes(f'{name}: batch and results', *(
+      x['transient_bytes'] - x['temporaries_bytes'] for x in pair))]
+    rows += [_bytes(f'{name}: peak', *(x['peak_bytes'] for x in pair))]
+  rows += [_bytes(f'{stage}: peak', *(x['peak_bytes'] for x in (ours, full)))]
+  rows += [(f'{name}: TFLOP', *(x['programs'][name]['flops'] for x in (ours, full)), TERA, ',.3f')
+           for name in ours['programs']]
+  head = f'| per device | {_label("configured", found)} | {_label("full", found)} | ratio |'
+  return '\n'.join([head, '|:--|--:|--:|--:|', *(_row(*row) for row in rows)])
+
+
+def _label(column: str, found: Mapping[str, Any]) -> str:
+  return {'configured': f'{found["method"]}, one base', 'full': 'full tuning, whole models'}[column]
+
+
+def _bytes(name: str, ours: int, full: int) -> tuple:
+  return f'{name}, MiB', ours, full, MIB, ',.1f'
+
+
+def _row(name: str, ours: float, full: float, unit: float, form: str) -> str:
+  ratio = f'{ours / full:.1%}' if full else ''
+  return f'| {name} | {ours / unit:{form}} | {full / unit:{form}} | {ratio} |'
+
+
+def verdict(peak: int, device: Device) -> str:
+  """'fits: 3.1 GiB of 79.6 GiB', or by how much it does not."""
+  sizes = f'{peak / GIB:,.1f} GiB of {device.memory_bytes / GIB:,.1f} GiB'
+  return f'fits: {sizes}' if peak <= device.memory_bytes else f'does not fit: needs {sizes}'
+
+
+def describe(config: ConfigDict, stage: str, found: Mapping[str, Any],
+             device: Device | None) -> str:
+  """The table of a stage, with the verdicts on both of its columns below it."""
+  mesh = ' '.join(f'{name}={size}' for name, size in found['mesh'].items())
+  lines = [f'\n{stage} of {config.model.checkpoint or config.model.size}, '
+           f'{found["parameters"]:,} parameters, batch {config[stage].batch_size}, mesh {mesh}\n',
+           markdown(found, stage)]
+  if device is not None:
+    lines += ['', *(f'* {device.name}, {_label(column, found)}: {_says(found[column], device)}'
+                    for column in ('configured', 'full'))]
+  return '\n'.join(lines)
+
+
+def _says(figures: Mapping[str, Any], device: Device) -> str:
+  said = [verdict(figures['peak_bytes'], device)]
+  if figures.get('largest_batch') == 0:
+    said += ['no batch fits']
+  elif 'largest_batch' in figures:
+    said += [f'the largest batch that fits is {figures["largest_batch"]:,}']
+  if figures['least_seconds'] is not None:
+    said += [f'a step takes at least {figures["least_seconds"]:.3g} s (its operations at the peak '
+             'rate, nothing else)']
+  return '; '.join(said)
+
+
+def notes(config: ConfigDict, device: Device | None) -> list[str]:
+  """What qualifies the figures of every stage."""
+  c, found = config.model, []
+  if jax.default_backend() == 'cpu':
+    if device is not None and device.name == 'cpu':
+      found += ['Compiled for this machine\'s CPU, as the jobs would be.']
+    else:
+      found += ['Compiled by XLA for CPU: an accelerator\'s compiler orders and fuses differently, '
+                'and its fused attention, if any, needs about as little as the blocked one here; '
+                'without one, the scores of a layer (rows x heads x tokens^2) come on top.']
+      if 'bfloat16' in (c.dtype, c.param_dtype):
+        found += ['bfloat16 is compiled as float16, of the same size, without the float32 copies '
+                  'of operands that CPUs make (--device=cpu counts them).']
+    found += ['While it updates what is trained, XLA for CPU holds up to two more copies of it: '
+              'full tuning\'s peak is an upper bound, "held and gradients" the least that any '
+              'trainer needs.']
+  found += ['Held: what the job keeps on the device throughout. Full tuning, whole models: what '
+            'learns in float32, frozen roles in model.param_dtype, and no base. (This library\'s '
+            'own full tuning keeps the base too, and frozen copies in float32: see '
+            '--config.peft.name=full.)',
+            'Peak: held, and the largest that one program needs beside it. Not in it: the moment '
+            'of loading, and what a device\'s runtime keeps for itself (jax takes 75 % of a GPU '
+            'unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise).',
+            'Operations are those of matrix products, recomputation included; responses are '
+            'counted at rl.max_new_tokens.']
+  larger = [s for s in TRAINED if config.evaluate.batch_size > config[s].batch_size]
+  if larger:
+    found += [f'evaluate.batch_size={config.evaluate.batch_size} is larger than the batch of '
+              f'{", ".join(larger)}: evaluation may need more than is said here.']
+  return found

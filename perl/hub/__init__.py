@@ -1,0 +1,1 @@
+"""The doors: published checkpoints and adapters, in and out."""

@@ -1,0 +1,195 @@
+"""PEFT's adapter_config.json: what it asks for, and what is refused by name."""
+
+import json
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from perl.hub.config_json import Unsupported
+
+_READ = frozenset((
+  'peft_type', 'r', 'lora_alpha', 'lora_dropout', 'rank_pattern', 'alpha_pattern', 'use_rslora',
+  'use_dora', 'modules_to_save', 'bias', 'init_lora_weights', 'task_type',
+))
+_IRRELEVANT = frozenset((
+  # Which modules are adapted is told by the tensors; the others change no function once trained.
+  'target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'auto_mapping',
+  'base_model_name_or_path', 'revision', 'inference_mode', 'fan_in_fan_out', 'peft_version',
+  'megatron_core', 'runtime_config', 'qalora_group_size', 'eva_config', 'ensure_weight_tying',
+))
+_HEADS = ('score', 'classifier')
+
+
+class LoraConfig(NamedTuple):
+  """Rank and scale of each module."""
+
+  default_rank: int
+  default_alpha: float
+  ranks: dict[str, int]
+  alphas: dict[str, float]
+  rslora: bool
+  dropout: float
+  dora: bool = False
+
+  def rank(self, module: str) -> int:
+    """Of 'model.layers.0.self_attn.q_proj'; a pattern matches whole, or from a '.' on."""
+    return int(_matching(self.ranks, module, self.default_rank))
+
+  def scale(self, module: str) -> float:
+    """alpha / r, or alpha / sqrt(r)."""
+    return self._scale(_matching(self.alphas, module, self.default_alpha), self.rank(module))
+
+  @property
+  def default_scale(self) -> float:
+    """Where no pattern matches."""
+    return self._scale(self.default_alpha, self.default_rank)
+
+  def _scale(self, alpha: float, rank: int) -> float:
+    return alpha / (rank**0.5 if self.rslora else rank)
+
+
+def _matching(patterns: dict[str, Any], module: str, default: Any) -> Any:
+  for pattern, value in patterns.items():
+    if re.match(rf'(.*\.)?({pattern})$', module):
+      return value
+  return default
+
+
+def parse(file: pathlib.Path) -> dict[str, Any]:
+  """What is in the file.
+
+  Raises:
+    FileNotFoundError: no such file.
+    Unsupported: it holds no JSON object.
+  """
+  if not file.is_file():
+    found = sorted(p.name for p in file.parent.iterdir())[:8] if file.parent.is_dir() else []
+    raise FileNotFoundError(
+      f'expected {file.name} in {file.parent}, found {", ".join(found) or "nothing"}; give the '
+      'folder that PEFT saved'
+    )
+  try:
+    return dict(json.loads(file.read_text('utf-8')))
+  except (ValueError, TypeError) as error:
+    raise Unsupported(f'{file}: expected a JSON object, found {error}; save it again') from error
+
+
+def read(file: pathlib.Path) -> LoraConfig:
+  """The file's LoRA; raises as `parse` and `lora` do."""
+  return lora(parse(file), file)
+
+
+def lora(about: dict[str, Any], file: pathlib.Path) -> LoraConfig:
+  """The LoRA, or DoRA, that the parsed file asks for.
+
+  Raises:
+    Unsupported: another method, or an option that changes the function and is not known.
+  """
+  check(about, file, {
+    'peft_type': lambda x: x == 'LORA',
+    'r': lambda x: isinstance(x, int) and x > 0,
+    # The others begin from a changed base (PiSSA, OLoRA, LoftQ, CorDA), which is not in the file.
+    'init_lora_weights': lambda x: x in (None, True, False, 'gaussian', 'orthogonal', 'eva'),
+  }, read=_READ, what='a plain LoRA')
+  return LoraConfig(
+    default_rank=int(about['r']), default_alpha=float(about.get('lora_alpha', 8)),
+    ranks=about.get('rank_pattern') or {}, alphas=about.get('alpha_pattern') or {},
+    rslora=bool(about.get('use_rslora')), dropout=float(about.get('lora_dropout') or 0.0),
+    dora=bool(about.get('use_dora')),
+  )
+
+
+def check(
+  about: dict[str, Any], file: pathlib.Path, expected: dict[str, Callable[[Any], bool]], *,
+  read: Iterable[str], what: str = '',
+) -> None:
+  """Requires fields that are known, with values that fit.
+
+  Args:
+    about: the parsed file.
+    file: it.
+    expected: {field: whether a value fits}; such fields must be there where None does not fit.
+    read: the other fields that may be set.
+    what: the file should be, for the error.
+
+  Raises:
+    Unsupported: names the fields.
+  """
+  expected = {
+    'bias': lambda x: x in (None, 'none'),
+    'modules_to_save': lambda x: not x or set(x) <= set(_HEADS),
+    'task_type': lambda x: x in (None, 'CAUSAL_LM', 'SEQ_CLS', 'FEATURE_EXTRACTION'),
+    **expected,
+  }
+  wrong = {name: about.get(name) for name, fits in expected.items() if not fits(about.get(name))}
+  wrong |= {
+    name: value for name, value in about.items()
+    if name not in {*expected, *read, 'peft_type'} | _IRRELEVANT
+    and value not in (None, False, [], {}, '')
+  }
+  if wrong:
+    what = what or f'known options of peft_type {about["peft_type"]}'
+    raise Unsupported(
+      f'expected {what} in {file}, found {wrong}; that is not supported: merge such an '
+      'adapter where it was made, and load the merged model'
+    )
+
+
+def describe(
+  modules: dict[str, tuple[int, float]], *, every: dict[str, list[str]], dropout: float,
+  dora: bool, fan_in_fan_out: bool,
+) -> dict[str, Any]:
+  """The fields of adapter_config.json for LoRA of these modules.
+
+  Args:
+    modules: {full name: (rank, scale)}.
+    every: {name with '{}' for the layer: the full names that the base has}.
+    dropout: of the adapter's input.
+    dora: they have lengths.
+    fan_in_fan_out: the base stores [I, O] (GPT-2).
+  """
+  alphas = {name: _alpha(scale * rank) for name, (rank, scale) in modules.items()}
+  ranks = {name: rank for name, (rank, _) in modules.items()}
+  rank = Counter(ranks.values()).most_common(1)[0][0]
+  alpha = Counter(alphas.values()).most_common(1)[0][0]
+  return {
+    'peft_type': 'LORA',
+    'r': rank,
+    'lora_alpha': alpha,
+    'lora_dropout': dropout,
+    'rank_pattern': {name: r for name, r in ranks.items() if r != rank},
+    'alpha_pattern': {name: a for name, a in alphas.items() if a != alpha},
+    'target_modules': targets(modules, every),
+    'bias': 'none',
+    'fan_in_fan_out': fan_in_fan_out,
+    'init_lora_weights': True,
+    'use_rslora': False,
+    'use_dora': dora,
+  }
+
+
+def _alpha(value: float) -> float | int:
+  """Whole where it is: PEFT's field is an integer by its hint."""
+  return int(value) if value == int(value) else value
+
+
+def targets(modules: Iterable[str], every: dict[str, list[str]]) -> list[str]:
+  """Endings that PEFT resolves to exactly these modules: short where that is unambiguous.
+
+  Args:
+    modules: full names.
+    every: {name with '{}' for the layer: the full names that the base has}.
+  """
+  names = set(modules)
+  short = lambda template: template.split('.')[-1]
+  endings = []
+  for template, full in every.items():
+    there = names & set(full)
+    if there and there != set(full):
+      endings += sorted(there)  # some layers only
+    elif there:
+      clash = [t for t in every if short(t) == short(template)]
+      endings.append(short(template) if len(clash) == 1 else template.split('{}.')[-1])
+  return endings

@@ -1,0 +1,300 @@
+"""The door for whole models: published folders, our own Orbax trees and Gemma's, in; folders, out.
+
+Its address is in a wing, but it stands above them: it looks into data (tokenizers) and train
+(sharding, storage), and no wing may import it.
+
+No code of a checkpoint is ever run: config.json decides by name, weights are safetensors or Orbax.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from perl import trees
+from perl.data.text import tokenizer as tokenizers
+from perl.hub import families, gemma_orbax, reading, tensors, writing
+from perl.hub.config_json import Unsupported
+from perl.models import config as configs
+from perl.models import lm
+from perl.models.config import Config
+from perl.models.transformer import Transformer
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme
+from perl.train import bases, sharding, storage
+from perl.types import Tree
+
+_HEADLESS = ('Model', 'ForSequenceClassification')
+_ENDS = ('ForCausalLM', 'LMHeadModel', 'ForConditionalGeneration', *_HEADLESS)
+"""What the name of an architecture may end in, after the family's and perhaps 'Text'."""
+
+
+def load(
+  folder: str | os.PathLike, *, dtype: Any = None, mesh: Mesh | None = None,
+  param_dtype: Any = None, config: Config | None = None, progress: bool = True,
+  quantize: Scheme | None = None, **run: Any,
+) -> tuple[Transformer, Tree, tokenizers.Tokenizer | None]:
+  """(model, base, tokenizer or None) of a checkpoint.
+
+  Args:
+    folder: a Hugging Face folder (config.json, safetensors); a pretrain stage of ours or the Orbax
+      tree in it; or Gemma's own Orbax checkpoint.
+    dtype: of the computation, and of the stored base unless param_dtype says otherwise; None is
+      what the checkpoint has (of several, the widest).
+    mesh: where the base is sharded; None puts it on the first device.
+    param_dtype: of the stored base.
+    config: the model's, for a Gemma Orbax checkpoint of a shape that was never published.
+    progress: show a bar where it takes seconds, on a terminal.
+    quantize: the layers' projections as they come: dense there is one of them at a time (of our
+      own trees, one of all layers). A base that was saved quantized is read as it is.
+    **run: remat, scan_unroll.
+
+  Raises:
+    FileNotFoundError: nothing that can be read; names pickles that are there in its place.
+    CorruptTensors: something is missing, cut short or of another shape.
+    Unsupported: an architecture, field or tensor that is not known, by name.
+    MismatchError: it was saved quantized otherwise.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  stored = jnp.dtype(param_dtype or dtype) if param_dtype or dtype else None
+  compute = jnp.dtype(dtype).name if dtype else None
+  if (own := _own_tree(folder)) is not None:
+    model, base = _load_own(own, stored, compute, mesh, run, quantize)
+  elif gemma_orbax.is_one(folder):
+    options = dict(config=config, dtype=stored, progress=progress)
+    config, place = gemma_orbax.plan(folder, **options)
+    config = _run_as(config, compute, run)
+    model = Transformer(config)
+    like = quantize_tree(lm.abstract(model), quantize, like=True)
+    base = place(_shardings(like, mesh), quantize)
+  else:
+    model, base = _load_published(
+      folder, stored, compute, mesh, progress, run, quantize)
+  return model, base, load_tokenizer(folder)
+
+
+def load_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer | None:
+  """The tokenizer in a checkpoint's folder, or beside it if it is an Orbax tree; None if none."""
+  folder = pathlib.Path(folder).expanduser()
+  places = [folder]
+  if _own_tree(folder) is not None:  # the stage's sibling
+    places += [folder.parent / 'tokenizer', folder.parent.parent / 'tokenizer']
+  elif gemma_orbax.is_one(folder):
+    places += [folder.parent]
+  for place in places:
+    try:
+      return tokenizers.load(place)
+    except FileNotFoundError:
+      continue
+  return None
+
+
+def read_config(folder: str | os.PathLike, **run: Any) -> Config:
+  """The `Config` of a published folder or an own tree; no weights are read.
+
+  Raises:
+    FileNotFoundError, Unsupported: as `load`.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if (own := _own_tree(folder)) is not None:
+    return _run_as(configs.from_dict(_about(own)['config']), None, run)
+  if gemma_orbax.is_one(folder):
+    return _run_as(gemma_orbax.plan(folder)[0], None, run)
+  return _published_config(folder, _config_json(folder), run)
+
+
+def load_head(folder: str | os.PathLike) -> Tree | None:
+  """The scalar head {kernel f32[D, 1], bias f32[1]} of a published reward model; None without one.
+
+  TRL's reward models are such: `...ForSequenceClassification` with one label.
+
+  Raises:
+    Unsupported: it has several labels.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
+    return None
+  entry = tensors.find(folder).get(reading.SCORE)
+  if entry is None:
+    return None
+  if entry.shape[0] != 1:
+    raise Unsupported(
+      f'expected a reward model with one label, found {entry.shape[0]} in {folder}; train one with '
+      'num_labels=1'
+    )
+  kernel = tensors.read(reading.SCORE, entry).astype(np.float32).T
+  return {'kernel': jnp.array(kernel), 'bias': jnp.zeros((1,), jnp.float32)}
+
+
+def stored_dtype(folder: str | os.PathLike) -> str:
+  """The dtype of a checkpoint's weights; of several, the widest."""
+  folder = pathlib.Path(folder).expanduser()
+  if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
+    return read_config(folder).param_dtype
+  kinds = {e.dtype for e in tensors.find(folder).values()}
+  return tensors.widest(tensors.DTYPES[kind] for kind in kinds & set(tensors.DTYPES)).name
+
+
+def scheme(folder: str | os.PathLike) -> Scheme | None:
+  """How a checkpoint is quantized already: only own trees may be; None is not at all."""
+  own = _own_tree(pathlib.Path(folder).expanduser())
+  return None if own is None else bases.read_scheme(own)
+
+
+def digest(folder: str | os.PathLike) -> str:
+  """What ties adapters to a checkpoint: sha256 over its tensors, however they are sharded.
+
+  For an own tree that which it was saved with.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if (own := _own_tree(folder)) is not None:
+    return _about(own)['digest']
+  if gemma_orbax.is_one(folder):
+    return gemma_orbax.digest(folder)
+  return tensors.digest(tensors.find(folder))
+
+
+def save(
+  folder: str | os.PathLike, model: Transformer, base: Tree, *,
+  tokenizer: tokenizers.Tokenizer | None = None, head: Tree | None = None,
+  source: str | os.PathLike = '', dtype: Any = None, shard_bytes: int = 5 * 10**9,
+  progress: bool = True,
+) -> None:
+  """Writes a Hugging Face folder: config.json, safetensors with their index, the tokenizer.
+
+  Args:
+    folder: new or empty; it holds all or nothing.
+    model, base: what is written (merge an adapter before: adapters.merge).
+    tokenizer: written beside it.
+    head: a scalar head: makes it a model for sequence classification (a reward model).
+    source: the folder that the base was read from: its family, its other fields, and the dtype of
+      each tensor are kept, so that load and save give the same bytes.
+    dtype: of all tensors, in place of theirs.
+    shard_bytes: the most that a file holds.
+    progress: show a bar where it takes seconds, on a terminal.
+
+  Raises:
+    Unsupported: no published family has these options; the head reads more than transformers' can.
+    FileExistsError: the folder holds something.
+  """
+  if head is not None:
+    writing.check_head(head)
+  source = pathlib.Path(source).expanduser() if source else None
+  names = tensors.find(source) if source else {}
+  kind = jnp.dtype(dtype or base['final_norm']['scale'].dtype)
+  about = writing.config_json(
+    model.config, str(source or ''), head=head is not None, dtype=kind)
+  about |= _special_ids(tokenizer, about)
+  what = writing.sources(
+    base, model.config.heads, names, jnp.dtype(dtype) if dtype else None, head)
+
+  def write(new: pathlib.Path) -> None:
+    (new / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
+    if source and (source / 'generation_config.json').is_file():
+      (new / 'generation_config.json').write_bytes((source / 'generation_config.json').read_bytes())
+    if tokenizer is not None:
+      tokenizer.publish(new)
+    writing.save_tensors(new, what, shard_bytes, progress)
+
+  storage.on_first_host(lambda: writing.into_folder(folder, write))
+
+
+def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[str, Any]:
+  """bos, eos and pad ids, which config.json holds too; those of the source are kept."""
+  names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+  if tokenizer is None:
+    return {name: about.get(name) for name in names}
+  found = dict(zip(names, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)))
+  return {name: about[name] if about.get(name) is not None else found[name] for name in names}
+
+
+# --- Published folders
+
+
+def _config_json(folder: pathlib.Path) -> dict[str, Any]:
+  file = folder / 'config.json'
+  if not file.is_file():
+    names = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ''
+    there = f'{names or "nothing"}, no config.json' if folder.is_dir() else 'no such folder'
+    raise FileNotFoundError(
+      f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
+      'and safetensors'
+    )
+  try:
+    found = json.loads(file.read_text('utf-8'))
+    assert isinstance(found, dict)
+  except (ValueError, AssertionError) as error:
+    raise tensors.CorruptTensors(
+      f'{file}: expected a JSON object, found {error or "another value"}; fetch it again'
+    ) from error
+  return found
+
+
+def _published_config(folder: pathlib.Path, about: dict, run: dict[str, Any]) -> Config:
+  known = families.find(about.get('model_type', 'no model_type')).ARCHITECTURE
+  ends = {n: n.removeprefix(known).removeprefix('Text') for n in about.get('architectures') or ()}
+  for name, end in ends.items():
+    if not name.startswith(known) or end not in _ENDS:
+      raise Unsupported(
+        f'expected the architecture {known}ForCausalLM or {known}ForSequenceClassification in '
+        f'{folder / "config.json"}, found {name!r}; that is not supported'
+      )
+  if set(ends.values()) & set(_HEADLESS):
+    run = {**run, 'tied': True}  # there is no unembedding, and its logits mean nothing
+  return families.parse(about, **run)
+
+
+def _load_published(
+  folder, stored, compute, mesh, progress, run, scheme
+) -> tuple[Transformer, Tree]:
+  about = _config_json(folder)
+  config = _published_config(folder, about, {})
+  entries = tensors.find(folder)
+  like = lm.abstract(Transformer(config))
+  plan = reading.check(
+    entries, like, config.heads, tied=config.tied, vision='text_config' in about)
+  stored = stored or tensors.widest(
+    tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
+  config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})
+  like = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
+  base = reading.fill(entries, plan, like, config.heads, _shardings(like, mesh), progress)
+  return Transformer(config), base
+
+
+def _shardings(like: Tree, mesh: Mesh | None) -> Tree | None:
+  return None if mesh is None else sharding.base_shardings(like, mesh)
+
+
+def _run_as(config: Config, compute: str | None, run: dict[str, Any]) -> Config:
+  """The config with the options that say how it is run."""
+  run = {**run, **({'dtype': compute} if compute else {})}
+  return configs.replace(config, **run)
+
+
+# --- Our own trees
+
+
+def _own_tree(folder: pathlib.Path) -> pathlib.Path | None:
+  """The Orbax tree of a pretrain stage, given the stage's folder or the tree's own."""
+  for place in (folder / 'base', folder):
+    if (place / storage.FILES).is_file():
+      return place
+  return None
+
+
+def _about(folder: pathlib.Path) -> dict:
+  return storage.read_about(storage.absolute(folder))['meta']
+
+
+def _load_own(folder, stored, compute, mesh, run, scheme) -> tuple[Transformer, Tree]:
+  config = _run_as(configs.from_dict(_about(folder)['config']), compute, run)
+  base, _ = bases.load(folder, lm.abstract(Transformer(config)), scheme=scheme, mesh=mesh)
+  if stored is not None and stored.name != config.param_dtype:
+    base = trees.cast(base, stored)
+    config = configs.replace(config, param_dtype=stored.name)
+  return Transformer(config), jax.block_until_ready(base)

@@ -1,0 +1,130 @@
+"""What a finished stage leaves, for others: PEFT's adapter over the base, or a whole merged model.
+
+Adapters of reward, preference and rl lie over the anchor, which is the base with the SFT adapter
+merged in. Over the base itself they are both LoRA at once, of the summed rank.
+"""
+
+import os
+
+import numpy as np
+
+from perl import trees
+from perl.evaluate import merging
+from perl.hub import adapters as peft_format
+from perl.hub import pretrained
+from perl.jobs import _artefacts as artefacts
+from perl.jobs._artefacts import Base
+from perl.jobs._setting import Setting
+from perl.models.transformer import Transformer
+from perl.peft import adapters
+from perl.peft.methods import lora
+from perl.types import Tree
+
+FORMS = ('adapter', 'alone', 'merged')
+
+
+def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: bool = False) -> dict:
+  """Writes the result of a finished stage.
+
+  Args:
+    setting: of the stage (pretrain, sft, reward, preference or rl).
+    folder: new or empty.
+    form: 'adapter', over the checkpoint or pretrained base; 'alone', over the anchor (export the
+      sft stage merged to have it); 'merged', a model of its own.
+    uniform: see interop.save; for vLLM.
+
+  Returns:
+    what was written: parameters, and for 'merged' what `merge_difference` says.
+
+  Raises:
+    ValueError: a form that the stage or its method does not have, or an ensemble.
+  """
+  if form not in FORMS:
+    raise ValueError(f'expected a form among {FORMS}, found {form!r}; choose one')
+  if setting.stage == 'pretrain':
+    return _export_base(setting, folder)
+  base, adapter = _over(setting, 'base' if form == 'adapter' else 'anchor')
+  if form == 'merged':
+    return _merged(setting, folder, base, adapter)
+  peft_format.save(
+    folder, adapter, base.params, heads=base.model.config.heads, uniform=uniform,
+    base_name=_source(setting) if form == 'adapter' else '', base_digest=base.digest,
+  )
+  return {'form': form, 'parameters': adapters.count(adapter), 'head': 'head' in adapter}
+
+
+def _export_base(setting: Setting, folder: str) -> dict:
+  """A pretrain stage is a whole model already."""
+  inputs = setting.config.copy_and_resolve_references()
+  inputs.unlock()
+  inputs.inputs.base = setting.workdir
+  setting = Setting(inputs, setting.workdir, setting.stage)
+  base = artefacts.load_base(setting)
+  pretrained.save(folder, base.model, base.params, tokenizer=setting.tokenizer)
+  return {'form': 'merged', 'parameters': trees.count(base.params), 'head': False}
+
+
+def _over(setting: Setting, below: str) -> tuple[Base, Tree]:
+  """(what the adapter lies over, the adapter), composed with SFT's where that is asked for."""
+  base = artefacts.load_base(setting)
+  if setting.stage == 'sft':
+    return base, artefacts.load_adapter(setting, setting.workdir, base)[0]
+  anchor, sft = artefacts.anchor_over(setting, base)
+  adapter, _ = artefacts.load_adapter(setting, setting.workdir, anchor)
+  if members := adapters.members(adapter):
+    raise ValueError(
+      f'expected one adapter to export, found an ensemble of {members} in {setting.workdir}, which '
+      'no other format holds; train a reward model with reward.members=1')
+  if below == 'anchor' or not sft:
+    return anchor, adapter
+  return base, compose(sft, adapter)
+
+
+def compose(below: Tree, above: Tree) -> Tree:
+  """One tree of LoRA that does what both do; a head is that of the upper one.
+
+  Raises:
+    ValueError: a method that has no such sum.
+  """
+  nodes, upper = adapters.nodes(below), adapters.nodes(above)
+  other = next(
+    (n for n in (*nodes.values(), *upper.values()) if not isinstance(n, lora.LoRA)), None)
+  if other is not None:
+    raise ValueError(
+      f'expected LoRA adapters to put one over the other, found {type(other).__name__}; '
+      "export with --form=merged"
+    )
+  for path, node in upper.items():
+    nodes[path] = lora.concatenate(nodes[path], node) if path in nodes else node
+  return trees.nest(nodes) | ({'head': above['head']} if 'head' in above else {})
+
+
+def _merged(setting: Setting, folder: str, base: Base, adapter: Tree) -> dict:
+  report = merge_difference(base.model, base.params, adapter)
+  merged = adapters.merge(base.params, adapter)
+  pretrained.save(
+    folder, base.model, merged, tokenizer=setting.tokenizer, head=adapter.get('head'),
+    source=published(_source(setting)),
+  )
+  return report | {
+    'form': 'merged', 'parameters': trees.count(merged), 'head': 'head' in adapter}
+
+
+def merge_difference(model: Transformer, base: Tree, adapter: Tree) -> dict[str, float]:
+  """merge_logit_difference: the largest |merged - unmerged| logit of 2 x 32 random tokens; and
+  `merging.merge_error`.
+  """
+  rng = np.random.default_rng(0)
+  length = min(32, model.config.max_positions)
+  tokens = rng.integers(0, model.config.vocab_size, (2, length)).astype(np.int32)
+  found = merging.logit_difference(model, base, adapter, tokens, np.ones(tokens.shape, bool))
+  return {'merge_logit_difference': found, **merging.merge_error(base, adapter)}
+
+
+def _source(setting: Setting) -> str:
+  return setting.config.model.checkpoint if setting.from_checkpoint('base') else ''
+
+
+def published(folder: str) -> str:
+  """The folder if it is a Hugging Face one, whose config.json can be kept; else ''."""
+  return folder if folder and os.path.isfile(os.path.join(folder, 'config.json')) else ''

@@ -1,0 +1,1 @@
+"""PEFT methods, a file each; `perl/peft/protocol.py` says what a method is."""

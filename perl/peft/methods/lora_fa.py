@@ -1,0 +1,38 @@
+"""LoRA-FA: LoRA with a frozen A (Zhang et al., arXiv 2308.03303). Trained is B alone.
+
+The gradient of B needs x A, of width r, and not x: activations are kept r / I as wide.
+"""
+
+import math
+from typing import ClassVar
+
+import jax
+
+from perl.peft.methods import lora
+from perl.peft.methods.lora import LoRA
+
+
+class LoRAFA(LoRA):
+  """y = x W + s (x A) B, with A as it was drawn."""
+
+  FIXED: ClassVar[tuple[str, ...]] = ('a', 'scale')
+
+
+def init(
+  key: jax.Array,
+  weight: jax.Array,
+  *,
+  rank: int = 8,
+  alpha: float = 16.0,
+  rslora: bool = False,
+  dropout: float = 0.0,
+) -> LoRAFA:
+  """As `lora.init`."""
+  made = lora.init(key, weight, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
+  return LoRAFA(a=made.a, b=made.b, scale=made.scale, dropout=dropout)
+
+
+def parameters(shape: tuple[int, ...], *, rank: int = 8) -> int:
+  """r O a matrix."""
+  *lead, _, columns = shape
+  return math.prod(lead) * rank * columns

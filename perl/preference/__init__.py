@@ -1,0 +1,1 @@
+"""Learning from preferences: pairs, reward models and their losses, DPO and its kin."""

@@ -1,0 +1,102 @@
+"""What an algorithm is asked, and what it answers where a config leaves that open.
+
+A file of this folder is an algorithm. It holds
+
+  OWN                            its own values of options, by its paper
+  estimate(e, *, running, ...)   the whole batch's experience with its advantages, and whatever else
+                                 compares responses; without gradient
+  policy_loss(logprobs, e, ...)  (Mean, {metric: Mean}) of f32[B, T] log-probs of a minibatch
+
+and, where it needs them,
+
+  trains(...)                    the roles that learn; else the policy alone
+  value_loss(values, e, ...)     Mean, of a critic
+  VALUES_BEFORE = True           e.values is read before the first update, for `estimate`
+  REFERENCE = True               reads the reference, whatever the regularizer
+  GREEDY = True                  reads e.greedy_returns
+  ADAM_EPS                       Adam's eps; else 1e-8
+
+Each takes the options that it names, as keywords, and lets the others pass (`**_`).
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from perl import choices
+from perl.objectives import regularizers
+
+OPEN: dict[str, Any] = {
+  'samples': 1, 'epochs': 1, 'minibatches': 1, 'baseline': 'none', 'regularizer': 'kl',
+  'regularize': 'reward', 'clip': 0.2, 'clip_high': None, 'level': 'token',
+  'aggregation': 'sequence', 'whiten_advantages': False, 'overlong': 0.0, 'rounds': 1,
+}
+"""Option -> its value where neither the config nor the algorithm has one."""
+
+PLACES = ('reward', 'loss')
+"""Where a regularizer holds the policy: it lowers the reward of a token, or adds to the loss."""
+
+
+def find(name: str) -> ModuleType:
+  """The module perl.rl.algorithms.<name>.
+
+  Raises:
+    ValueError: there is none.
+  """
+  return choices.find(__name__, name)
+
+
+def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The options with what is None replaced by the algorithm's own value, or else by OPEN's.
+
+  Raises:
+    ValueError: no such algorithm.
+  """
+  module = find(name)
+  own = OPEN | module.OWN
+  made = {key: own[key] if value is None and key in own else value for key, value in given.items()}
+  if 'optim' in made and made['optim']['eps'] is None:
+    made['optim'] = {**made['optim'], 'eps': getattr(module, 'ADAM_EPS', 1e-8)}
+  return made
+
+
+def trains(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+  """The roles that learn: the policy, and the critic of an algorithm that has one."""
+  module = find(name)
+  return module.trains(**options) if hasattr(module, 'trains') else ('policy',)
+
+
+def reads_reference(name: str, options: Mapping[str, Any]) -> bool:
+  """Whether an update needs the reference; without it no anchor forward pass is made."""
+  return options['regularizer'] != 'none' or getattr(find(name), 'REFERENCE', False)
+
+
+def problems(options: Mapping[str, Any]) -> list[str]:
+  """What of resolved options does not go together, a sentence each; [] where all is well."""
+  name, place, samples = options['regularizer'], options['regularize'], options.get('samples', 1)
+  asked = options.get('algorithm')
+  known = (*regularizers.SAMPLED, *regularizers.EXACT)
+  found = []
+  if name not in known:
+    found.append(f'expected rl.regularizer among {", ".join(known)}, found {name!r}')
+  if place not in PLACES:
+    found.append(f'expected rl.regularize among {", ".join(PLACES)}, found {place!r}')
+  if name in regularizers.EXACT and place == 'reward':
+    found.append(f'expected rl.regularize=loss for rl.regularizer={name}, found {place!r}: as a '
+                 'reward its own gradient would be missing; set rl.regularize=loss, or another')
+  if name == 'kl' and place == 'loss' and not options.get('regularizer_ratio'):
+    found.append("expected rl.regularize=reward for rl.regularizer=kl, found 'loss': there the "
+                 'mean of its gradients is 0; set rl.regularizer=squared_error (k2), or '
+                 'rl.regularizer_ratio=True')
+  if samples < 2 and options.get('baseline') == 'leave_one_out':
+    found.append(f'expected rl.samples of at least 2 for rl.baseline=leave_one_out, found '
+                 f'{samples}; set rl.samples=4, or another baseline')
+  if asked and samples < 2 <= find(asked).OWN.get('samples', 1):
+    found.append(f'expected rl.samples of at least 2 for rl.algorithm={asked}, found {samples}: it '
+                 'compares the responses to a prompt; leave rl.samples open')
+  if 0 < options.get('dual_clip', 0) <= 1:
+    found.append(f'expected rl.dual_clip of 0 or above 1, found {options["dual_clip"]}; 3 is usual')
+  if options.get('kl_target') and name == 'none':
+    found.append('expected a regularizer that an adaptive beta weighs, found rl.regularizer=none; '
+                 'set rl.kl_target=0')
+  return found

@@ -1,0 +1,28 @@
+"""CISPO: importance weights are clipped, not updates (MiniMax-M1, arXiv 2506.13585).
+
+  L = -sum_i sum_t sg(min(rho_t, 1 + e_high)) A_i log pi(a_t | x_t) / sum_i |y_i|
+
+with GRPO's A_i: no token loses its gradient, as it does in PPO's clip. No KL is taken. The paper
+does not give its e_high; 4 is ours.
+"""
+
+import jax
+
+from perl.objectives import policy
+from perl.rl import surrogate
+from perl.rl.algorithms._groups import relative as estimate
+from perl.types import Experience, Mean
+
+__all__ = ['OWN', 'estimate', 'policy_loss']
+
+OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'token', 'clip_high': 4.0}
+
+
+def policy_loss(
+  logprobs: jax.Array, e: Experience, *, clip_high: float, **options
+) -> tuple[Mean, dict[str, Mean]]:
+  """L."""
+  rho = policy.ratios(logprobs, e.behaviour_logprobs, e.response_mask)
+  loss = policy.cispo(logprobs, rho, e.advantages, high=clip_high)
+  return surrogate.aggregated(
+    loss, e, **options), surrogate.metrics(e, clip_fraction=rho > 1.0 + clip_high)

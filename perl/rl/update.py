@@ -1,0 +1,161 @@
+"""The update of any algorithm: its loss over the policy's log-probs, and what comes beside it.
+
+  loss = L_policy + beta L_regularizer - c_H entropy + c_ptx L_next-token + c_V L_value
+
+Each term is divided by its own weight over the whole minibatch (perl/train/step.py). Policy and
+critic are two adapters over one base, so that one loss trains both: no term of one has a gradient
+in the other's adapter. Dropout is off in every forward of RL.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perl.models import lm, vocabulary
+from perl.models.context import Rows
+from perl.models.transformer import Transformer
+from perl.objectives import losses, policy, regularizers
+from perl.rl import algorithms, roles, statistics, surrogate
+from perl.types import Experience, Mean, Tree
+
+Loss = Callable[[dict[str, Tree], Tree, Experience, jax.Array],
+                tuple[dict[str, Mean], dict[str, Mean]]]
+"""(adapters by role, base, experience, key) -> (terms, metrics)."""
+
+
+def make_loss(
+  model: Transformer, algorithm: str, *, max_new_tokens: int, temperature: float = 1.0,
+  regularizer_ratio: bool = False, entropy: float = 0.0, ptx: float = 0.0,
+  value_weight: float = 1.0, **given: Any,
+) -> Loss:
+  """The loss of the train step.
+
+  Args:
+    model: the base's module.
+    algorithm: a file of perl/rl.
+    max_new_tokens: R, the last columns of a rollout, where responses lie.
+    temperature: at which the rollout was sampled.
+    regularizer_ratio: a regularizer in the loss is weighed by pi / pi_old, through which its
+      gradient is that of the divergence that it estimates (DeepSeek-V3.2).
+    entropy: weight of the exact entropy of each token's distribution.
+    ptx: weight of the next-token loss of e.aside (PPO-ptx: InstructGPT, eq. 2).
+    value_weight: of the critic's loss.
+    given: what else of perl/rl/algorithms the algorithm asks for; what is missing is its own.
+  """
+  module = algorithms.find(algorithm)
+  asked = _asked(algorithm, given, max_new_tokens)
+  if wrong := algorithms.problems(asked | {'regularizer_ratio': regularizer_ratio}):
+    raise ValueError('; '.join(wrong))
+  name, samples = asked['regularizer'], asked['samples']
+  learnt = 'critic' in algorithms.trains(algorithm, asked)
+  held = asked['regularize'] == 'loss' and name != 'none'
+
+  def regularized(h: jax.Array, logprobs: jax.Array, rho: jax.Array, e: Experience, whose) -> Mean:
+    if name in regularizers.EXACT:
+      found = vocabulary.read(
+        regularizers.EXACT[name], model, *whose, h, e.reference_states, temperature=temperature)
+      values = _at_response(found, e)
+    else:
+      inside = lambda x: jnp.where(e.response_mask, x, 0.0)
+      values = regularizers.SAMPLED[name](inside(logprobs), inside(e.reference_logprobs))
+      values = values * rho if regularizer_ratio else values
+    return surrogate.aggregated(e.beta[:, None] * values, e, **asked)
+
+  def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
+    del key
+    start = e.tokens.shape[1] - max_new_tokens
+    prompts = dict(start=start, shared=samples)
+    whose = roles.of(base, 'policy'), adapters['policy']
+    h = lm.hidden(model, *whose, e.tokens, e.mask, read=slice(start - 1, e.tokens.shape[1] - 1),
+                  **prompts)
+    logprobs = lm.logprobs_of(
+      model, *whose, h, e.tokens, e.mask, temperature=temperature, start=start)
+    rho = policy.ratios(logprobs, e.behaviour_logprobs, e.response_mask)
+    terms, metrics = {}, {}
+    if learnt:
+      v = critic_values(model, adapters, base, e, prompts)
+      metrics['value'] = Mean.of(v, e.counted)
+      terms['value'] = module.value_loss(v, e, **asked)
+      e = e if e.values is not None else e.replace(values=jax.lax.stop_gradient(v))
+    terms['policy'], more = module.policy_loss(logprobs, e, **asked)
+    if held:
+      terms['regularizer'] = regularized(h, logprobs, rho, e, whose)
+    if entropy:
+      found = vocabulary.read(
+        regularizers.entropy, model, *whose, h, temperature=temperature)
+      metrics['token_entropy'] = Mean.of(_at_response(found, e), e.counted)
+      terms['entropy'] = surrogate.aggregated(_at_response(found, e), e, **asked)
+    if ptx:
+      aside = lm.logprobs(
+        model, *whose, e.aside['tokens'], Rows(e.aside['mask'], right_padded=True))
+      terms['ptx'] = losses.next_token(aside, e.aside['loss_mask'])
+    metrics |= {f'{term}_loss': mean for term, mean in terms.items()}
+    weights = {'entropy': -entropy, 'ptx': ptx, 'value': value_weight}
+    terms = {term: weights.get(term, 1.0) * mean for term, mean in terms.items()}
+    # How far this minibatch's policy is from the one that sampled: of the first, rounding alone.
+    gap = logprobs - e.behaviour_logprobs
+    metrics |= {
+      'sampler_gap': Mean.of(abs(gap), e.counted),
+      'kl_old': Mean.of(regularizers.bregman(gap, 0.0), e.counted),
+    }
+    return terms, metrics | more
+
+  return loss
+
+
+def make_prepare(
+  model: Transformer, algorithm: str, *, max_new_tokens: int, microbatches: int = 1, **given: Any
+) -> Callable:
+  """What comes before the first update on a batch: old values, advantages, statistics.
+
+  Args:
+    model, algorithm, max_new_tokens, given: as `make_loss`.
+    microbatches: parts in which the critic reads the batch.
+
+  Returns:
+    (state, base, experience) -> (state, experience), for perl.train.step.
+  """
+  module = algorithms.find(algorithm)
+  asked = _asked(algorithm, given, max_new_tokens)
+  before = getattr(module, 'VALUES_BEFORE', False)
+
+  def prepare(state, base: Tree, e: Experience):
+    if before:
+      prompts = dict(start=e.tokens.shape[1] - max_new_tokens, shared=asked['samples'])
+      read = lambda part: critic_values(model, state.adapters, base, part, prompts)
+      e = e.replace(values=_in_parts(read, e, microbatches))
+    e = module.estimate(e, running=state.running, **asked)
+    return state.replace(running=statistics.advanced(state.running, e, **asked)), e
+
+  return prepare
+
+
+def _asked(algorithm: str, given: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+  """All options of an algorithm, its own where none is given."""
+  return algorithms.resolve(algorithm, dict.fromkeys(algorithms.OPEN) | given) | {
+    'max_new_tokens': max_new_tokens}
+
+
+def critic_values(
+  model: Transformer, adapters: dict[str, Tree], base: Tree, e: Experience, prompts: dict
+) -> jax.Array:
+  """f32[B, T]: V of the critic's adapter."""
+  return lm.values(
+    model, roles.of(base, 'critic'), adapters['critic'], e.tokens, e.mask, **prompts)
+
+
+def _in_parts(function: Callable, e: Experience, parts: int) -> jax.Array:
+  """function(e) f[B, ...], a part of the rows at a time."""
+  if parts == 1:
+    return function(e)
+  cut = lambda x: x.reshape(parts, -1, *x.shape[1:])
+  found = jax.lax.map(function, jax.tree.map(cut, e))
+  return found.reshape(-1, *found.shape[2:])
+
+
+def _at_response(values: jax.Array, e: Experience) -> jax.Array:
+  """f32[B, R] of the responses' columns as f32[B, T], 0 where no response is."""
+  whole = jnp.pad(values, ((0, 0), (e.tokens.shape[1] - values.shape[1], 0)))
+  return jnp.where(e.response_mask, whole, 0.0)

@@ -1,0 +1,240 @@
+"""The config: every field documented, the experiment files valid, wrong values refused."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from configs import arithmetic, coffee, coffee_methods, demo, overoptimisation, ticketing
+from perl import choices
+from perl.config import arguments, fields, preference_fields, schema, validate
+from perl.config.fields import ConfigError
+from perl.jobs import _scoring as scoring
+from perl.jobs import reward as reward_job
+from perl.objectives import regularizers
+from perl.preference import methods, reward_losses, reward_model
+
+EXPERIMENTS = {
+  'arithmetic': arithmetic, 'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo,
+  'overoptimisation': overoptimisation, 'ticketing': ticketing}
+CONFIGS = pathlib.Path(demo.__file__).parent
+
+
+def test_every_field_has_a_meaning_and_a_source():
+  assert set(fields.flatten(schema.get_config())) == set(schema.FIELDS)
+  for path, field in schema.FIELDS.items():
+    assert len(field.meaning) > 10 and field.source, path
+    assert field.meaning.rstrip().endswith('.'), path
+
+
+def test_names_that_mean_a_quantity_have_a_unit():
+  for path, field in schema.FIELDS.items():
+    if path.endswith(('_steps', '_tokens', 'learning_rate', 'batch_size', '.steps')):
+      assert field.unit, path
+
+
+def test_regularizers_are_those_of_the_objectives():
+  assert schema.FIELDS['rl.regularizer'].choices == (
+    *regularizers.SAMPLED, *regularizers.EXACT)
+
+
+def test_kinds_of_reward_and_of_ensemble_are_those_of_the_jobs():
+  kinds = schema.FIELDS['reward.kind'].choices
+  assert kinds == reward_losses.KINDS
+  assert set(kinds) == set(scoring.EXAMPLES) == set(reward_job.VALIDATION)
+  assert schema.FIELDS['rl.ensemble'].choices == reward_model.ENSEMBLES
+
+
+def test_options_of_preference_methods_are_their_fields():
+  names = choices.names('perl.preference.methods')
+  options = {f'preference.{name}.{option.name}' for name in names
+             for option in dataclasses.fields(methods.find(name))}
+  assert options == {path for path in preference_fields.FIELDS if path.count('.') == 2}
+
+
+def test_every_default_obeys_its_own_bounds():
+  for path, field in schema.FIELDS.items():
+    if field.default is None:  # somebody else's value, of that type
+      assert field.kind is not None, path
+      continue
+    values = field.default if isinstance(field.default, tuple) else (field.default,)
+    assert not field.choices or set(values) <= set(field.choices), path
+    assert field.low is None or field.default >= field.low, path
+    assert field.high is None or field.default <= field.high, path
+
+
+def test_the_config_is_locked_and_typed():
+  config = schema.get_config()
+  with pytest.raises((AttributeError, KeyError)):
+    config.peft.rnak = 3
+  with pytest.raises(TypeError):
+    config.peft.rank = 'eight'
+
+
+def test_flatten_and_nest_are_inverse():
+  tree = {'a': {'b': 1, 'c': {'d': (2, 3)}}, 'e': 'x'}
+  assert fields.flatten(tree) == {'a.b': 1, 'a.c.d': (2, 3), 'e': 'x'}
+  assert fields.nest(fields.flatten(tree)) == tree
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('peft', ['lora', 'full'])
+def test_experiments_are_valid_and_need_no_warning(name, peft):
+  config = EXPERIMENTS[name].get_config(f'peft={peft},seed=3')
+  assert validate.validate(config) == []
+  assert (config.peft.name, config.seed) == (peft, 3)
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_headers_show_the_command_the_result_and_every_argument(name):
+  header = EXPERIMENTS[name].__doc__
+  assert f'python -m experiments.launch --config=configs/{name}.py' in header
+  assert f'experiments/results/{name}.json' in header
+  assert all(f'{argument}=' in header for argument in EXPERIMENTS[name].ARGUMENTS)
+
+
+def test_every_config_file_is_tested_here():
+  helpers = {
+    '__init__', 'base', 'fields', 'files', 'arguments', 'validate', 'objectives', 'rates',
+    'methods', 'algorithms', 'preference', 'reward'}
+  assert {path.stem for path in CONFIGS.glob('*.py')} - helpers == set(EXPERIMENTS)
+
+
+def test_learning_rates_follow_the_method():
+  lora, full = (coffee.get_config(f'peft={name}') for name in ('lora', 'full'))
+  for stage in ('sft', 'reward', 'rl'):
+    assert lora[stage].optim.learning_rate > full[stage].optim.learning_rate
+  assert lora.pretrain.optim.learning_rate == full.pretrain.optim.learning_rate
+
+
+def test_arithmetic_is_rewarded_by_its_rule_alone():
+  config = arithmetic.get_config('digits=three_digits')
+  assert (config.rl.rules, config.rl.reward_weight) == (('gsm8k',), 0) and config.rl.samples > 1
+  assert 'reward' not in config.stages and config.data.parts == ('three_digits',)
+  assert config.rl.algorithm == 'grpo'
+  with pytest.raises(ConfigError, match="algorithm to be one of .*; did you mean 'reinforce'"):
+    arithmetic.get_config('algorithm=reinfor')
+
+
+def test_ticketing_ends_at_the_reward_model():
+  config = ticketing.get_config('mirror=/data=1/x')
+  assert config.stages[-1] == 'reward' and config.data.mirror == '/data=1/x'
+
+
+# --- Argument strings
+
+
+DECLARED = {
+  'size': arguments.Argument('tiny', '', ('tiny', 'mini')),
+  'seed': arguments.Argument(0, ''),
+  'rate': arguments.Argument(0.5, ''),
+  'deep': arguments.Argument(False, ''),
+}
+
+
+def test_arguments_are_typed_by_their_defaults():
+  given = arguments.parse('seed=3,rate=1e-3,deep=true', DECLARED)
+  assert (given.size, given.seed, given.rate, given.deep) == ('tiny', 3, 1e-3, True)
+  assert vars(arguments.parse('', DECLARED))['seed'] == 0
+
+
+@pytest.mark.parametrize('text, said', [
+  ('sise=tiny', "did you mean 'size'"),
+  ('size=tny', "did you mean 'tiny'"),
+  ('seed=one', 'type int'),
+  ('rate=fast', 'type float'),
+  ('deep=perhaps', 'type bool'),
+  ('tiny', 'name=value'),
+  ('seed=1,seed=2', 'twice'),
+])
+def test_wrong_arguments_are_explained(text, said):
+  with pytest.raises(ConfigError, match=said):
+    arguments.parse(text, DECLARED)
+
+
+def test_merge_replaces_and_adds():
+  assert arguments.merge('size=tiny,seed=0', seed=2, peft='full') == 'size=tiny,seed=2,peft=full'
+  assert arguments.merge('') == ''
+
+
+# --- Values
+
+
+def changed(**values):
+  config = demo.get_config()
+  for path, value in values.items():
+    config.update_from_flattened_dict({path.replace('__', '.'): value})
+  return config
+
+
+@pytest.mark.parametrize('values, said', [
+  ({'peft__rank': 0}, 'peft.rank to be at least 1'),
+  ({'peft__dropout': 1.0}, 'peft.dropout to be at most'),
+  ({'peft__dropout': float('nan')}, 'peft.dropout'),
+  ({'reward__steps': -5}, 'reward.steps to be at least 1'),
+  ({'reward__kind': 'pairwse'}, "did you mean 'pairwise'"),
+  ({'reward__optim__schedule': 'cosin'}, "did you mean 'cosine'"),
+  ({'reward__kind': 'pointwise', 'reward__share_prompt': True}, 'pairwise for reward.share_prompt'),
+  ({'reward__kind': 'ranking', 'reward__probe': True}, 'pairwise or pointwise for reward.probe'),
+  ({'reward__kind': 'ranking', 'reward__margin': True}, 'reward.kind=pairwise for reward.margin'),
+  ({'reward__kind': 'regression', 'reward__centre': 0.1}, 'pairwise or ranking for reward.centre'),
+  ({'reward__responses': 1}, 'reward.responses to be at least 2'),
+  ({'reward__members': 0}, 'reward.members to be at least 1'),
+  ({'reward__members': 2, 'reward__probe': True}, 'reward.members=1 for reward.probe, found 2'),
+  ({'rl__ensemble': 'minimum'}, 'reward.members of at least 2 for rl.ensemble=minimum'),
+  ({'rl__ensemble_penalty': 0.1}, 'rl.ensemble=uncertainty for rl.ensemble_penalty'),
+  ({'reward__microbatches': 3}, 'reward.microbatches to divide'),
+  ({'reward__microbatches': 0}, 'reward.microbatches to be at least 1'),
+  ({'reward__optim__learning_rate': 0.0}, 'positive'),
+  ({'rl__top_k': 5}, 'rl.top_k=0'),
+  ({'rl__regularizer': 'bregmann'}, "did you mean 'bregman'"),
+  ({'rl__rules': ('lenght',)}, "did you mean 'length'"),
+  ({'rl__rules': ('length',), 'rl__rule_weights': (1.0, 2.0)}, 'found 2 for 1'),
+  ({'rl__reward_weight': 0.0}, 'nothing would be rewarded'),
+  ({'rl__algorithm': 'experience'}, 'rl.algorithm to name a file of perl/rl'),
+  ({'rl__baseline': 'leave_one_out'}, 'rl.samples of at least 2'),
+  ({'rl__top_p': 0.9}, 'rl.top_p=1'),
+  ({'rl__temperature': 0.0}, 'rl.temperature'),
+  ({'stages': ('sft', 'rewrd')}, "did you mean 'reward'"),
+  ({'stages': ('reward', 'sft')}, 'in order'),
+  ({'stages': ()}, 'at least one stage'),
+  ({'peft__targets': ('attn/(q',)}, 'regular expression'),
+  ({'peft__targets': ()}, 'peft.targets'),
+  ({'mesh__data': 0}, 'mesh'),
+  ({'mesh__fsdp': -1}, 'at most one of them -1'),
+  ({'data__also': ('toy', 'cofee')}, "data.also to name a file of perl/data/sets, found 'cofee'"),
+  ({'data__name': 'hh_rlhf', 'data__parts': ('harmless-bse',)}, "did you mean 'harmless-base'"),
+  ({'data__parts': ('some',)}, "expected data.parts among none for data.name=toy, found 'some'"),
+  ({'data__folds': 1}, 'data.folds'),
+  ({'data__folds': 5, 'data__fold': 5}, 'below data.folds'),
+  ({'data__buckets': (128, 64)}, 'that rise'),
+  ({'model__size': 'tinny'}, "did you mean 'tiny'"),
+  ({'peft__name': 'lorra'}, "did you mean 'lora'"),
+  ({'data__name': 'toyy'}, "did you mean 'toy'"),
+])
+def test_wrong_values_are_explained(values, said):
+  with pytest.raises(ConfigError, match=said):
+    validate.validate(changed(**values))
+
+
+def test_parts_of_a_dataset_are_chosen_by_name():
+  validate.validate(changed(data__name='shp', data__parts=('askvet', 'askdocs')))
+
+
+def test_all_problems_are_told_at_once():
+  with pytest.raises(ConfigError) as caught:
+    validate.validate(changed(peft__rank=0, rl__top_k=5))
+  assert 'peft.rank' in str(caught.value) and 'rl.top_k' in str(caught.value)
+
+
+def test_lora_at_a_full_tuning_rate_warns():
+  warnings = validate.validate(changed(reward__optim__learning_rate=1e-5))
+  assert len(warnings) == 1 and 'reward.optim.learning_rate is 1e-05' in warnings[0]
+  slow = changed(reward__optim__learning_rate=1e-5)
+  slow.peft.name = 'full'
+  assert validate.validate(slow) == []
+
+
+def test_a_warm_up_longer_than_the_run_warns():
+  warning, = validate.validate(changed(reward__steps=5))
+  assert 'reward.optim.warmup_steps is 10, of 5 steps' in warning
