@@ -1,26 +1,29 @@
-"""What stages hand to one another on disk: the base, adapters over it, and the anchor."""
+"""What stages hand to one another on disk: the tokenizer, the base, adapters over it, the anchor."""
 
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
-import optax
 
 from perl import trees
+from perl.data.text import chat
+from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
-from perl.jobs._setting import Setting
+from perl.jobs._data import Data
+from perl.jobs._run import Run
+from perl.models import config as model_config
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters, composition, protocol
 from perl.peft.protocol import Kind
 from perl.quantized import Scheme, scheme_of
-from perl.train import bases, checkpoint, paging, provenance, sharding
-from perl.train import step as steps
+from perl.train import bases, checkpoint, provenance, sharding
 from perl.types import Tree
 
 
@@ -32,51 +35,246 @@ class Base:
   params: Tree
   digest: str
   below: Tree = dataclasses.field(default_factory=dict)  # a frozen adapter under every role's own
+  former: Callable[[], str] | None = None  # the digest by which older versions knew it
+
+  def renamed(self, meta: dict) -> dict:
+    """A saved meta, with today's digest where it has the one by which this base went before."""
+    known = meta.get('base_digest')
+    if self.former is None or known in (None, self.digest) or known != self.former():
+      return meta
+    return meta | {'base_digest': self.digest}
 
 
-def save_base(setting: Setting, model: Transformer, params: Tree) -> None:
-  """Writes <workdir>/base, once: no later stage writes it again."""
-  base = Base(model, params, trees.digest(params))
-  write_base(setting.workdir, base, setting.tokenizer.digest)
+@dataclasses.dataclass(frozen=True)
+class Artefacts:
+  """Reads what a run builds on, and writes what it leaves."""
+
+  run: Run
+
+  @property
+  def tokenizer(self) -> tokenizers.Tokenizer:
+    """The tokenizer stage's result, or the checkpoint's; it stops where its chat template does.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    return self._chat[1]
+
+  @functools.cached_property
+  def _chat(self) -> tuple[chat.Template | None, tokenizers.Tokenizer]:
+    vocabulary = self._vocabulary()
+    uses = self.run.config.data.chat_template and vocabulary.chat_template is not None
+    return chat.of(vocabulary) if uses else (None, vocabulary)
+
+  def _vocabulary(self) -> tokenizers.Tokenizer:
+    """The tokenizer as it was read."""
+    config = self.run.config
+    if not self.run.from_checkpoint('tokenizer'):
+      return tokenizers.load(self.run.input('tokenizer'))
+    if config.tokenizer.path:
+      return tokenizers.load(config.tokenizer.path)
+    vocabulary = pretrained.load_tokenizer(config.model.checkpoint)
+    if vocabulary is None:
+      raise FileNotFoundError(
+        f'expected a tokenizer in {config.model.checkpoint}, found none; set '
+        '--config.tokenizer.path=<tokenizer.json, *.model or folder>')
+    return vocabulary
+
+  @functools.cached_property
+  def data(self) -> Data:
+    """The run's data, by its tokenizer and template."""
+    template, tokenizer = self._chat
+    return Data(self.run, tokenizer, template)
+
+  @property
+  def scheme(self) -> Scheme | None:
+    """How config.model quantizes the frozen base; None where it does not."""
+    model = self.run.config.model
+    return Scheme(model.quantize, model.quantize_block, model.double_quantize) if (
+      model.quantize) else None
+
+  def model(self) -> Transformer:
+    """The transformer that config.model describes: its checkpoint's, or of its size."""
+    config, vocab_size = self.run.config.model, self.tokenizer.vocab_size
+    options = dict(dtype=config.dtype, param_dtype=config.param_dtype, remat=config.remat)
+    if config.checkpoint:
+      shape = pretrained.read_config(config.checkpoint, **options)
+    else:
+      shape = model_config.sized(config.size, vocab_size=vocab_size, **options)
+    if vocab_size > shape.vocab_size:
+      raise ValueError(
+        f'expected a tokenizer of at most {shape.vocab_size} tokens for this model, found '
+        f'{vocab_size}; use the one that was published with it')
+    return Transformer(model_config.replace(shape, scan_unroll=config.scan_unroll))
+
+  # --- The base and the anchor
+
+  def save_base(self, model: Transformer, params: Tree) -> None:
+    """Writes <workdir>/base, once: no later stage writes it again."""
+    base = Base(model, params, trees.digest(params))
+    write_base(self.run.workdir, base, self.tokenizer.digest)
+
+  def base(self) -> Base:
+    """The pretrain stage's result or the published checkpoint, sharded over the mesh.
+
+    Quantized as it is read, where config.model.quantize says so, or as it was saved.
+
+    Raises:
+      MismatchError: it has another vocabulary or shape than the config asks for.
+    """
+    model, scheme = self.model(), self.scheme
+    if self.run.from_checkpoint('base'):
+      return self.published(model, scheme)
+    folder = os.path.join(self.run.input('base'), 'base')
+    params, meta = bases.load(folder, lm.abstract(model), scheme=scheme, mesh=self.run.mesh)
+    checkpoint.check_meta({'tokenizer': self.tokenizer.digest}, meta)
+    digest = meta['digest']
+    return Base(model, params, digest if scheme is None or meta.get('quantized') else (
+      scheme.of(digest)))
+
+  def published(self, model: Transformer, scheme: Scheme | None = None) -> Base:
+    """config.model.checkpoint, as the model says that it is run; quantized by the scheme."""
+    folder, config = self.run.config.model.checkpoint, model.config
+    model, params, _ = pretrained.load(
+      folder, dtype=config.dtype, param_dtype=config.param_dtype, mesh=self.run.mesh,
+      remat=config.remat, scan_unroll=config.scan_unroll, quantize=scheme)
+    return Base(model, params, digest_of(folder, scheme))
+
+  def anchor(self) -> Base:
+    """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
+
+    One that cannot be merged, or lies over a quantized base, stays a tree of its own, frozen below
+    those of the roles. With inputs.anchor = 'base' it is the base itself.
+    """
+    return self.anchor_over(self.base())[0]
+
+  def anchor_over(self, base: Base) -> tuple[Base, Tree]:
+    """(the anchor, the SFT adapter that makes it of the base); (base, {}) where it is the base.
+
+    It is known by what it is made of, not by its merged floats, whose last bits are the machine's.
+    """
+    if self.run.config.inputs.anchor == 'base':
+      return base, {}
+    adapter, _ = self.adapter(self.run.input('anchor'), base)
+    parts = [base.digest, trees.digest(flax.serialization.to_state_dict(adapter))]
+    digest = hashlib.sha256(''.join(parts).encode()).hexdigest()
+    if scheme_of(base.params) is not None or not adapters.mergeable(base.params, adapter):
+      return Base(base.model, base.params, digest, below=adapter), adapter
+    params = adapters.merge(base.params, adapter)
+    params = sharding.place(params, sharding.base_shardings(params, self.run.mesh))
+    former = functools.cache(lambda: trees.digest(params))
+    return Base(base.model, params, digest, former=former), adapter
+
+  # --- Adapters
+
+  def new_adapter(
+    self, base: Base, key: jax.Array, *, head: bool = False, reads: Sequence[str] = (),
+    start: str = '',
+  ) -> Tree:
+    """An adapter over the base, on the mesh: fresh, of the config's method, or read from `start`.
+
+    Args:
+      base: over what.
+      key: of its initialisation.
+      head: with a reward or value head; that of `start` where it has one.
+      reads: what else a fresh head reads.
+      start: a folder in PEFT's format, to go on from.
+    """
+    method = self.run.config.peft.name
+    if start:
+      adapter, width = _from_peft(start, base), base.model.config.width
+      _check_method(adapter, method, start)
+      own = adapter.pop('head', None)
+      if head:
+        adapter['head'] = own or adapters.init_head(jax.random.fold_in(key, 1), width, reads=reads)
+    else:
+      adapter = adapters.init(
+        key, base.params, method, head=head, reads=reads, **self.run.peft_options())
+    return self.place(over(base, adapter), base.params)
+
+  def reference(self, base: Base, policy: Tree) -> Tree:
+    """The explicit adapter that the policy's KL is taken to: a copy of the policy at its start.
+
+    Methods that cannot begin as the base's function have the anchor's own in place of it.
+    """
+    config = self.run.config
+    started = config[self.run.stage].get('adapter', config.rl.adapter)
+    if started or getattr(adapters.find(config.peft.name), 'IDENTITY', True):
+      return jax.tree.map(jnp.copy, policy)
+    return self.place(over(base, {}), base.params)
+
+  def place(self, adapter: Tree, params: Tree) -> Tree:
+    """Low-rank adapters replicated, full copies sharded like their base."""
+    return sharding.place(adapter, sharding.state_shardings(adapter, params, self.run.mesh))
+
+  def meta(self, base: Base, *, head: bool = False) -> dict:
+    """What has to agree when an adapter is loaded again."""
+    run = self.run
+    options = run.peft_options() | {'targets': list(run.config.peft.targets)}
+    if start := run.section.adapter:  # it has ranks and modules of its own
+      options = {'started_from': os.path.abspath(start)}
+    return {
+      'method': run.config.peft.name, **options, 'head': head, 'base_digest': base.digest,
+      'tokenizer': self.tokenizer.digest}
+
+  def resumed(self, base: Base, *, head: bool = False) -> dict:
+    """The arguments of train.loop.fit by which a stage knows its own checkpoints again.
+
+    They are the adapter's meta, the stage's section and the seed.
+    """
+    section = self.run.section.to_dict()
+    section.pop('log_every_steps', None), section.pop('keep_last', None)
+    meta = {**self.meta(base, head=head), 'seed': self.run.config.seed, **section}
+    return {'meta': meta, 'renamed': base.renamed}
+
+  def save_adapter(self, base: Base, adapter: Tree, *, head: bool = False) -> None:
+    """Writes <workdir>/adapter: the adapter or the stack alone, with what it was trained on."""
+    meta = self.meta(base, head=head)
+    meta |= {'commit': provenance.commit(), 'parameters': adapters.count(adapter)}
+    if members := adapters.members(adapter):
+      meta['members'] = members
+    tree = flax.serialization.to_state_dict(composition.upper(adapter))
+    checkpoint.save_tree(os.path.join(self.run.workdir, 'adapter'), tree, meta)
+
+  def adapter(self, folder: str, base: Base) -> tuple[Tree, dict]:
+    """(adapter on the mesh, its meta) of a stage's folder; of the method it was saved with.
+
+    The folder may also be one in PEFT's format, whose meta is empty.
+
+    Raises:
+      MismatchError: it was trained over another base or with another tokenizer.
+      ValueError: one in PEFT's format is wanted over an anchor that is not the base.
+    """
+    if os.path.isfile(os.path.join(folder, peft_format.CONFIG)):
+      return self._published_adapter(folder, base), {}
+    tree, meta = checkpoint.load_tree(os.path.join(folder, 'adapter'))
+    expected = {'base_digest': base.digest, 'tokenizer': self.tokenizer.digest}
+    checkpoint.check_meta(expected, base.renamed(meta))
+    adapter = adapters.rebuild(tree, meta['method'], meta)
+    return self.place(over(base, adapter), base.params), meta
+
+  def _published_adapter(self, folder: str, base: Base) -> Tree:
+    """PEFT's adapters are trained over the checkpoint, as the anchor's adapter is."""
+    inputs = self.run.config.inputs
+    if folder != inputs.anchor and inputs.anchor != 'base':
+      raise ValueError(
+        f'expected inputs.anchor=base, for {folder} was trained over the checkpoint itself, found '
+        f'{inputs.anchor or "the sft stage"!r}, which changes it; set inputs.anchor=base, or train '
+        'a reward model over that anchor')
+    adapter = _from_peft(folder, base)
+    if folder == inputs.reward and 'head' not in adapter:
+      raise ValueError(
+        f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
+        'save one that was trained for sequence classification')
+    return self.place(adapter, base.params)
 
 
 def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
   """Writes <folder>/base; `tokenizer` is the digest of its tokenizer."""
   meta = {
-    'config': dataclasses.asdict(base.model.config),
-    'digest': base.digest,
-    'tokenizer': tokenizer,
-    'commit': provenance.commit(),
-  }
+    'config': dataclasses.asdict(base.model.config), 'digest': base.digest,
+    'tokenizer': tokenizer, 'commit': provenance.commit()}
   bases.save(os.path.join(folder, 'base'), base.params, meta)
-
-
-def load_base(setting: Setting) -> Base:
-  """The pretrain stage's result or the published checkpoint, sharded over the mesh.
-
-  Quantized as it is read, where config.model.quantize says so, or as it was saved.
-
-  Raises:
-    MismatchError: it has another vocabulary or shape than the config asks for.
-  """
-  model = setting.model(setting.tokenizer.vocab_size)
-  if setting.from_checkpoint('base'):
-    return load_published(setting, model, setting.scheme)
-  folder, scheme = os.path.join(setting.input('base'), 'base'), setting.scheme
-  params, meta = bases.load(folder, lm.abstract(model), scheme=scheme, mesh=setting.mesh)
-  checkpoint.check_meta({'tokenizer': setting.tokenizer.digest}, meta)
-  digest = meta['digest'] if scheme is None or meta.get('quantized') else scheme.of(meta['digest'])
-  return Base(model, params, digest)
-
-
-def load_published(setting: Setting, model: Transformer, scheme: Scheme | None = None) -> Base:
-  """config.model.checkpoint, as the model says that it is run; quantized by the scheme."""
-  folder, c = setting.config.model.checkpoint, model.config
-  model, params, _ = pretrained.load(
-    folder, dtype=c.dtype, param_dtype=c.param_dtype, mesh=setting.mesh, remat=c.remat,
-    scan_unroll=c.scan_unroll, quantize=scheme,
-  )
-  return Base(model, params, digest_of(folder, scheme))
 
 
 def digest_of(folder: str, scheme: Scheme | None) -> str:
@@ -85,36 +283,17 @@ def digest_of(folder: str, scheme: Scheme | None) -> str:
   return digest if scheme is None or pretrained.scheme(folder) else scheme.of(digest)
 
 
-def new_adapter(
-  setting: Setting, base: Base, key: jax.Array, *, head: bool = False, reads: Sequence[str] = (),
-  start: str = '',
-) -> Tree:
-  """An adapter over the base, on the mesh: fresh, of the config's method, or read from `start`.
-
-  Args:
-    setting, base: where and over what.
-    key: of its initialisation.
-    head: with a reward or value head; that of `start` where it has one.
-    reads: what else a fresh head reads.
-    start: a folder in PEFT's format, to go on from.
-  """
-  if start:
-    adapter, width = _from_peft(start, base), base.model.config.width
-    _check_method(adapter, setting.config.peft.name, start)
-    own = adapter.pop('head', None)
-    if head:
-      adapter['head'] = own or adapters.init_head(jax.random.fold_in(key, 1), width, reads=reads)
-  else:
-    adapter = adapters.init(
-      key, base.params, setting.config.peft.name, head=head, reads=reads,
-      **setting.peft_options(),
-    )
-  return place_adapter(_over(base, adapter), base.params, setting)
+def over(base: Base, adapter: Tree) -> Tree:
+  """The adapter over a copy of what lies frozen over the base: states are donated to their step."""
+  if base.below and adapters.members(adapter):
+    return adapters.stack([over(base, one) for one in trees.unstack(adapter)])
+  below = jax.tree.map(jnp.copy, base.below)
+  return composition.over(base.params, below, adapter) if below else adapter
 
 
 def _check_method(adapter: Tree, method: str, folder: str) -> None:
   """What is trained further is saved, and read again, as an adapter of the config's method."""
-  known = [Kind.of(made, {}).arrays for made in protocol.classes(protocol.find(method))]
+  known = [Kind.of(kind, {}).arrays for kind in protocol.classes(protocol.find(method))]
   for node in adapters.nodes(adapter).values():
     if Kind.of(type(node), {}).arrays not in known:
       raise ValueError(
@@ -122,140 +301,6 @@ def _check_method(adapter: Tree, method: str, folder: str) -> None:
         f'{type(node).__name__}; set peft.name to its method')
 
 
-def _over(base: Base, adapter: Tree) -> Tree:
-  """The adapter over a copy of what lies frozen over the base: states are donated to their step."""
-  if base.below and adapters.members(adapter):
-    return adapters.stack([_over(base, one) for one in trees.unstack(adapter)])
-  below = jax.tree.map(jnp.copy, base.below)
-  return composition.over(base.params, below, adapter) if below else adapter
-
-
-def reference(setting: Setting, base: Base, policy: Tree) -> Tree:
-  """The explicit adapter that the policy's KL is taken to: a copy of the policy at its start.
-
-  Methods that cannot begin as the base's function have the anchor's own in place of it.
-  """
-  config = setting.config
-  started = config[setting.stage].get('adapter', config.rl.adapter)
-  if started or getattr(adapters.find(config.peft.name), 'IDENTITY', True):
-    return jax.tree.map(jnp.copy, policy)
-  return place_adapter(_over(base, {}), base.params, setting)
-
-
-def place_adapter(adapter: Tree, params: Tree, setting: Setting) -> Tree:
-  """Low-rank adapters replicated, full copies sharded like their base."""
-  return sharding.place(adapter, sharding.state_shardings(adapter, params, setting.mesh))
-
-
-def first_state(
-  setting: Setting, base: Tree, learning: Tree, tx: optax.GradientTransformation,
-  running: Tree | None = None,
-) -> tuple[steps.TrainState, Tree]:
-  """(the state before the first step, on the mesh; its placements, which the step is to keep).
-
-  `running` are the statistics that it begins with (perl/rl/statistics.py).
-
-  Raises:
-    ValueError: config.mesh.optimizer_memory is one that the platform has not.
-  """
-  state = steps.init_state(learning, tx, setting.key, adapters.split, running)
-  places = sharding.state_shardings(state, base, setting.mesh)
-  places = places.replace(opt_state=paging.page(
-    state.opt_state, places.opt_state, setting.mesh, setting.config.mesh.optimizer_memory))
-  return sharding.place(state, places), places
-
-
-def adapter_meta(setting: Setting, base: Base, *, head: bool) -> dict:
-  """What has to agree when an adapter is loaded again."""
-  options = setting.peft_options() | {'targets': list(setting.config.peft.targets)}
-  if start := setting.config[setting.stage].adapter:  # it has ranks and modules of its own
-    options = {'started_from': os.path.abspath(start)}
-  return {
-    'method': setting.config.peft.name,
-    **options,
-    'head': head,
-    'base_digest': base.digest,
-    'tokenizer': setting.tokenizer.digest,
-  }
-
-
-def run_meta(setting: Setting, base: Base, *, head: bool) -> dict:
-  """What has to agree when a stage is resumed: the adapter's meta, the section, the seed."""
-  section = setting.config[setting.stage].to_dict()
-  section.pop('log_every_steps', None), section.pop('keep_last', None)
-  return {**adapter_meta(setting, base, head=head), 'seed': setting.config.seed, **section}
-
-
-def save_adapter(setting: Setting, base: Base, adapter: Tree, *, head: bool = False) -> None:
-  """Writes <workdir>/adapter: the adapter or the stack alone, with what it was trained on."""
-  meta = adapter_meta(setting, base, head=head)
-  meta |= {'commit': provenance.commit(), 'parameters': adapters.count(adapter)}
-  if members := adapters.members(adapter):
-    meta['members'] = members
-  tree = flax.serialization.to_state_dict(composition.upper(adapter))
-  checkpoint.save_tree(os.path.join(setting.workdir, 'adapter'), tree, meta)
-
-
-def load_adapter(setting: Setting, folder: str, base: Base) -> tuple[Tree, dict]:
-  """(adapter on the mesh, its meta) of a stage's folder; the method is the one it was saved with.
-
-  The folder may also be one in PEFT's format, whose meta is empty.
-
-  Raises:
-    MismatchError: it was trained over another base or with another tokenizer.
-    ValueError: one in PEFT's format is wanted over an anchor that is not the base.
-  """
-  if os.path.isfile(os.path.join(folder, peft_format.CONFIG)):
-    return _load_published_adapter(setting, folder, base), {}
-  path = os.path.join(folder, 'adapter')
-  tree, meta = checkpoint.load_tree(path)
-  expected = {'base_digest': base.digest, 'tokenizer': setting.tokenizer.digest}
-  checkpoint.check_meta(expected, meta)
-  adapter = adapters.rebuild(tree, meta['method'], meta)
-  return place_adapter(_over(base, adapter), base.params, setting), meta
-
-
 def _from_peft(folder: str, base: Base) -> Tree:
   return peft_format.load(
     folder, base.params, heads=base.model.config.heads, base_digest=base.digest)
-
-
-def _load_published_adapter(setting: Setting, folder: str, base: Base) -> Tree:
-  """PEFT's adapters are trained over the checkpoint, as the anchor's adapter is."""
-  inputs = setting.config.inputs
-  if folder != inputs.anchor and inputs.anchor != 'base':
-    raise ValueError(
-      f'expected inputs.anchor=base, for {folder} was trained over the checkpoint itself, found '
-      f'{inputs.anchor or "the sft stage"!r}, which changes it; set inputs.anchor=base, or train a '
-      'reward model over that anchor'
-    )
-  adapter = _from_peft(folder, base)
-  if folder == inputs.reward and 'head' not in adapter:
-    raise ValueError(
-      f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
-      'save one that was trained for sequence classification'
-    )
-  return place_adapter(adapter, base.params, setting)
-
-
-def load_anchor(setting: Setting) -> Base:
-  """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
-
-  One that cannot be merged, or lies over a quantized base, stays a tree of its own, frozen below
-  those of the roles. With inputs.anchor = 'base' it is the base itself.
-  """
-  return anchor_over(setting, load_base(setting))[0]
-
-
-def anchor_over(setting: Setting, base: Base) -> tuple[Base, Tree]:
-  """(the anchor, the SFT adapter that makes it of the base); (base, {}) where it is the base."""
-  if setting.config.inputs.anchor == 'base':
-    return base, {}
-  adapter, _ = load_adapter(setting, setting.input('anchor'), base)
-  if scheme_of(base.params) is not None or not adapters.mergeable(base.params, adapter):
-    parts = [base.digest, trees.digest(flax.serialization.to_state_dict(adapter))]
-    digest = hashlib.sha256(''.join(parts).encode()).hexdigest()
-    return Base(base.model, base.params, digest, below=adapter), adapter
-  params = adapters.merge(base.params, adapter)
-  params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
-  return Base(base.model, params, trees.digest(params)), adapter

@@ -12,9 +12,8 @@ from perl import trees
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
-from perl.jobs import _artefacts as artefacts
-from perl.jobs._artefacts import Base
-from perl.jobs._setting import Setting
+from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._run import Run
 from perl.models.transformer import Transformer
 from perl.peft import adapters
 from perl.peft.methods import lora
@@ -23,15 +22,15 @@ from perl.types import Tree
 FORMS = ('adapter', 'alone', 'merged')
 
 
-def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: bool = False) -> dict:
+def export(run: Run, folder: str, *, form: str = 'adapter', uniform: bool = False) -> dict:
   """Writes the result of a finished stage.
 
   Args:
-    setting: of the stage (pretrain, sft, reward, preference or rl).
+    run: the stage's (pretrain, sft, reward, preference or rl).
     folder: new or empty.
     form: 'adapter', over the checkpoint or pretrained base; 'alone', over the anchor (export the
       sft stage merged to have it); 'merged', a model of its own.
-    uniform: see interop.save; for vLLM.
+    uniform: see hub.adapters.save; for vLLM.
 
   Returns:
     what was written: parameters, and for 'merged' what `merge_difference` says.
@@ -41,39 +40,40 @@ def export(setting: Setting, folder: str, *, form: str = 'adapter', uniform: boo
   """
   if form not in FORMS:
     raise ValueError(f'expected a form among {FORMS}, found {form!r}; choose one')
-  if setting.stage == 'pretrain':
-    return _export_base(setting, folder)
-  base, adapter = _over(setting, 'base' if form == 'adapter' else 'anchor')
+  if run.stage == 'pretrain':
+    return _export_base(run, folder)
+  base, adapter = _over(run, 'base' if form == 'adapter' else 'anchor')
   if form == 'merged':
-    return _merged(setting, folder, base, adapter)
+    return _merged(run, folder, base, adapter)
+  own = form == 'adapter'  # the anchor, as a folder of its own, goes by another digest
   peft_format.save(
     folder, adapter, base.params, heads=base.model.config.heads, uniform=uniform,
-    base_name=_source(setting) if form == 'adapter' else '', base_digest=base.digest,
-  )
+    base_name=_source(run) if own else '', base_digest=base.digest if own else '')
   return {'form': form, 'parameters': adapters.count(adapter), 'head': 'head' in adapter}
 
 
-def _export_base(setting: Setting, folder: str) -> dict:
+def _export_base(run: Run, folder: str) -> dict:
   """A pretrain stage is a whole model already."""
-  inputs = setting.config.copy_and_resolve_references()
-  inputs.unlock()
-  inputs.inputs.base = setting.workdir
-  setting = Setting(inputs, setting.workdir, setting.stage)
-  base = artefacts.load_base(setting)
-  pretrained.save(folder, base.model, base.params, tokenizer=setting.tokenizer)
+  config = run.config.copy_and_resolve_references()
+  config.unlock()
+  config.inputs.base = run.workdir
+  artefacts = Artefacts(Run(config, run.workdir, run.stage))
+  base = artefacts.base()
+  pretrained.save(folder, base.model, base.params, tokenizer=artefacts.tokenizer)
   return {'form': 'merged', 'parameters': trees.count(base.params), 'head': False}
 
 
-def _over(setting: Setting, below: str) -> tuple[Base, Tree]:
+def _over(run: Run, below: str) -> tuple[Base, Tree]:
   """(what the adapter lies over, the adapter), composed with SFT's where that is asked for."""
-  base = artefacts.load_base(setting)
-  if setting.stage == 'sft':
-    return base, artefacts.load_adapter(setting, setting.workdir, base)[0]
-  anchor, sft = artefacts.anchor_over(setting, base)
-  adapter, _ = artefacts.load_adapter(setting, setting.workdir, anchor)
+  artefacts = Artefacts(run)
+  base = artefacts.base()
+  if run.stage == 'sft':
+    return base, artefacts.adapter(run.workdir, base)[0]
+  anchor, sft = artefacts.anchor_over(base)
+  adapter, _ = artefacts.adapter(run.workdir, anchor)
   if members := adapters.members(adapter):
     raise ValueError(
-      f'expected one adapter to export, found an ensemble of {members} in {setting.workdir}, which '
+      f'expected one adapter to export, found an ensemble of {members} in {run.workdir}, which '
       'no other format holds; train a reward model with reward.members=1')
   if below == 'anchor' or not sft:
     return anchor, adapter
@@ -99,13 +99,12 @@ def compose(below: Tree, above: Tree) -> Tree:
   return trees.nest(nodes) | ({'head': above['head']} if 'head' in above else {})
 
 
-def _merged(setting: Setting, folder: str, base: Base, adapter: Tree) -> dict:
+def _merged(run: Run, folder: str, base: Base, adapter: Tree) -> dict:
   report = merge_difference(base.model, base.params, adapter)
   merged = adapters.merge(base.params, adapter)
   pretrained.save(
-    folder, base.model, merged, tokenizer=setting.tokenizer, head=adapter.get('head'),
-    source=published(_source(setting)),
-  )
+    folder, base.model, merged, tokenizer=Artefacts(run).tokenizer, head=adapter.get('head'),
+    source=published(_source(run)))
   return report | {
     'form': 'merged', 'parameters': trees.count(merged), 'head': 'head' in adapter}
 
@@ -117,12 +116,13 @@ def merge_difference(model: Transformer, base: Tree, adapter: Tree) -> dict[str,
   rng = np.random.default_rng(0)
   length = min(32, model.config.max_positions)
   tokens = rng.integers(0, model.config.vocab_size, (2, length)).astype(np.int32)
-  found = merging.logit_difference(model, base, adapter, tokens, np.ones(tokens.shape, bool))
-  return {'merge_logit_difference': found, **merging.merge_error(base, adapter)}
+  difference = merging.logit_difference(
+    model, base, adapter, tokens, np.ones(tokens.shape, bool))
+  return {'merge_logit_difference': difference, **merging.merge_error(base, adapter)}
 
 
-def _source(setting: Setting) -> str:
-  return setting.config.model.checkpoint if setting.from_checkpoint('base') else ''
+def _source(run: Run) -> str:
+  return run.config.model.checkpoint if run.from_checkpoint('base') else ''
 
 
 def published(folder: str) -> str:

@@ -4,11 +4,15 @@ import math
 from collections.abc import Callable
 
 import jax
+import optax
 
+from perl.jobs._plan import Plan, Stage
 from perl.models import lm
 from perl.models.context import Rows
 from perl.models.transformer import Transformer
 from perl.objectives import losses
+from perl.peft import adapters
+from perl.train import step as steps
 from perl.train.step import LossFn, TrainState
 from perl.types import Batch, Mean, Tree
 
@@ -24,6 +28,26 @@ def make_loss(model: Transformer, *, dropout: bool) -> LossFn:
     return losses.next_token(logprobs, batch['loss_mask']), {}
 
   return loss
+
+
+def make_step(
+  model: Transformer, tx: optax.GradientTransformation, places: Tree, *, dropout: bool,
+  microbatches: int,
+) -> Callable:
+  """The update ``(state, base, batch) -> (state, metrics)``."""
+  return steps.make_train_step(
+    make_loss(model, dropout=dropout), tx, split=adapters.split, shardings=places,
+    microbatches=microbatches)
+
+
+def programs(
+  plan: Plan, learning: Tree, tx: optax.GradientTransformation, *, dropout: bool, kind: str
+) -> Stage:
+  """What a stage of next-token training holds and runs, by shapes."""
+  state, places = plan.first_state(learning, tx)
+  step = make_step(plan.anchor.model, tx, places, dropout=dropout,
+                   microbatches=plan.run.section.microbatches)
+  return plan.updating(state, step, plan.batch(kind))
 
 
 def make_evaluation(

@@ -1,5 +1,6 @@
 """Scores of reward models over lists of examples, and the head that a linear probe gives."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -11,10 +12,12 @@ from perl.data.examples import Example, Labelled
 from perl.data.text import chat
 from perl.evaluate import probe
 from perl.jobs._artefacts import Base
-from perl.jobs._setting import Setting
+from perl.jobs._data import Data
+from perl.jobs._run import Run
 from perl.models import lm
 from perl.models.context import Rows
 from perl.preference import reward_losses, reward_model
+from perl.rl.rewards import Rewards
 from perl.types import Tree
 
 EXAMPLES = {
@@ -22,91 +25,101 @@ EXAMPLES = {
 """reward.kind -> the kind of examples that it learns from."""
 
 
-def example_kind(setting: Setting) -> str:
+def example_kind(run: Run) -> str:
   """The kind of examples that config.reward.kind asks for."""
-  return EXAMPLES[setting.config.reward.kind]
+  return EXAMPLES[run.config.reward.kind]
 
 
-def predict(
-  setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
-) -> np.ndarray:
-  """Scores of the examples in their order: f32[N], f32[N, 2] (chosen, rejected) of pairs, or
-  f32[N, K] of rankings; of an ensemble the mean over its members.
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """Reads examples with reward models over an anchor."""
 
-  Examples that were left out (overlong, identical pairs), and responses that are not there, score
-  NaN.
-  """
-  return of_members(setting, anchor, adapter, examples).mean(0)
+  run: Run
+  data: Data
+  anchor: Base
+
+  def predict(self, adapter: Tree, examples: list[Example]) -> np.ndarray:
+    """Scores of the examples in their order: f32[N], f32[N, 2] (chosen, rejected) of pairs, or
+    f32[N, K] of rankings; of an ensemble the mean over its members.
+
+    Examples that were left out (overlong, identical pairs), and responses that are not there, score
+    NaN.
+    """
+    return self.of_members(adapter, examples).mean(0)
+
+  def of_members(self, adapter: Tree, examples: list[Example]) -> np.ndarray:
+    """`predict` of every member of an ensemble: f32[n, N, ...]; n is 1 for a single adapter."""
+    columns = [self._over_rows(_scores, adapter, examples, example_kind(self.run), field)
+               for field in self._fields]
+    scores = columns[0] if len(columns) == 1 else np.stack(columns, 1)
+    return np.moveaxis(scores, -1, 0)
+
+  def of_texts(
+    self, rewards: Rewards, prompts: list[Example], texts: Sequence[str]
+  ) -> np.ndarray:
+    """f32[N]: what each text is worth as the response to its prompt; NaN of one that is left out.
+
+    Args:
+      rewards: with the reward model among its frozen adapters, if its weight asks for one.
+      prompts: the examples that the texts answer.
+      texts: N responses.
+    """
+    scores = np.zeros(len(texts), np.float32)
+    if 'reward' in rewards.frozen:
+      examples = [_as_labelled(example, text) for example, text in zip(prompts, texts)]
+      scores = self._over_rows(
+        _scores, rewards.frozen['reward'], examples, 'labelled', 'tokens').mean(-1)
+    return rewards.of_scores(scores, prompts, texts, self._ids(texts, rewards.max_new_tokens))
+
+  def _ids(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens i32[N, length], mask) of texts as responses, their EOS included."""
+    ids = [[*row, self.data.tokenizer.eos_id][:length]
+           for row in self.data.tokenizer.encode_batch(list(texts))]
+    mask = np.arange(length) < np.array([len(row) for row in ids])[:, None]
+    tokens = np.zeros(mask.shape, np.int32)
+    tokens[mask] = np.concatenate(ids)
+    return tokens, mask
+
+  @property
+  def _fields(self) -> tuple[str, ...]:
+    pairs = self.run.config.reward.kind == 'pairwise'
+    return ('chosen', 'rejected') if pairs else ('tokens',)
+
+  def _over_rows(
+    self, function: Callable, adapter: Tree, examples: list[Example], kind: str, field: str
+  ) -> np.ndarray:
+    """f32[N, ...]: function(model, base, adapter, tokens, mask, prompt_tokens) of each example."""
+
+    def parts():
+      for batch in self.data.evaluation_batches(self.data.rows(examples, kind), kind):
+        placed = self.run.place(batch)
+        mask = placed['mask' if field == 'tokens' else f'{field}_mask']
+        values = np.array(function(
+          self.anchor.model, self.anchor.params, adapter, placed[field], mask,
+          placed['prompt_tokens']))
+        if 'present' in batch:
+          values[~batch['present']] = np.nan
+        yield values, batch['index'], batch['weight']
+
+    return probe.gather(parts(), len(examples))
+
+  def probed_head(self, adapter: Tree, examples: list[Example]) -> Tree:
+    """The adapter's head, fitted to what the anchor says of the training examples."""
+    features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
+    kind = example_kind(self.run)
+    columns = [self._over_rows(features, adapter, examples, kind, field) for field in self._fields]
+    keep = np.isfinite(columns[0]).all(-1)
+    c = self.run.config.reward.probe_c
+    if len(columns) == 2:
+      return probe.fit_pair_head(columns[0][keep], columns[1][keep], adapter['head'], c=c)
+    labels = np.array([example.label for example in examples])[keep]
+    return probe.fit_head(columns[0][keep], labels, adapter['head'], c=c)
 
 
-def of_members(
-  setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
-) -> np.ndarray:
-  """`predict` of every member of an ensemble: f32[n, N, ...]; n is 1 for a single adapter."""
-  kind = example_kind(setting)
-  columns = [
-    _over_rows(_scores, setting, anchor, adapter, examples, kind, field)
-    for field in _fields(setting)
-  ]
-  found = columns[0] if len(columns) == 1 else np.stack(columns, 1)
-  return np.moveaxis(found, -1, 0)
-
-
-def of_texts(
-  setting: Setting, anchor: Base, adapter: Tree, prompts: list[Example], texts: Sequence[str]
-) -> np.ndarray:
-  """f32[N], the score of each text as the response to its prompt; NaN of one that is left out."""
-  examples = []
-  for example, text in zip(prompts, texts):
-    asked = chat.as_prompt(example).messages
-    said = (*asked, {'role': 'assistant', 'content': text}) if asked else ()
-    examples.append(Labelled(example.prompt, text, 0.0, messages=said))
-  return _over_rows(
-    _scores, setting, anchor, adapter, examples, 'labelled', 'tokens').mean(-1)
-
-
-def _fields(setting: Setting) -> tuple[str, ...]:
-  pairs = setting.config.reward.kind == 'pairwise'
-  return ('chosen', 'rejected') if pairs else ('tokens',)
-
-
-def _over_rows(
-  function: Callable, setting: Setting, anchor: Base, adapter: Tree,
-  examples: list[Example], kind: str, field: str,
-) -> np.ndarray:
-  """f32[N, ...]: function(model, base, adapter, tokens, mask, prompt_tokens) of every example."""
-
-  def parts():
-    for batch in setting.evaluation_batches(setting.rows(examples, kind), kind):
-      placed = setting.place(batch)
-      mask = placed['mask' if field == 'tokens' else f'{field}_mask']
-      found = function(
-        anchor.model, anchor.params, adapter, placed[field], mask, placed['prompt_tokens']
-      )
-      found = np.array(found)
-      if 'present' in batch:
-        found[~batch['present']] = np.nan
-      yield found, batch['index'], batch['weight']
-
-  return probe.gather(parts(), len(examples))
-
-
-def probed_head(
-  setting: Setting, anchor: Base, adapter: Tree, examples: list[Example]
-) -> Tree:
-  """The adapter's head, fitted to what the anchor says of the training examples."""
-  features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
-  kind = example_kind(setting)
-  found = [
-    _over_rows(features, setting, anchor, adapter, examples, kind, field)
-    for field in _fields(setting)
-  ]
-  keep = np.isfinite(found[0]).all(-1)
-  c = setting.config.reward.probe_c
-  if len(found) == 2:
-    return probe.fit_pair_head(found[0][keep], found[1][keep], adapter['head'], c=c)
-  labels = np.array([e.label for e in examples])[keep]
-  return probe.fit_head(found[0][keep], labels, adapter['head'], c=c)
+def _as_labelled(example: Example, text: str) -> Labelled:
+  asked = chat.as_prompt(example).messages
+  messages = (*asked, {'role': 'assistant', 'content': text}) if asked else ()
+  return Labelled(example.prompt, text, 0.0, messages=messages)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -114,8 +127,8 @@ def _scores(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
   """f32[B, n], or f32[B, K, n] of rankings."""
   flat, mask, prompt_tokens = reward_losses.flat(tokens, mask, prompt_tokens)
   response_mask, rows = masked.after(mask, prompt_tokens), Rows(mask, right_padded=True)
-  found = reward_model.scores(model, base, adapter, flat, rows, response_mask=response_mask)
-  return found.T.reshape(*tokens.shape[:-1], -1)
+  scores = reward_model.scores(model, base, adapter, flat, rows, response_mask=response_mask)
+  return scores.T.reshape(*tokens.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='reads')

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from perl.data.examples import Example
 from perl.evaluate import best_of_n
-from perl.jobs import _artefacts as artefacts
 from perl.jobs import _responses as responses
+from perl.jobs import _run as runs
 from perl.jobs import _scoring as scoring
-from perl.jobs import _setting as settings
+from perl.jobs._artefacts import Artefacts, Base
 from perl.train import metrics
 
 TOGETHER = 8
@@ -33,26 +33,27 @@ def run(config: ConfigDict, workdir: str) -> dict:
   Raises:
     ValueError: the samples of `best_of_n.sampled` are those of other prompts.
   """
-  setting = settings.begin(config, workdir, 'best_of_n')
-  anchor = artefacts.load_anchor(setting)
-  prompts = responses.examples(setting, 'dev')
-  texts = _sampled(setting, prompts) or _sample(setting, anchor, prompts)
-  judge = artefacts.load_adapter(setting, setting.input('reward'), anchor)[0]
+  run = runs.begin(config, workdir, 'best_of_n')
+  artefacts = Artefacts(run)
+  data, anchor = artefacts.data, artefacts.anchor()
+  prompts = data.answered('dev')
+  texts = _sampled(config.best_of_n.sampled, prompts) or _sample(artefacts, anchor, prompts)
+  rewards = responses.rewards(run, data, anchor, responses.judges(artefacts, anchor))
+  scorer = scoring.Scorer(run, data, anchor)
   values = {'reward': np.array(_by_text(
-    prompts, texts, lambda *which: scoring.of_texts(setting, anchor, judge, *which)))}
-  if hasattr(setting.dataset, 'gold_reward'):
-    values['gold_reward'] = np.array(_by_text(
-      prompts, texts, lambda *which: responses.gold_rewards(setting, *which)))
+    prompts, texts, lambda *which: scorer.of_texts(rewards, *which)))}
+  if hasattr(data.dataset, 'gold_reward'):
+    values['gold_reward'] = np.array(_by_text(prompts, texts, data.gold_rewards))
   metrics.write_json(os.path.join(workdir, 'samples.json'), [
     {'prompt': e.prompt, 'group': e.group, 'texts': row} for e, row in zip(prompts, texts)])
   metrics.write_json(os.path.join(workdir, 'scores.json'), {
-    name: found.tolist() for name, found in values.items()})
+    name: scores.tolist() for name, scores in values.items()})
   lines = curve(values)
   with metrics.Writer(workdir, resumed_step=-1) as writer:
     for line in lines:
       writer.write(line['n'], {k: v for k, v in line.items() if k != 'n'}, prefix='dev')
   first, last = lines[0], lines[-1]
-  return setting.finish({
+  return run.finish({
     **{f'{name}_start': first[name] for name in values}, **last,
     'distinct_texts': float(np.mean([len(set(row)) for row in texts])),
     'prompts': len(prompts), 'samples': len(texts[0]),
@@ -69,31 +70,28 @@ def curve(values: dict[str, np.ndarray]) -> list[dict[str, float]]:
   numbers = sorted({*(2 ** i for i in range(m.bit_length())), m})
   return [
     {'n': n, 'kl': best_of_n.kl(n)} | {
-      name: float(best_of_n.expected(values['reward'], found, n).mean())
-      for name, found in values.items()}
+      name: float(best_of_n.expected(values['reward'], scores, n).mean())
+      for name, scores in values.items()}
     for n in numbers if n <= m]
 
 
-def _sample(
-  setting: settings.Setting, anchor: artefacts.Base, prompts: list[Example]
-) -> list[list[str]]:
+def _sample(artefacts: Artefacts, anchor: Base, prompts: list[Example]) -> list[list[str]]:
   """`best_of_n.samples` texts of the anchor for each prompt."""
-  wanted = setting.config.best_of_n.samples
-  start = artefacts.new_adapter(setting, anchor, setting.key)
-  policy = artefacts.reference(setting, anchor, start)
-  found: list[list[str]] = [[] for _ in prompts]
+  run, wanted = artefacts.run, artefacts.run.config.best_of_n.samples
+  policy = artefacts.reference(anchor, artefacts.new_adapter(anchor, run.key))
+  texts: list[list[str]] = [[] for _ in prompts]
   for number in range(0, wanted, TOGETHER):
     count = min(TOGETHER, wanted - number)
     drawn = responses.respond(
-      setting, anchor, policy, prompts, jax.random.fold_in(setting.key, number), samples=count)
-    for i, row in enumerate(found):
+      run, artefacts.data, anchor, policy, prompts, jax.random.fold_in(run.key, number),
+      samples=count)
+    for i, row in enumerate(texts):
       row.extend(drawn.texts[i * count:(i + 1) * count])
-  return found
+  return texts
 
 
-def _sampled(setting: settings.Setting, prompts: list[Example]) -> list[list[str]]:
-  """The texts that `best_of_n.sampled` has; [] where it names no folder."""
-  folder = setting.config.best_of_n.sampled
+def _sampled(folder: str, prompts: list[Example]) -> list[list[str]]:
+  """The texts that a finished best_of_n stage has drawn; [] where no folder is named."""
   if not folder:
     return []
   with open(os.path.join(folder, 'samples.json'), encoding='utf-8') as file:

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from perl.data.examples import Example
 from perl.evaluate import generation
-from perl.jobs import _artefacts as artefacts
 from perl.jobs import _responses as responses
-from perl.jobs import _setting as settings
+from perl.jobs import _run as runs
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._data import Data
 from perl.train import metrics
 
 
@@ -25,64 +26,65 @@ def run(config: ConfigDict, workdir: str) -> dict:
   Returns:
     each metric before (`<name>_before`) and after RL.
   """
-  setting = settings.begin(config, workdir, 'evaluate')
-  anchor = artefacts.load_anchor(setting)
-  policy, _ = artefacts.load_adapter(setting, setting.input('policy'), anchor)
+  run = runs.begin(config, workdir, 'evaluate')
+  artefacts = Artefacts(run)
+  data, anchor = artefacts.data, artefacts.anchor()
+  policy, _ = artefacts.adapter(run.input('policy'), anchor)
   # The policy before its first update: the anchor, or the adapter that rl started from.
-  start = artefacts.new_adapter(setting, anchor, setting.key, start=config.rl.adapter)
-  reference = artefacts.reference(setting, anchor, start)
-  frozen = {'reference': reference, **responses.judges(setting, anchor)}
-  prompts = responses.examples(setting, 'test')
-  turns = responses.examples(setting, 'test', 'demonstration')
+  start = artefacts.new_adapter(anchor, run.key, start=config.rl.adapter)
+  reference = artefacts.reference(anchor, start)
+  frozen = {'reference': reference, **responses.judges(artefacts, anchor)}
+  respond = lambda adapter, examples, **how: responses.respond(
+    run, data, anchor, adapter, examples, run.key, frozen=frozen, **how)
+  prompts, turns = data.answered('test'), data.answered('test', 'demonstration')
   result, greedy, answers = {}, {}, {}
   for when, adapter in (('_before', reference), ('', policy)):
-    sampled = responses.respond(setting, anchor, adapter, prompts, setting.key, frozen=frozen)
+    sampled = respond(adapter, prompts)
     answers[when] = sampled.texts
-    judged = _judged(setting, prompts, sampled)
-    result |= _summary(setting, prompts, sampled, judged, when)
+    judged = _judged(data, prompts, sampled)
+    result |= _summary(data, prompts, sampled, judged, when)
+    greedy[when] = respond(adapter, turns, temperature=0.0) if turns else sampled
     if turns:
-      greedy[when] = responses.respond(
-        setting, anchor, adapter, turns, setting.key, temperature=0.0, frozen=frozen
-      )
-      compared = responses.compared(setting, turns, greedy[when])
+      compared = responses.compared(data, turns, greedy[when])
       compared = {name: values for name, values in compared.items() if name not in judged}
-      summary = _summary(setting, turns, greedy[when], compared, when)
+      summary = _summary(data, turns, greedy[when], compared, when)
       result |= {k: v for k, v in summary.items() if k.startswith(tuple(compared))}
-    else:
-      greedy[when] = sampled
   metrics.write_json(os.path.join(workdir, 'responses.json'), [
     {'prompt': e.prompt, 'group': e.group, 'before': before, 'after': after}
     for e, before, after in zip(prompts, answers['_before'], answers[''])])
-  samples = _samples(setting, turns or prompts, greedy['_before'], greedy[''])
+  samples = _samples(data, turns or prompts, greedy['_before'], greedy[''])
   metrics.write_json(os.path.join(workdir, 'samples.json'), samples)
-  if hasattr(setting.dataset, 'OPTIMUM'):
-    result['gold_optimum'] = float(setting.dataset.OPTIMUM)
+  if hasattr(data.dataset, 'OPTIMUM'):
+    result['gold_optimum'] = float(data.dataset.OPTIMUM)
   with metrics.Writer(workdir, resumed_step=-1) as writer:
     writer.write(0, result, prefix='test')
-  return setting.finish(result)
+  return run.finish(result)
 
 
 def _judged(
-  setting: settings.Setting, examples: list[Example], found: responses.Responses
+  data: Data, examples: list[Example], answers: responses.Responses
 ) -> dict[str, np.ndarray]:
-  """By response: the reward model's score, the KL estimate and the gold reward."""
-  gold = responses.gold_rewards(setting, examples, found.texts)
-  values = {'reward': found.scores, 'kl': found.kl}
+  """By response: the reward, the KL estimate and the gold reward."""
+  gold = data.gold_rewards(examples, answers.texts)
+  values = {'reward': answers.scores, 'kl': answers.kl}
   return values if gold is None else values | {'gold_reward': gold}
 
 
-def _summary(setting, examples, found, values: dict[str, np.ndarray], suffix: str) -> dict:
+def _summary(
+  data: Data, examples: list[Example], answers: responses.Responses,
+  values: dict[str, np.ndarray], suffix: str,
+) -> dict:
+  config = data.run.config
   summary = generation.summarize(
-    found.tokens, found.finished, values, [e.group for e in examples],
-    bootstrap=setting.config.evaluate.bootstrap, seed=setting.config.seed,
-  )
+    answers.tokens, answers.finished, values, [e.group for e in examples],
+    bootstrap=config.evaluate.bootstrap, seed=config.seed)
   return {f'{name}{suffix}': value for name, value in summary.items()}
 
 
-def _samples(setting: settings.Setting, examples, before, after) -> list[dict]:
+def _samples(data: Data, examples: list[Example], before, after) -> list[dict]:
   """Dialogues from the largest loss of reward to the largest gain, with both responses."""
-  chosen = generation.spread(before.scores, after.scores, setting.config.evaluate.samples)
-  gold = [responses.gold_rewards(setting, examples, f.texts) for f in (before, after)]
+  chosen = generation.spread(before.scores, after.scores, data.run.config.evaluate.samples)
+  gold = [data.gold_rewards(examples, answers.texts) for answers in (before, after)]
   return [
     {
       'prompt': examples[i].prompt,

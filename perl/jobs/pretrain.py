@@ -4,46 +4,57 @@ Pretraining is full tuning of random weights: the same step, the same adapter pr
 end one merge.
 """
 
+import optax
 from ml_collections import ConfigDict
 
 from perl import trees
-from perl.jobs import _artefacts as artefacts
 from perl.jobs import _language as language
-from perl.jobs import _setting as settings
+from perl.jobs import _run as runs
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._plan import Plan, Stage
 from perl.models import lm
 from perl.peft import adapters
 from perl.train import loop, sharding
-from perl.train import step as steps
+from perl.types import Tree
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves base/ in workdir; returns the dev loss, nats per token."""
-  setting = settings.begin(config, workdir, 'pretrain')
-  model = setting.model(setting.tokenizer.vocab_size)
-  rows = setting.rows(setting.examples('train', 'document'), 'document')
-  dev = setting.rows(setting.examples('dev', 'document'), 'document')
+  run = runs.begin(config, workdir, 'pretrain')
+  artefacts = Artefacts(run)
+  data, model = artefacts.data, artefacts.model()
+  rows, dev = (data.rows(data.examples(split, 'document'), 'document')
+               for split in ('train', 'dev'))
   if config.model.checkpoint:
-    params = artefacts.load_published(setting, model).params
+    params = artefacts.published(model).params
   else:
-    params = lm.init(model, setting.key)
-    params = sharding.place(params, sharding.base_shardings(params, setting.mesh))
-  adapter = artefacts.place_adapter(adapters.init(setting.key, params, 'full'), params, setting)
-  tx = setting.optimizer()
-  state, places = artefacts.first_state(setting, params, adapter, tx)
-  step = steps.make_train_step(
-    language.make_loss(model, dropout=False), tx, split=adapters.split, shardings=places,
-    microbatches=config.pretrain.microbatches,
-  )
-  batches = [setting.place(b) for b in setting.evaluation_batches(dev, 'document')]
-  meta = {'seed': config.seed, 'tokenizer': setting.tokenizer.digest}
+    params = lm.init(model, run.key)
+    params = sharding.place(params, sharding.base_shardings(params, run.mesh))
+  adapter = artefacts.place(adapters.init(run.key, params, 'full'), params)
+  tx = run.optimizer()
+  state, places = run.first_state(params, adapter, tx)
+  step = language.make_step(model, tx, places, dropout=False, microbatches=run.section.microbatches)
+  batches = [run.place(batch) for batch in data.evaluation_batches(dev, 'document')]
+  meta = {'seed': config.seed, 'tokenizer': data.tokenizer.digest}
   state, result = loop.fit(
-    lambda state, batch: step(state, params, setting.place(batch)),
+    lambda state, batch: step(state, params, run.place(batch)),
     state,
-    setting.stream(rows, 'document'),
+    data.stream(rows, 'document'),
     meta=meta | {k: v for k, v in config.pretrain.to_dict().items() if k != 'log_every_steps'},
     evaluate=language.make_evaluation(model, params, batches),
-    **setting.loop_options(),
+    **run.loop_options(),
   )
-  artefacts.save_base(setting, model, adapters.merge(params, state.adapters))
+  artefacts.save_base(model, adapters.merge(params, state.adapters))
   total = trees.count(params)
-  return setting.finish({**result, 'parameters_total': total, 'parameters_trainable': total})
+  return run.finish({**result, 'parameters_total': total, 'parameters_trainable': total})
+
+
+def learns(plan: Plan) -> tuple[Tree, optax.GradientTransformation]:
+  """(what learns, by shapes: a copy of everything; its optimizer)."""
+  full = plan.adapter(lambda base: adapters.init(plan.run.key, base.params, 'full'))
+  return full, plan.run.optimizer()
+
+
+def programs(plan: Plan) -> Stage:
+  """What the stage holds and runs, by shapes."""
+  return language.programs(plan, *learns(plan), dropout=False, kind='document')

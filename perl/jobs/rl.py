@@ -5,109 +5,135 @@ policy's own adapter before its first update, and the reward model are frozen ad
 copy of the base in memory, unless rl.layout asks for the conventional four.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from perl import trees
+from perl.data.batches import paired
+from perl.data.examples import Example
 from perl.evaluate import generation
-from perl.jobs import _artefacts as artefacts
 from perl.jobs import _responses as responses
-from perl.jobs import _setting as settings
-from perl.jobs._collect import Step
+from perl.jobs import _run as runs
+from perl.jobs import reward
+from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._data import Data
+from perl.jobs._plan import Plan, Program, Stage, placed, spread
+from perl.jobs._run import Run
 from perl.peft import adapters
-from perl.rl import algorithms, statistics
-from perl.train import loop
+from perl.rl import algorithms, roles, statistics
+from perl.rl.step import ASIDE, Step, make_step
+from perl.train import loop, memory, sharding
 from perl.train import step as steps
-from perl.types import Tree
+from perl.types import Batch, Experience, Tree
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves adapter/ (the policy's); returns reward, KL and gold reward of the test prompts."""
-  setting = settings.begin(config, workdir, 'rl')
-  anchor, rl = artefacts.load_anchor(setting), setting.config.rl
-  learning = {role: _fresh(setting, anchor, role) for role in learners(setting)}
-  reference = artefacts.reference(setting, anchor, learning['policy'])
-  frozen = {'reference': reference, **responses.judges(setting, anchor)}
-  tx = _optimizer(setting)
-  state, places = artefacts.first_state(
-    setting, anchor.params, learning, tx, running=statistics.first(**rl))
-  dev, test = (_make_evaluation(setting, anchor, frozen, split) for split in ('dev', 'test'))
+  run = runs.begin(config, workdir, 'rl')
+  artefacts, rl = Artefacts(run), run.section
+  data, anchor = artefacts.data, artefacts.anchor()
+  learning = {role: fresh(artefacts, anchor, role) for role in learners(run)}
+  reference = artefacts.reference(anchor, learning['policy'])
+  frozen = {'reference': reference, **responses.judges(artefacts, anchor)}
+  tx = optimizer(run)
+  state, places = run.first_state(anchor.params, learning, tx, running=statistics.first(**rl))
+  dev, test = (_make_evaluation(run, data, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
-  step = Step(
-    setting, anchor, frozen, tx, places, offset=offset if rl.reward_centre else 0.0)
+  prompts, base = data.examples('train', 'prompt'), roles.lay_out(anchor.params, rl.layout)
+  step = step_of(run, data, anchor, base, frozen, prompts, tx, places,
+                 offset=offset if rl.reward_centre else 0.0)
   state, result = loop.fit(
-    step, state, step.stream(),
-    meta=artefacts.run_meta(setting, anchor, head=False),
-    evaluate=dev,
-    **setting.loop_options(),
-  )
-  artefacts.save_adapter(setting, anchor, state.adapters['policy'])
-  return setting.finish({
-    **{f'dev_{name}': value for name, value in result.items() if name != 'step_seconds'},
-    'step_seconds': result.get('step_seconds'),
+    step, state, stream(data, prompts), evaluate=dev, **artefacts.resumed(anchor),
+    **run.loop_options())
+  artefacts.save_adapter(anchor, state.adapters['policy'])
+  return run.finish({
+    **runs.training_result(result),
     **test(state),
     **{f'{name}_start': value for name, value in start.items()},
-    **step.memory(state),
+    **_memory(run, data, step, state),
     'parameters_trainable': adapters.count(state.adapters['policy']),
     'parameters_trainable_all_roles': adapters.count(state.adapters),
     'parameters_total': trees.count(anchor.params),
   })
 
 
-def learners(setting: settings.Setting) -> tuple[str, ...]:
+def learners(run: Run) -> tuple[str, ...]:
   """The roles that the config's algorithm trains."""
-  rl = setting.config.rl
-  return algorithms.trains(rl.algorithm, rl)
+  return algorithms.trains(run.section.algorithm, run.section)
 
 
-def _fresh(setting: settings.Setting, anchor: artefacts.Base, role: str) -> Tree:
+def fresh(artefacts: Artefacts, anchor: Base, role: str) -> Tree:
   """The role's adapter before the first update: the anchor's function; a critic's values are 0,
   or the reward model's scores.
   """
-  rl, critic = setting.config.rl, role == 'critic'
-  key = jax.random.fold_in(setting.key, ('policy', 'critic').index(role))
-  adapter = artefacts.new_adapter(
-    setting, anchor, key, head=critic, start='' if critic else rl.adapter)
+  rl, critic = artefacts.run.config.rl, role == 'critic'
+  key = jax.random.fold_in(artefacts.run.key, ('policy', 'critic').index(role))
+  adapter = artefacts.new_adapter(anchor, key, head=critic, start='' if critic else rl.adapter)
   if critic and rl.critic_from == 'reward':
-    return _of_reward(setting, anchor, adapter)
+    return _of_reward(artefacts, anchor, adapter)
   if critic:
     adapter['head'] = jax.tree.map(jnp.zeros_like, adapter['head'])
   return adapter
 
 
-def _of_reward(setting: settings.Setting, anchor: artefacts.Base, fresh: Tree) -> Tree:
+def _of_reward(artefacts: Artefacts, anchor: Base, critic: Tree) -> Tree:
   """The reward model as a critic: what its head reads of the last hidden state, and no more."""
-  found, _ = artefacts.load_adapter(setting, setting.input('reward'), anchor)
-  made = found | {'head': {name: found['head'][name] for name in fresh['head']}}
-  if jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, fresh):
+  model, _ = artefacts.adapter(artefacts.run.input('reward'), anchor)
+  copy = model | {'head': {name: model['head'][name] for name in critic['head']}}
+  if jax.tree.map(jnp.shape, copy) != jax.tree.map(jnp.shape, critic):
     raise ValueError(
       "expected a reward model of the critic's method, ranks and modules for "
       'rl.critic_from=reward, found another; train it with this config.peft, or set '
       'rl.critic_from=zero')
-  return made
+  return copy
 
 
-def _optimizer(setting: settings.Setting) -> optax.GradientTransformation:
+def optimizer(run: Run) -> optax.GradientTransformation:
   """A chain for each role: the gradient of one is not clipped for the other's sake."""
-  rates = {'critic': setting.config.rl.value_learning_rate}
+  rates = {'critic': run.section.value_learning_rate}
   chains = {
-    role: setting.optimizer(**({'learning_rate': rates[role]} if role in rates else {}))
-    for role in learners(setting)
-  }
+    role: run.optimizer(**({'learning_rate': rates[role]} if role in rates else {}))
+    for role in learners(run)}
   labels = lambda tree: {
-    role: jax.tree.map(lambda _, role=role: role, part) for role, part in tree.items()
-  }
+    role: jax.tree.map(lambda _, role=role: role, part) for role, part in tree.items()}
   return optax.partition(chains, labels)
 
 
+def step_of(
+  run: Run, data: Data, anchor: Base, base: Tree, frozen: dict[str, Tree],
+  prompts: list[Example], tx: optax.GradientTransformation, places: Tree, *, offset: float,
+) -> Step:
+  """The step that config.rl asks for: perl/rl/step.py."""
+  rl = run.section
+  slots = rl.slots if rl.slots and rl.rollout != 'batch' else None
+  return make_step(
+    anchor.model, base, frozen, prompts, tx, places, offset=offset, place=run.place,
+    sampling=responses.sampling(run, data, slots=slots),
+    rewarding=responses.rewarding(run, data), **rl.to_dict())
+
+
+def stream(data: Data, prompts: list[Example]) -> loop.Stream:
+  """Batches of prompts, as many as an update may need; with documents beside, where asked."""
+  rl = data.run.section
+  batches = data.stream(
+    data.rows(prompts, 'prompt'), 'prompt', rl.rounds * rl.batch_size // rl.samples)
+  if not rl.ptx:
+    return batches
+  documents = data.rows(data.examples('train', 'document'), 'document')
+  return paired.Paired(batches, data.stream(documents, 'document'))
+
+
 def _make_evaluation(
-  setting: settings.Setting, anchor: artefacts.Base, frozen: dict[str, Tree], split: str
-):
+  run: Run, data: Data, anchor: Base, frozen: dict[str, Tree], split: str
+) -> Callable[[steps.TrainState], dict[str, float]]:
   """State -> reward, KL, length, gold reward of one sample for each prompt of the split."""
-  examples = responses.examples(setting, split)
-  key = jax.random.fold_in(setting.key, 2)
+  examples = data.answered(split)
+  key = jax.random.fold_in(run.key, 2)
   known: dict[int, dict[str, float]] = {}  # step 0 is asked for twice: for the offset, by the loop
 
   def evaluate(state: steps.TrainState) -> dict[str, float]:
@@ -117,15 +143,99 @@ def _make_evaluation(
     return known[step]
 
   def of_policy(state: steps.TrainState) -> dict[str, float]:
-    found = responses.respond(
-      setting, anchor, state.adapters['policy'], examples, key, frozen=frozen
-    )
+    answers = responses.respond(
+      run, data, anchor, state.adapters['policy'], examples, key, frozen=frozen)
     values = {
-      'reward': float(found.scores.mean()),
-      'kl': float(found.kl.mean()),
-      **generation.monitors(found.tokens, found.finished, found.logprobs),
+      'reward': float(answers.scores.mean()),
+      'kl': float(answers.kl.mean()),
+      **generation.monitors(answers.tokens, answers.finished, answers.logprobs),
     }
-    gold = responses.gold_rewards(setting, examples, found.texts)
+    gold = data.gold_rewards(examples, answers.texts)
     return values if gold is None else values | {'gold_reward': float(gold.mean())}
 
   return evaluate
+
+
+def _memory(run: Run, data: Data, step: Step, state: steps.TrainState) -> dict[str, int]:
+  """The update's compiled bytes, at the longest prompts."""
+  rl = run.section
+  batch = _longest(data, 'prompt', rl.batch_size // rl.samples)
+  documents = _longest(data, 'document', rl.batch_size) if rl.ptx else {}
+  experience = _experience(step, gathering(step, state, batch, run.mesh), documents, run.mesh)
+  return memory.of_step(step.update, state, step.base, experience)
+
+
+def _longest(data: Data, kind: str, rows: int) -> Batch:
+  """The longest batch of the dev split's examples, as if of so many rows."""
+  batch = memory.longest(data.evaluation_batches(data.rows(data.examples('dev', kind), kind), kind))
+  return data.run.place(memory.resized(batch, rows))
+
+
+def learns(plan: Plan) -> tuple[dict[str, Tree], optax.GradientTransformation]:
+  """(what learns by role, by shapes; its optimizer)."""
+  learning = {
+    role: plan.adapter(lambda base, role=role: _fresh_shapes(plan.artefacts, base, role))
+    for role in learners(plan.run)}
+  return learning, optimizer(plan.run)
+
+
+def _fresh_shapes(artefacts: Artefacts, base: Base, role: str) -> Tree:
+  """A role's adapter by shapes, which are the same whatever it begins as."""
+  critic, start = role == 'critic', artefacts.run.config.rl.adapter
+  return artefacts.new_adapter(
+    base, artefacts.run.key, head=critic, start='' if critic else start)
+
+
+def programs(plan: Plan) -> Stage:
+  """What the stage holds and runs, by shapes: a rollout, its judges, the experience, an update."""
+  run, anchor, rl = plan.run, plan.anchor, plan.run.section
+  learning, tx = learns(plan)
+  frozen = {'reference': plan.adapter(lambda base: plan.artefacts.reference(
+    base, _fresh_shapes(plan.artefacts, base, 'policy')))}
+  if rl.reward_weight:
+    frozen['reward'] = plan.adapter(lambda base: reward.new_adapter(plan.artefacts, base))
+  state, places = plan.first_state(learning, tx, statistics.first(**rl))
+  bases = jax.eval_shape(lambda base: roles.lay_out(base, rl.layout), anchor.params)
+  bases = placed(bases, sharding.base_shardings(bases, run.mesh))
+  step = step_of(run, plan.data, anchor, bases, frozen, [], tx, places, offset=0.0)
+  batch = plan.batch('prompt')
+  documents = plan.batch('document', rl.batch_size) if rl.ptx else {}
+  before = gathering(step, state, batch, run.mesh)
+  experience = _experience(step, before, documents, run.mesh)
+  update = Program(step.update, (state, bases, experience), experience)
+  return Stage(anchor.model, bases, state, frozen, batch, before | {'update': update})
+
+
+def gathering(
+  step: Step, state: steps.TrainState, prompts: Batch, mesh: Mesh
+) -> dict[str, Program]:
+  """What a step runs before its update, by name; arrays of its arguments may be shapes."""
+  sample, key = step.sample, spread(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+  asked = prompts['tokens'], prompts['mask'], key
+  rollout = Program(
+    sample.func,
+    (*sample.args, roles.of(step.base, 'policy'), state.adapters['policy'], *asked), asked,
+    sample.keywords)
+  sampled = rollout.result(mesh)
+  judge = Program(step.rewards.judge, (step.base, step.rewards.frozen, sampled), sampled)
+  judged, weight = judge.result(mesh), _column(sampled.finished, mesh)
+  experience = Program(
+    step.experience, (sampled, judged, weight, 0.0, state.running), (sampled, judged, weight))
+  return {'rollout': rollout, 'rewards': judge, 'experience': experience}
+
+
+def _experience(
+  step: Step, before: dict[str, Program], documents: Batch, mesh: Mesh
+) -> Experience:
+  """What an update learns from, by shapes."""
+  experience, _ = before['experience'].result(mesh)
+  if step.likeliest is not None:
+    experience = experience.replace(greedy_returns=_column(experience.weight, mesh))
+  if documents:
+    experience = experience.replace(aside={name: documents[name] for name in ASIDE})
+  return experience
+
+
+def _column(rows: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """f32[B], by shape."""
+  return spread(jax.ShapeDtypeStruct(rows.shape, jnp.float32), mesh)

@@ -1,51 +1,44 @@
 """Stage `tokenizer`: a byte-level BPE of the train split, or a copy of one that exists."""
 
-import itertools
-
 from ml_collections import ConfigDict
 
-from perl.data.examples import KINDS, Example
-from perl.data.text import tokenizer
-from perl.jobs import _setting as settings
+from perl.data import sets
+from perl.data.examples import Example
+from perl.data.text import tokenizer as tokenizers
+from perl.jobs import _run as runs
+from perl.jobs._data import Data
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
   """Leaves tokenizer.json (or *.model) in workdir; returns vocab_size and characters per token."""
-  setting = settings.begin(config, workdir, 'tokenizer')
-  texts = list(_texts(setting))
-  if config.tokenizer.path or config.model.checkpoint:
-    made = tokenizer.load(config.tokenizer.path or config.model.checkpoint)
-  else:
-    made = tokenizer.train_bpe(
-      texts, config.tokenizer.vocab_size, lowercase=config.tokenizer.lowercase,
-      split_digits=config.tokenizer.split_digits,
-    )
-  made.save(workdir)
+  run = runs.begin(config, workdir, 'tokenizer')
+  texts = _texts(Data(run, None))
+  section, path = config.tokenizer, config.tokenizer.path or config.model.checkpoint
+  tokenizer = tokenizers.load(path) if path else tokenizers.train_bpe(
+    texts, section.vocab_size, lowercase=section.lowercase, split_digits=section.split_digits)
+  tokenizer.save(workdir)
   sample = texts[:: max(1, len(texts) // 200)]
-  tokens = sum(len(ids) for ids in made.encode_batch(sample))
-  return setting.finish({
-    'vocab_size': made.vocab_size,
-    'digest': made.digest,
+  tokens = sum(len(ids) for ids in tokenizer.encode_batch(sample))
+  return run.finish({
+    'vocab_size': tokenizer.vocab_size,
+    'digest': tokenizer.digest,
     'texts': len(texts),
     'characters_per_token': sum(map(len, sample)) / max(tokens, 1),
   })
 
 
-def _texts(setting: settings.Setting):
-  """Every text of the train split, of the first kinds that the dataset has."""
-  for kind in KINDS:
-    try:
-      examples = setting.examples('train', kind)
-    except ValueError:
-      continue
-    return itertools.chain.from_iterable(map(_fields, examples))
-  raise ValueError(
-    f'expected a dataset with texts, found none in {setting.config.data.name!r}; '
-    'name another one, or set config.tokenizer.path'
-  )
+def _texts(data: Data) -> list[str]:
+  """Every text of the train split, of the first kind that the dataset has."""
+  config = data.run.config.data
+  kinds = sets.kinds(data.dataset, mirror=config.mirror)
+  if not kinds:
+    raise ValueError(
+      f'expected a dataset with texts, found none in {config.name!r}; '
+      'name another one, or set config.tokenizer.path')
+  return [text for example in data.examples('train', kinds[0]) for text in _fields(example)]
 
 
 def _fields(example: Example) -> list[str]:
   names = ('text', 'prompt', 'response', 'chosen', 'rejected')
-  found = [getattr(example, name) for name in names if hasattr(example, name)]
-  return [*found, *getattr(example, 'responses', ())]
+  texts = [getattr(example, name) for name in names if hasattr(example, name)]
+  return [*texts, *getattr(example, 'responses', ())]

@@ -5,7 +5,7 @@ from perl.types import Batch
 PREFIX = 'aside_'
 
 
-class Beside:
+class Paired:
   """Batches of the first stream, with those of the second under names of their own."""
 
   def __init__(self, first, second):

@@ -1,0 +1,152 @@
+"""What a run reads: examples of its dataset, rows of token ids, batches."""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from types import ModuleType
+
+import jax
+import numpy as np
+
+from perl import choices
+from perl.data import sets
+from perl.data.batches import encoding, pipeline
+from perl.data.examples import Example
+from perl.data.text import chat
+from perl.data.text.tokenizer import Tokenizer
+from perl.jobs import _folds as folds
+from perl.jobs._run import Run
+from perl.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The data of a run.
+
+  Attributes:
+    run: whose config says what is read.
+    tokenizer: that of the run's base.
+    template: what writes dialogues: the tokenizer's chat template, or None for our markers.
+  """
+
+  run: Run
+  tokenizer: Tokenizer
+  template: chat.Template | None = None
+
+  @functools.cached_property
+  def dataset(self) -> ModuleType:
+    """The dataset's module: perl/data/sets/<config.data.name>.py."""
+    return choices.find(sets.SETS, self.run.config.data.name)
+
+  def has(self, kind: str) -> bool:
+    """Whether the dataset has examples of a kind."""
+    return kind in sets.kinds(self.dataset, mirror=self.run.config.data.mirror)
+
+  def examples(self, split: str, kind: str) -> list[Example]:
+    """Those of the dataset, of the fixed split or of config.data.fold.
+
+    Documents, which a base is pretrained on, come from the datasets of config.data.also too.
+    """
+    config = self.run.config.data
+    if config.folds:
+      examples = folds.examples(self._load, split, kind, self._assigned)
+    else:
+      examples = self._load(split, kind)
+    also = config.also if kind == 'document' else ()
+    return [*examples, *itertools.chain.from_iterable(
+      self._load(split, kind, name) for name in also)]
+
+  def answered(self, split: str, kind: str = 'prompt') -> list[Example]:
+    """Examples of a split to answer, `some` of them; none where the dataset has not the kind."""
+    if not self.has(kind):
+      logging.info('%s: %s has no examples of kind %s to answer', self.run.stage,
+                   self.run.config.data.name, kind)
+      return []
+    return self.some(self.examples(split, kind))
+
+  def some(self, examples: list) -> list:
+    """At most config.evaluate.max_examples of them, spread evenly."""
+    limit = self.run.config.evaluate.max_examples or len(examples)
+    return examples[:: max(1, len(examples) // limit)][:limit]
+
+  def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
+    config = self.run.config.data
+    dataset = choices.find(sets.SETS, name) if name else self.dataset
+    parts = {'parts': tuple(config.parts)} if config.parts and not name else {}
+    return dataset.load(
+      split, kind, mirror=config.mirror, data_dir=config.data_dir, seed=config.seed, **parts)
+
+  @functools.cached_property
+  def _assigned(self) -> dict[str, str]:
+    """{group: split} of the fold."""
+    config = self.run.config.data
+    return folds.splits(folds.everything(self._load, 'labelled'), config.folds, config.fold)
+
+  def rows(self, examples: list[Example], kind: str) -> list[dict]:
+    """The examples as token rows; what was cut or left out is counted in the log."""
+    config = self.run.config.data
+    if self.template is not None:
+      examples = [chat.apply(self.template, example) for example in examples]
+    rows, counts = pipeline.encode(
+      examples, self.tokenizer, kind=kind, max_prompt_tokens=config.max_prompt_tokens,
+      max_response_tokens=config.max_response_tokens, overlong=config.overlong,
+      responses=self.run.config.reward.responses,
+    )
+    logging.info('%s: %s examples: %s', self.run.stage, kind, counts)
+    return rows
+
+  def demonstrations(self, split: str) -> list[dict]:
+    """What sft learns of a split: a row a turn of the agent or, with sft.whole_chats, a chat."""
+    if not self.run.config.sft.whole_chats:
+      return self.rows(self.examples(split, 'demonstration'), 'demonstration')
+    if self.template is None:
+      raise ValueError(
+        'expected a tokenizer with a chat template for sft.whole_chats, found none (or '
+        'data.chat_template=false); set sft.whole_chats=false'
+      )
+    config = self.run.config.data
+    rows, counts = encoding.encode_chats(
+      self.examples(split, 'document'), self.tokenizer, self.template,
+      max_tokens=config.max_prompt_tokens + config.max_response_tokens, overlong=config.overlong)
+    logging.info('%s: whole chats: %s', self.run.stage, counts)
+    return rows
+
+  def stream(self, rows: list[dict], kind: str, batch_size: int = 0) -> pipeline.Batches:
+    """The stage's endless training batches, of as many rows as an update reads or `batch_size`."""
+    section = self.run.section
+    return pipeline.batches(
+      rows, kind=kind, batch_size=batch_size or section.batch_size,
+      seed=self.run.config.seed, buckets=self.buckets(rows, kind),
+      shard_index=jax.process_index(), shard_count=jax.process_count(),
+      pad_id=self.tokenizer.pad_id, packed=section.get('packed', False),
+      shared_prompt=section.get('share_prompt', False),
+    )
+
+  def evaluation_batches(self, rows: list[dict], kind: str, **layout: bool) -> list[Batch]:
+    """All rows once, in batches of config.evaluate.batch_size; layout as pipeline's."""
+    return pipeline.evaluation_batches(
+      rows, kind=kind, batch_size=self.run.config.evaluate.batch_size,
+      buckets=self.buckets(rows, kind), pad_id=self.tokenizer.pad_id, **layout,
+    )
+
+  def buckets(self, rows: list[dict], kind: str) -> tuple[int, ...]:
+    """The config's lengths, with one that holds the longest row that there can be; or the rows'."""
+    config = self.run.config.data
+    longest = config.max_prompt_tokens + (0 if kind == 'prompt' else config.max_response_tokens)
+    if config.auto_buckets:
+      edges = pipeline.auto_buckets(pipeline.lengths(rows, kind), count=config.auto_buckets)
+      return tuple(sorted({min(edge, longest) for edge in edges}))
+    return tuple(b for b in config.buckets if b < longest) + (longest,)
+
+  def decode(self, ids: list[int]) -> str:
+    """A response's text without its EOS; other special tokens show, for they are mistakes."""
+    ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_id else ids
+    return self.tokenizer.decode(ids, skip_special=False).strip()
+
+  def gold_rewards(self, examples: list[Example], texts: list[str]) -> np.ndarray | None:
+    """f64[N], the dataset's gold reward of each response; None where there is no gold."""
+    gold = getattr(self.dataset, 'gold_reward', None)
+    if gold is None:
+      return None
+    return np.array([gold(example.prompt, text) for example, text in zip(examples, texts)])

@@ -1,0 +1,184 @@
+"""A run of one stage: its config, folder and devices, how it learns, and how it ends.
+
+The first of the three values that every job stands on; the others are its data (_data.py) and what
+stages hand to one another (_artefacts.py). Below the jobs a ConfigDict is never seen.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from perl.hub import adapters as peft_format
+from perl.jobs import STAGES
+from perl.peft import adapters
+from perl.rl import algorithms
+from perl.train import metrics, optim, paging, population, provenance, sharding
+from perl.train import step as steps
+from perl.types import Batch, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One stage of one experiment.
+
+  Attributes:
+    config: the experiment; what its algorithm is to decide is decided (perl/rl/algorithms).
+    workdir: the stage's own folder.
+    stage: its name, which is also that of its section of the config.
+  """
+
+  config: ConfigDict
+  workdir: str
+  stage: str
+  started: float = dataclasses.field(default_factory=time.perf_counter)
+
+  def __post_init__(self):
+    object.__setattr__(self, 'config', decided(self.config))
+
+  @property
+  def section(self) -> ConfigDict:
+    """The stage's own section of the config."""
+    return self.config[self.stage]
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh that config.mesh asks for."""
+    return sharding.mesh(**{axis: self.config.mesh[axis] for axis in sharding.AXES})
+
+  @property
+  def key(self) -> jax.Array:
+    """The run's PRNG key, by stage; made anew each time, for a state that holds it is donated."""
+    return jax.random.fold_in(jax.random.key(self.config.seed), STAGES[self.stage].key)
+
+  def place(self, batch: Batch) -> Batch:
+    """The batch on the mesh."""
+    return sharding.place_batch(batch, self.mesh)
+
+  def from_checkpoint(self, name: str) -> bool:
+    """Whether 'tokenizer' or 'base' is config.model.checkpoint's: no stage makes it."""
+    made = self.config.inputs[name] or _producer(name) in self.config.stages
+    return bool(self.config.model.checkpoint) and not made
+
+  def input(self, name: str) -> str:
+    """The folder of an upstream stage: as the config says, or the sibling of this one.
+
+    Raises:
+      FileNotFoundError: it is not there, or is not finished.
+    """
+    producer = _producer(name)
+    folder = self.config.inputs[name] or os.path.join(
+      os.path.dirname(os.path.abspath(self.workdir)), producer)
+    published = (peft_format.CONFIG,) if STAGES[producer].adapter else ()
+    if not any(os.path.exists(os.path.join(folder, file))
+               for file in ('summary.json', *published)):
+      raise FileNotFoundError(
+        f'expected a finished {producer} stage in {folder}, found none; run '
+        f'--job={producer} first, or set --config.inputs.{name}=<its folder>')
+    return folder
+
+  def optimizer(self, **overrides: Any) -> optax.GradientTransformation:
+    """The stage's optax chain."""
+    options = {**self.section.optim.to_dict(), **overrides}
+    options['schedule_name'] = options.pop('schedule')
+    options['warmup_steps'] *= self.updates  # a schedule runs over batches, whatever is made of them
+    tx = optim.make(steps=self.section.steps * self.updates, **options)
+    if self.stage == 'pretrain':  # full tuning, whatever config.peft says
+      return tx
+    tx = adapters.optimizer(
+      self.config.peft.name, tx, steps=self.section.steps * self.updates, **self.peft_options())
+    members = self.section.get('members', 1)
+    return population.optimizer(tx, members) if members > 1 else tx
+
+  @property
+  def updates(self) -> int:
+    """Updates of the parameters that a step makes."""
+    return self.section.get('epochs', 1) * self.section.get('minibatches', 1)
+
+  def peft_options(self) -> dict[str, Any]:
+    """What config.peft holds beside the method's name: the arguments of adapters.init."""
+    options = self.config.peft.to_dict()
+    options.pop('name')
+    return options
+
+  def first_state(
+    self, base: Tree, learning: Tree, tx: optax.GradientTransformation,
+    running: Tree | None = None,
+  ) -> tuple[steps.TrainState, Tree]:
+    """(the state before the first step, on the mesh; its placements, which the step is to keep).
+
+    Args:
+      base: what the adapters lie over.
+      learning: the adapters that learn.
+      tx: their optimizer.
+      running: the statistics that it begins with (perl/rl/statistics.py).
+
+    Raises:
+      ValueError: config.mesh.optimizer_memory is one that the platform has not.
+    """
+    state = steps.init_state(learning, tx, self.key, adapters.split, running)
+    places = sharding.state_shardings(state, base, self.mesh)
+    places = places.replace(opt_state=paging.page(
+      state.opt_state, places.opt_state, self.mesh, self.config.mesh.optimizer_memory))
+    return sharding.place(state, places), places
+
+  def loop_options(self) -> dict[str, Any]:
+    """The arguments of train.loop.fit that are the stage's own fields."""
+    section = self.section
+    rate = optim.schedule(
+      section.optim.schedule, section.optim.learning_rate, steps=section.steps,
+      warmup_steps=section.optim.warmup_steps)
+    # All of them before the first step: nothing may be compiled after it.
+    rates = np.broadcast_to(rate(np.arange(section.steps)), section.steps).tolist()
+    names = (
+      'steps', 'evaluate_every_steps', 'checkpoint_every_steps', 'log_every_steps', 'keep_last')
+    return {name: section[name] for name in names} | {
+      'workdir': self.workdir, 'name': self.stage, 'learning_rate': rates.__getitem__}
+
+  def finish(self, result: dict) -> dict:
+    """Writes summary.json, last: its presence means that the stage is done. Returns it."""
+    summary = {
+      **result,
+      'seed': self.config.seed,
+      'peft': self.config.peft.name,
+      'wall_seconds': time.perf_counter() - self.started,
+      **provenance.record(),
+    }
+    summary.setdefault('peak_memory_bytes', provenance.peak_memory_bytes())
+    metrics.summary(self.workdir, summary)
+    return summary
+
+
+def begin(config: ConfigDict, workdir: str, stage: str) -> Run:
+  """Makes the folder, leaves the config in it, and returns the run."""
+  os.makedirs(workdir, exist_ok=True)
+  plain = json.loads(config.to_json_best_effort())
+  metrics.write_json(os.path.join(workdir, 'config.json'), plain)
+  return Run(config, workdir, stage)
+
+
+def decided(config: ConfigDict) -> ConfigDict:
+  """The config with the values that config.rl leaves to its algorithm: perl/rl/algorithms."""
+  resolved = config.copy_and_resolve_references()
+  with resolved.unlocked():
+    resolved.rl = ConfigDict(algorithms.resolve(config.rl.algorithm, config.rl.to_dict()))
+  return resolved
+
+
+def training_result(result: dict) -> dict:
+  """What the loop says of dev, under names that begin with 'dev_'; seconds keep their name."""
+  return {name if name == 'step_seconds' else f'dev_{name}': value
+          for name, value in result.items()}
+
+
+def _producer(name: str) -> str:
+  """The stage that makes an input."""
+  return next(stage for stage, about in STAGES.items() if about.makes == name)
