@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from perl import choices
 from perl.config import arguments, rates, schema
+from perl.jobs import TRAINED
 
 ARGUMENTS = {
   'algorithm': arguments.Argument(
@@ -59,7 +60,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.rl.update(
     algorithm=given.algorithm, rules=('gsm8k',), reward_weight=0.0, steps=150, batch_size=256,
     samples=8, temperature=1.0, beta=0.005, max_new_tokens=24)
-  for stage in schema.TRAINED:
+  for stage in TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=100)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.pretrain.optim.update(learning_rate=3e-3, b2=0.95, weight_decay=0.1)

@@ -29,6 +29,7 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 
 from perl.config import arguments, rates, schema
+from perl.jobs import TRAINED
 
 ARGUMENTS = {
   'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
@@ -83,7 +84,7 @@ def get_config(text: str = '') -> ConfigDict:
   )
   config.peft.update(rank=16, alpha=32.0, dropout=0.1)
   config.rl.update(steps=100, batch_size=32)
-  for stage in schema.TRAINED:
+  for stage in TRAINED:
     config[stage].update(evaluate_every_steps=50, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=20)
   config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)

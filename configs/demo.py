@@ -15,6 +15,7 @@ Arguments: peft=<a file of perl/peft>, seed=0.
 from ml_collections import ConfigDict
 
 from perl.config import arguments, rates, schema
+from perl.jobs import TRAINED
 
 ARGUMENTS = {
   'peft': rates.ARGUMENT,
@@ -52,7 +53,7 @@ def get_config(text: str = '') -> ConfigDict:
   for name in ('dpo', 'kto'):
     config.preference[name].beta = 1.0
   config.rl.update(steps=120, batch_size=64, temperature=1.0, beta=0.05)
-  for stage in schema.TRAINED:
+  for stage in TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.pretrain.optim.learning_rate = 3e-3

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from perl.cli import launch
-from perl.config import schema
 from perl.data.sets import toy
+from perl.jobs import TRAINED
 from perl.train import loop, sharding
 
 ROWS = {'train': 64, 'dev': 16, 'test': 16}
@@ -40,7 +40,7 @@ def config(**overrides) -> ConfigDict:
   made.data.update(max_prompt_tokens=24, max_response_tokens=8)
   made.peft.update(rank=2, targets=('attn/(q|k|v|o)',))
   made.rl.max_new_tokens = 8
-  for stage in schema.TRAINED:
+  for stage in TRAINED:
     made[stage].update(steps=6, batch_size=8, evaluate_every_steps=2, checkpoint_every_steps=2,
                        log_every_steps=1)
     made[stage].optim.warmup_steps = 1

@@ -11,7 +11,7 @@ from experiments.statistics import Estimate, estimate
 from perl import choices
 from perl.config import runs
 from perl.config.fields import ConfigError, flatten
-from perl.config.schema import TRAINED
+from perl.jobs import ADAPTED
 
 Found = Sequence[dict[str, Any]]
 """Rows of `collect`."""
@@ -87,7 +87,7 @@ def config(made: sweep.Sweep, row: Row, seed: int, *, test: bool) -> ConfigDict:
   """
   found = made.config(peft=row.peft, seed=seed)
   found.update_from_flattened_dict(row.fields)
-  for stage in TRAINED[1:]:
+  for stage in ADAPTED:
     found[stage].optim.learning_rate *= row.factor
   found.sft.test = test
   base = made.workdir / 'base'

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from perl.cli import launch
 from perl.config import command_line, platform
 from perl.config.fields import ConfigError, plain
-from perl.config.schema import TRAINED
+from perl.jobs import ADAPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def _main(argv: Sequence[str]) -> None:
   made.add_argument('--targets', default='', help='patterns with commas, sets of them with '
                     'semicolons; the config\'s unless given')
   made.add_argument('--ranks', default='', help='with commas; the config\'s unless given')
-  made.add_argument('--stage', default='sft', choices=TRAINED[1:])
+  made.add_argument('--stage', default='sft', choices=ADAPTED)
   made.add_argument('--no_forecast', '--no-forecast', action='store_true',
                     help='counts alone: compile nothing')
   made.add_argument('--json', default='', help='also write the rows to this file')

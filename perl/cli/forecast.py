@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from perl.cli import launch
 from perl.config import command_line, platform
 from perl.config.fields import ConfigError, nearest, plain
-from perl.config.schema import TRAINED
 from perl.forecast import devices
+from perl.jobs import TRAINED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

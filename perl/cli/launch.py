@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from perl.config import command_line, identity, schema
+from perl.config import command_line, identity
 from perl.config.fields import ConfigError, plain
 from perl.config.validate import validate
+from perl.jobs import STAGES
 from perl.report import page
 
 
@@ -75,7 +76,7 @@ def summarize(workdir: pathlib.Path) -> dict:
   """The summaries of the finished stages, by stage, and the optimum if one of them knows it."""
   found = {
     stage: _load(workdir / stage / 'summary.json')
-    for stage in schema.STAGES if identity.is_finished(workdir / stage)
+    for stage in STAGES if identity.is_finished(workdir / stage)
   }
   optima = [s['gold_optimum'] for s in found.values() if s.get('gold_optimum') is not None]
   return {**found, **({'gold_optimum': optima[-1]} if optima else {})}
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
   made = command_line.parser('launch', 'Runs a job, or the pipeline of a config.')
-  made.add_argument('--job', default='pipeline', choices=('pipeline', *identity.INPUTS),
+  made.add_argument('--job', default='pipeline', choices=('pipeline', *STAGES),
                     help='one stage alone (in <workdir>/<stage>), or all of config.stages')
   options, overrides = command_line.parse(made, argv)
   config = command_line.read(options.config, overrides)

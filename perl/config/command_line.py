@@ -18,6 +18,7 @@ from ml_collections.config_flags import config_flags
 from perl.config import schema
 from perl.config.fields import ConfigError, flatten, nearest
 from perl.config.schema import FIELDS
+from perl.jobs import PRODUCER, PUBLISHED
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -106,8 +107,8 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   config = load(spec).lock()
   config = _override(config, overrides) if overrides else config
   if config.model.checkpoint and 'stages' not in map(overridden, overrides):
-    # They make what a checkpoint brings.
-    config.stages = tuple(s for s in config.stages if s not in ('tokenizer', 'pretrain'))
+    brought = [PRODUCER[name] for name in PUBLISHED]
+    config.stages = tuple(s for s in config.stages if s not in brought)
   return config
 
 

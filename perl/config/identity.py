@@ -1,4 +1,4 @@
-"""A pipeline's stages: what each reads, and when a finished one still counts."""
+"""When a finished stage still counts, and what a stage needs of others."""
 
 import json
 import os
@@ -10,51 +10,21 @@ from ml_collections import ConfigDict
 
 from perl.config.fields import ConfigError, flatten, plain
 from perl.config.schema import FIELDS
-
-PRODUCER = {
-  'tokenizer': 'tokenizer', 'base': 'pretrain', 'anchor': 'sft', 'reward': 'reward', 'policy': 'rl',
-}
-"""Input (inputs.<name>) -> the stage that makes it."""
-
-ADAPTERS = ('anchor', 'reward', 'policy')
-"""Inputs that may also be a folder in PEFT's format."""
-
-INPUTS = {
-  'tokenizer': (),
-  'pretrain': ('tokenizer',),
-  'sft': ('tokenizer', 'base'),
-  'reward': ('tokenizer', 'base', 'anchor'),
-  'preference': ('tokenizer', 'base', 'anchor'),
-  'rl': ('tokenizer', 'base', 'anchor', 'reward'),
-  'evaluate': ('tokenizer', 'base', 'anchor', 'reward', 'policy'),
-  'best_of_n': ('tokenizer', 'base', 'anchor', 'reward'),
-}
-
-SECTIONS = {
-  'tokenizer': ('tokenizer', 'data'),
-  'pretrain': ('seed', 'model', 'data', 'pretrain'),
-  'sft': ('seed', 'model', 'data', 'peft', 'sft'),
-  'reward': ('seed', 'model', 'data', 'peft', 'reward'),
-  'preference': ('seed', 'model', 'data', 'peft', 'preference'),
-  'rl': ('seed', 'model', 'data', 'peft', 'rl'),
-  'evaluate': ('seed', 'model', 'data', 'peft', 'reward', 'rl', 'evaluate'),
-  'best_of_n': ('seed', 'model', 'data', 'rl', 'evaluate', 'best_of_n'),
-}
-"""The sections of the config that a stage itself reads."""
+from perl.jobs import ADAPTERS, PRODUCER, PUBLISHED, STAGES
 
 
 def from_checkpoint(config: Mapping | ConfigDict, name: str) -> bool:
   """Whether an input is a published checkpoint's: no folder is named, and no stage makes it."""
   flat = {path: field.default for path, field in FIELDS.items()} | flatten(config)
-  made = flat[f'inputs.{name}'] or PRODUCER[name] in flat['stages']
-  return name in ('tokenizer', 'base') and bool(flat['model.checkpoint']) and not made
+  elsewhere = flat[f'inputs.{name}'] or PRODUCER[name] in flat['stages']
+  return name in PUBLISHED and bool(flat['model.checkpoint']) and not elsewhere
 
 
 def inputs(config: Mapping | ConfigDict, stage: str) -> tuple[str, ...]:
   """The inputs that a stage reads: no reward model where rules alone reward."""
   flat = {path: field.default for path, field in FIELDS.items()} | flatten(config)
-  ruled = stage in ('rl', 'evaluate') and not flat['rl.reward_weight']
-  return tuple(name for name in INPUTS[stage] if not (ruled and name == 'reward'))
+  ruled = STAGES[stage].ruled and not flat['rl.reward_weight']
+  return tuple(name for name in STAGES[stage].reads if not (ruled and name == 'reward'))
 
 
 def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
@@ -66,7 +36,8 @@ def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
   flat = {path: field.default for path, field in FIELDS.items()} | flatten(config)
   own = {
     path: value for path, value in flat.items()
-    if path.split('.')[0] in SECTIONS[stage] and (path not in FIELDS or FIELDS[path].identity)
+    if path.split('.')[0] in STAGES[stage].sections
+    and (path not in FIELDS or FIELDS[path].identity)
   }
   for name in inputs(config, stage):
     own[f'inputs.{name}'] = os.path.normpath(flat[f'inputs.{name}'] or '.')
@@ -93,12 +64,12 @@ def check_same(config: ConfigDict, stage: str, folder: pathlib.Path) -> None:
   begun = is_finished(folder) or any((folder / 'checkpoints').glob('*'))
   if not begun or not (folder / 'config.json').is_file():
     return
-  found = identity(json.loads((folder / 'config.json').read_text()), stage)
+  recorded = identity(json.loads((folder / 'config.json').read_text()), stage)
   expected = identity(plain(config), stage)
   lines = [
     f'  {path}: expected {expected.get(path, "no such field")!r}, '
-    f'found {found.get(path, "no such field")!r}'
-    for path in sorted({*expected, *found}) if expected.get(path) != found.get(path)
+    f'found {recorded.get(path, "no such field")!r}'
+    for path in sorted({*expected, *recorded}) if expected.get(path) != recorded.get(path)
   ]
   if lines:
     raise ConfigError('\n'.join([
@@ -115,13 +86,13 @@ def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Pat
   """
   for stage in stages:
     for name in inputs(config, stage):
-      given, producer = config.inputs[name], PRODUCER[name]
-      if from_checkpoint(config, name) or (name, given) == ('anchor', 'base'):
+      place, producer = config.inputs[name], PRODUCER[name]
+      if from_checkpoint(config, name) or (name, place) == ('anchor', 'base'):
         continue
-      folder = pathlib.Path(given) if given else workdir / producer
-      made = not given and producer in stages
+      folder = pathlib.Path(place) if place else workdir / producer
+      comes = not place and producer in stages
       published = name in ADAPTERS and (folder / 'adapter_config.json').is_file()
-      if not made and not published and not is_finished(folder):
+      if not comes and not published and not is_finished(folder):
         raise ConfigError(
           f'stage {stage} needs the {name}: expected a finished {producer} stage in {folder}, '
           f'found none; run --job={producer} first, add it to stages, or set --config.inputs.{name}'

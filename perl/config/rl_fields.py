@@ -1,4 +1,4 @@
-"""The fields of RL algorithms, a part of perl/config/schema.py.
+"""The fields of the stage `rl`, a part of perl/config/schema.py.
 
 None is the algorithm's own value: `OWN` of its file in perl/rl/algorithms, or else `OPEN` there. So
  rl.algorithm alone makes another algorithm, as its paper has it. Sources in short: Sun = arXiv
@@ -87,5 +87,46 @@ FIELDS: dict[str, Field] = {
                         'response is imitated.'),
   'rl.reward_temperature': Field(1.0, 'reward_weighted: score by which a response weighs e times '
                                  'another.', low=1e-6),
+  'rl.reward_weight': Field(1.0, 'Weight of the reward model\'s score in the reward; 0 needs no '
+                            'reward model.', low=0.0),
+  'rl.ensemble': Field('mean', 'How the scores of an ensemble (reward.members) make one: their '
+                       'mean, the least of them, or the mean less rl.ensemble_penalty times their '
+                       'variance.', source='Coste et al. 2023',
+                       choices=('mean', 'minimum', 'uncertainty')),
+  'rl.ensemble_penalty': Field(0.0, 'lambda, weight of the variance over members in '
+                               'rl.ensemble=uncertainty.', source='Coste et al. 2023', low=0.0),
+  'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
+                    '\'module:function\' of your own.'),
+  'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),
+  'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '
+                     'custom: the baseline of tables of memory.', choices=('shared', 'separate')),
+  'rl.forwards': Field('auto', 'Reference and reward model read the responses in a pass each, or '
+                       'in one as stacked adapters; auto is the faster where that was measured.',
+                       choices=('auto', 'separate', 'stacked')),
+  'rl.decode': Field('auto', 'Sampling reads base and adapter, or a copy of the base with the '
+                     'adapter merged in, made anew for each rollout and never trained on; auto '
+                     'merges where weights are copied anyway (small ones, on CPU, in float32).',
+                     choices=('auto', 'adapter', 'merged')),
+  'rl.cache': Field('model', 'How sampling stores keys and values: as the model computes, or '
+                    'narrower.', choices=('model', 'float32', 'bfloat16', 'int8')),
+  'rl.rollout': Field('auto', 'A batch of prompts decodes together until its last response ends, '
+                      'or in slots: one that ends makes room for the next prompt. auto takes slots '
+                      'where prompts outnumber them and lengths of responses vary.',
+                      choices=('auto', 'batch', 'slots')),
+  'rl.slots': Field(0, 'Rows that decode at a time in an update; 0 is the whole batch.',
+                    'responses', low=0),
+  'rl.temperature': Field(0.7, 'Temperature of sampling and of every log-prob.', source='PERL A.3',
+                          low=1e-3),
+  'rl.top_k': Field(0, 'Sample from the k likeliest; 0 is off, and training demands it.', 'tokens',
+                    low=0),
+  'rl.top_p': Field(1.0, 'Sample from the likeliest of this mass; 1 is off, and training demands '
+                    'it.', 'probability', low=0.0, high=1.0),
+  'rl.max_new_tokens': Field(64, 'Longest sampled response, its EOS included.', 'tokens', low=1),
+  'rl.value_learning_rate': Field(1e-4, 'Peak learning rate of the value model.', 'per step',
+                                  low=0.0),
+  'rl.missing_eos_penalty': Field(0.0, 'Taken from the reward of a response that does not end.',
+                                  'reward', low=0.0),
+  'rl.optim.eps': Field(None, 'Added to the root of the mean square; None is the algorithm\'s own.',
+                        source='AdamW', low=0.0, kind=float),
 }
 """Path -> Field."""

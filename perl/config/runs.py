@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'preference', 'rl', 'evaluate')
+from perl.jobs import STAGES
 
 
 def read_json(path: pathlib.Path, default: Any) -> Any:
@@ -34,21 +34,21 @@ def read_metrics(folder: pathlib.Path) -> list[dict]:
 
 def summary(folder: pathlib.Path) -> dict:
   """The stage's summary.json; {} if it is not finished."""
-  found = read_json(folder / 'summary.json', {})
-  return found if isinstance(found, dict) else {}
+  value = read_json(folder / 'summary.json', {})
+  return value if isinstance(value, dict) else {}
 
 
 def summaries(workdir: pathlib.Path) -> dict[str, dict]:
   """{stage: its summary} of the stages that are finished in workdir."""
-  found = {stage: summary(workdir / stage) for stage in STAGES}
-  return {stage: value for stage, value in found.items() if value}
+  values = {stage: summary(workdir / stage) for stage in STAGES}
+  return {stage: value for stage, value in values.items() if value}
 
 
 def config(workdir: pathlib.Path) -> dict:
   """The pipeline's config.json, or that of the last stage that has one."""
   places = [workdir, *(workdir / stage for stage in reversed(STAGES))]
   for place in places:
-    found = read_json(place / 'config.json', {})
-    if found:
-      return found
+    value = read_json(place / 'config.json', {})
+    if value:
+      return value
   return {}

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from perl import choices
 from perl.config import checks, schema
 from perl.config.fields import ConfigError, Field, flatten, nearest, pick
+from perl.jobs import ADAPTED, STAGES, TRAINED
 
 COPIES = ('full', 'topk')
 """Methods that train copies of kernels: at full tuning's rates, and over no quantized base."""
@@ -79,12 +80,12 @@ def _size(value: str) -> Iterator[str]:
 
 def _stages(config: ConfigDict) -> Iterator[str]:
   stages = list(config.stages)
-  unknown = [s for s in stages if s not in schema.STAGES]
+  unknown = [s for s in stages if s not in STAGES]
   for stage in unknown:
-    yield (f'expected stages among {", ".join(schema.STAGES)}, found {stage!r}'
-           f'{pick(stage, list(schema.STAGES))}; '
+    yield (f'expected stages among {", ".join(STAGES)}, found {stage!r}'
+           f'{pick(stage, list(STAGES))}; '
            'as a flag: --config.stages="(\'sft\', \'reward\')"')
-  ordered = [s for s in schema.STAGES if s in stages]
+  ordered = [s for s in STAGES if s in stages]
   if not unknown and stages != ordered:
     yield f'expected each stage once, in order, found {stages}; write {tuple(ordered)}'
   if not stages:
@@ -92,7 +93,7 @@ def _stages(config: ConfigDict) -> Iterator[str]:
 
 
 def _batches(config: ConfigDict) -> Iterator[str]:
-  for stage in schema.TRAINED:
+  for stage in TRAINED:
     section = config[stage]
     if section.microbatches > 0 and section.batch_size % section.microbatches:
       yield (f'expected {stage}.microbatches to divide {stage}.batch_size, found '
@@ -158,7 +159,7 @@ def _buckets(config: ConfigDict) -> Iterator[str]:
 
 
 def _starts(config: ConfigDict) -> Iterator[str]:
-  for stage in schema.TRAINED[1:]:
+  for stage in ADAPTED:
     if config[stage].adapter and config.peft.name != 'lora':
       yield (f'expected peft.name=lora to start {stage} from {config[stage].adapter}, found '
              f'{config.peft.name!r}; set peft.name=lora, or {stage}.adapter=\'\'')
@@ -188,7 +189,7 @@ def _slow_adapters(config: ConfigDict) -> Iterator[str]:
   if config.peft.name in COPIES:
     return
   rates = {f'{s}.optim.learning_rate': config[s].optim.learning_rate
-           for s in schema.TRAINED[1:] if s in config.stages}
+           for s in ADAPTED if s in config.stages}
   for path, rate in rates.items():
     if rate < FULL_TUNING_RATE:
       yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '
@@ -196,7 +197,7 @@ def _slow_adapters(config: ConfigDict) -> Iterator[str]:
 
 
 def _long_warmups(config: ConfigDict) -> Iterator[str]:
-  for stage in schema.TRAINED:
+  for stage in TRAINED:
     section = config[stage]
     if stage in config.stages and section.optim.warmup_steps >= section.steps:
       yield (f'{stage}.optim.warmup_steps is {section.optim.warmup_steps}, of {section.steps} '

@@ -10,7 +10,7 @@ ranked example all of them in order. Tools that the chat may call are in meta['t
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -107,11 +107,19 @@ KINDS = {
 }
 
 
-def check_request(
-  dataset: str, split: str, kind: str, kinds: Collection[str] = tuple(KINDS)
-) -> None:
+def check_request(dataset: str, split: str, kind: str, kinds: Collection[str]) -> None:
   """Raises ValueError for a split that no dataset has, or a kind that this one has not."""
-  for what, found, expected in (('split', split, SPLITS), ('kind', kind, kinds)):
-    if found not in expected:
-      raise ValueError(f'{dataset}: expected a {what} among {", ".join(expected)}; '
-                       f'found {found!r}; ask for one of these')
+  _check(dataset, 'split', split, SPLITS)
+  _check(dataset, 'kind', kind, kinds)
+
+
+def check_parts(dataset: str, parts: Iterable[str], known: Collection[str]) -> None:
+  """Raises ValueError for a part that the dataset has not."""
+  for part in parts:
+    _check(dataset, 'part', part, known)
+
+
+def _check(dataset: str, what: str, value: str, known: Collection[str]) -> None:
+  if value not in known:
+    raise ValueError(f'{dataset}: expected a {what} among {", ".join(known)}; found {value!r}; '
+                     'ask for one of these')

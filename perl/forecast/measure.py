@@ -13,8 +13,8 @@ import jax
 from ml_collections import ConfigDict
 
 from perl.config.fields import ConfigError
-from perl.config.schema import TRAINED
 from perl.forecast import flops
+from perl.jobs import ADAPTED
 from perl.jobs import _programs as programs
 from perl.models import decode
 from perl.peft import adapters
@@ -69,7 +69,7 @@ def options(stage: programs.Stage, *, accelerator: bool = True) -> dict[str, str
 
 def full(config: ConfigDict) -> ConfigDict:
   """The config with full tuning, from fresh copies of the base, which is then dense."""
-  starts = {f'{stage}__adapter': '' for stage in TRAINED[1:]}
+  starts = {f'{stage}__adapter': '' for stage in ADAPTED}
   return copy(config, peft__name='full', model__quantize='', rl__layout='shared', **starts)
 
 

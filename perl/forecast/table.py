@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from perl.config.schema import TRAINED
 from perl.forecast.devices import GIB, TERA, Device
+from perl.jobs import TRAINED
 
 MIB = 2**20
 

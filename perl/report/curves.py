@@ -4,22 +4,9 @@ import pathlib
 import re
 
 from perl.config import runs
+from perl.jobs import STAGES, Stage
 from perl.report.figures import Series, finite, line_chart, smooth
 
-TITLES = {
-  'tokenizer': 'Tokenizer', 'pretrain': 'Pretraining', 'sft': 'Supervised fine-tuning',
-  'reward': 'Reward model', 'preference': 'Preference optimisation',
-  'rl': 'Reinforcement learning',
-}
-CHIEF = {
-  'pretrain': ('loss', 'grad_norm'),
-  'sft': ('loss', 'gold_reward', 'exact_match', 'grad_norm'),
-  'reward': ('loss', 'auc', 'pair_accuracy', 'accuracy', 'balanced_accuracy'),
-  'preference': ('loss', 'accuracy', 'margin', 'chosen_logprob', 'rejected_logprob',
-                 'chosen_log_ratio'),
-  'rl': ('reward', 'gold_reward', 'kl', 'response_tokens', 'entropy', 'repetition', 'uncertainty'),
-}
-"""Shown at once, in this order; all other metrics of a stage are folded away."""
 NAMES = {
   'kl': 'KL to the anchor', 'auc': 'ROC AUC', 'response_tokens': 'Length', 'lr': 'Learning rate',
   'grad_norm': 'Gradient norm', 'finished': 'Ends in EOS', 'step_seconds': 'Time of a step',
@@ -31,7 +18,8 @@ UNITS = {
   'uncertainty': 'of the reward model, in its units', 'chosen_logprob': 'nats a response',
   'rejected_logprob': 'nats a response', 'chosen_log_ratio': 'nats a response',
 }
-HIDDEN = re.compile(r'(_low|_high)$|^(step|time|finite|examples|groups|degenerate_replicates)$')
+HIDDEN = re.compile(
+  '(_low|_high)$|^(step|time|finite|examples|responses|groups|degenerate_replicates)$')
 COLOURS = {'train': 0, 'dev': 1, 'test': 2}
 
 
@@ -39,10 +27,10 @@ def sections(workdir: pathlib.Path, found: dict[str, dict]) -> list[tuple[str, s
   """(title, HTML) for each stage of workdir that wrote metrics."""
   optima = [s['gold_optimum'] for s in found.values() if s.get('gold_optimum') is not None]
   out = []
-  for stage, title in TITLES.items():
-    metrics = collect(runs.read_metrics(workdir / stage))
+  for name, stage in STAGES.items():
+    metrics = collect(runs.read_metrics(workdir / name))
     if metrics:
-      out.append((title, _section(stage, metrics, optima[-1] if optima else None)))
+      out.append((stage.title, _section(stage, metrics, optima[-1] if optima else None)))
   return out
 
 
@@ -58,18 +46,21 @@ def collect(rows: list[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]
   return {name: kinds for name, kinds in kept.items() if any(kinds.values())}
 
 
-def _section(stage: str, metrics: dict, optimum: float | None) -> str:
-  chief = [name for name in CHIEF.get(stage, ('loss',)) if name in metrics]
+def _section(stage: Stage, metrics: dict, optimum: float | None) -> str:
+  chief = [name for name in stage.curves if name in metrics]
   rest = [name for name in metrics if name not in chief]
-  draw = lambda name: chart(name, metrics[name], optimum if name == 'gold_reward' else None)
-  body = ''.join(map(draw, chief)) + (against_kl(metrics) if stage == 'rl' else '')
+  draw = lambda name: chart(
+    name, metrics[name], optimum if name == 'gold_reward' else None, over=stage.over)
+  body = ''.join(map(draw, chief)) + against_kl(metrics)
   folded = ''.join(map(draw, rest))
   more = (f'<details><summary>{len(rest)} more curves</summary><div class="charts">{folded}</div>'
           '</details>')
   return (f'<div class="charts">{body}</div>' if body else '') + (more if folded else '')
 
 
-def chart(name: str, kinds: dict[str, list], optimum: float | None = None) -> str:
+def chart(
+  name: str, kinds: dict[str, list], optimum: float | None = None, *, over: str = 'step'
+) -> str:
   """One metric: training as a smoothed line over its noise, evaluations as dots."""
   series = []
   for kind, points in kinds.items():
@@ -80,7 +71,7 @@ def chart(name: str, kinds: dict[str, list], optimum: float | None = None) -> st
     # The mean's memory is about a twentieth part of the curve, whatever its length.
     drawn = smooth(points, 1 - 20 / max(len(points), 21)) if noisy else points
     series.append(Series(kind, drawn, dots=kind != 'train', colour=colour))
-  return line_chart(series, title=title_of(name), y_label=UNITS.get(name, ''),
+  return line_chart(series, title=title_of(name), x_label=over, y_label=UNITS.get(name, ''),
                     reference=('optimum', optimum) if optimum is not None else None)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from perl.config import runs
-from perl.config.schema import PERL
+from perl.jobs import PERL
 from perl.report import curves, dialogues
 from perl.report.style import STYLE
 
@@ -117,11 +117,14 @@ POLICY = (('gold_reward', 'Gold reward'), ('reward', 'Reward of the reward model
           ('api_accuracy', 'Right API'), ('kl', 'KL to the anchor, nats a response'),
           ('response_tokens', 'Length, tokens'), ('finished', 'Ends in EOS'),
           ('distinct_2', 'Distinct 2-grams'), ('repetition', 'Repetition'))
+"""First of the table of policies; whatever else an evaluation measures before and after follows."""
 
 
 def _policy_rows(found: dict[str, dict]) -> list[tuple[str, str, str]]:
   rows, test = [], found.get('evaluate', {})
-  for name, title in POLICY:
+  more = [name.removesuffix('_before') for name in test if name.endswith('_before')]
+  others = {name: curves.title_of(name) for name in more if not curves.HIDDEN.search(name)}
+  for name, title in (dict(POLICY) | others | dict(POLICY)).items():
     start, end = start_and_end(found, name)
     if is_number(start) or is_number(end):
       rows.append((title, figure(start, test.get(f'{name}_low_before'),

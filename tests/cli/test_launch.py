@@ -13,6 +13,7 @@ from configs import demo
 from perl.cli import launch
 from perl.config import command_line, identity, platform
 from perl.config.fields import ConfigError, flatten, plain
+from perl.jobs import STAGES
 from perl.report import page
 
 DEMO = 'configs/demo.py'
@@ -23,7 +24,7 @@ class Jobs:
 
   def __init__(self, monkeypatch):
     self.ran, self.reports, self.broken = [], [], None
-    for stage in identity.SECTIONS:
+    for stage in STAGES:
       self.add(monkeypatch, f'perl.jobs.{stage}', run=self.job(stage))
     monkeypatch.setattr(page, 'write', self.reports.append)
 
@@ -174,6 +175,15 @@ def test_an_input_by_path_stands_for_the_stages_behind_it():
   config.inputs.anchor = 'runs/a/sft'
   assert 'sft.steps' not in identity.identity(config, 'reward')
   assert identity.identity(config, 'reward')['inputs.anchor'] == 'runs/a/sft'
+
+
+def test_every_stage_is_a_job_and_counts_in_the_summary(jobs, tmp_path):
+  for stage in STAGES:
+    assert run(tmp_path, f'--job={stage}') == 0
+  assert jobs.take() == list(STAGES)
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  assert [name for name in summary if name in STAGES] == list(STAGES)
+  assert summary['wall_seconds'] >= 100 * (len(STAGES) - 1)
 
 
 def test_a_signal_ends_with_its_own_exit_code_and_message(jobs, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from perl.cli import report as program
+from perl.jobs import STAGES
 from perl.report import curves, dialogues, figures
 from perl.report import page as report
 
@@ -150,6 +151,27 @@ def test_missing_stages_are_left_out(tmp_path):
       file.unlink()
   text = parse(pathlib.Path(report.write(str(tmp_path))).read_text()).text
   assert 'Reward model' in text and 'Reinforcement' not in text and 'Dialogues' not in text
+
+
+def test_every_finished_stage_is_in_the_report(tmp_path):
+  for name, stage in STAGES.items():
+    log(tmp_path / name, [{'step': n, f'dev/{stage.curves[0]}': 1.0} for n in (1, 2)])
+    save(tmp_path / name / 'summary.json', {'wall_seconds': 1.0})
+  text = parse(report.page(tmp_path)).text
+  assert f'{len(STAGES)} of {len(STAGES)} stages finished' in text
+  for name, stage in STAGES.items():
+    assert f'{stage.title}\n{curves.title_of(stage.curves[0])}' in text, name
+    assert f'{name}1.0 s' in text, name
+
+
+def test_what_else_is_measured_before_and_after_is_in_the_table(tmp_path):
+  """A dataset's own metric needs no file of the report."""
+  save(tmp_path / 'evaluate' / 'summary.json', {
+    'correct_before': 0.25, 'correct': 0.5, 'correct_low': 0.375, 'correct_high': 0.625,
+    'kl_before': 0.0, 'kl': 1.5, 'responses_before': 3, 'responses': 3})
+  text = parse(report.page(tmp_path)).text
+  assert 'Correct0.2500.500 [0.375, 0.625]' in text and 'Responses' not in text
+  assert text.index('KL to the anchor, nats a response') < text.index('Correct0.250')
 
 
 def test_an_empty_workdir_has_a_report(tmp_path):

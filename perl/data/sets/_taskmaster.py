@@ -77,6 +77,7 @@ MAKERS = {
   'prompt': ('thumbs', _prompts),
 }
 """Kind -> (the part that it is made of, how)."""
+KINDS = tuple(MAKERS)
 
 
 def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, *,
@@ -86,7 +87,7 @@ def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, 
   `apart` leaves out the dialogues that open like a judged one of any split: what a base or an
   anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
   """
-  check_request(source.name, split, kind, tuple(MAKERS))
+  check_request(source.name, split, kind, KINDS)
   part, make = MAKERS[kind]
   rows = records(source, part, split, mirror, data_dir)
   if apart and part == 'dialogues':

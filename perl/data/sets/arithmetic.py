@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from perl.data.examples import Example, check_request
+from perl.data.examples import Example, check_parts, check_request
 from perl.data.sets import gsm8k
 from perl.data.sources import layouts, records
 from perl.data.text import dialogue
@@ -70,6 +70,7 @@ SIZES = {
   'demonstration': {'train': 8000, 'dev': 300, 'test': 300},
   'prompt': {'train': 8000, 'dev': 300, 'test': 300},
 }
+KINDS = tuple(SIZES)
 OPTIMUM = 1.  # gold_reward of a right response, for every prompt
 
 
@@ -79,7 +80,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
 
   Args:
     split: 'train', 'dev' or 'test'.
-    kind: of SIZES.
+    kind: of KINDS.
     mirror, data_dir: not needed.
     seed: of the data.
     parts: of PARTS, in turn; () is all.
@@ -87,12 +88,8 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
   Raises:
     ValueError: an unknown split, kind or part.
   """
-  check_request('arithmetic', split, kind)
-  for what, known, asked in (('kind', SIZES, [kind]), ('part', PARTS, parts)):
-    for one in asked:
-      if one not in known:
-        raise ValueError(f'arithmetic: expected a {what} among {", ".join(known)}; found {one!r}; '
-                         'ask for one of these')
+  check_request('arithmetic', split, kind, KINDS)
+  check_parts('arithmetic', parts, PARTS)
   rng = random.Random(f'arithmetic/{seed}/{split}/{kind}')
   digits = [PARTS[part] for part in parts or PARTS]
   examples: list[Example] = []

@@ -55,7 +55,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
          seed: int = 0) -> list[Example]:
   """The examples of one split; meta['answer'] is the right number.
 
-  Args and errors: see `prepared_rows.examples`; `seed` is not used, the data are given.
+  Args and errors: see `records.examples`; `seed` is not used, the data are given.
   """
   del seed
   return records.examples(SOURCE, KINDS, split, kind, mirror=mirror, data_dir=data_dir)

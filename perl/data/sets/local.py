@@ -6,7 +6,8 @@
   A file holds all splits: a row belongs to the split of its `group`, or else of its prompt
   (`dialogue.split_of`), so that examples that share a prompt stay together.
 
-rows.py has the layouts of a row.
+perl/data/sources/layouts.py has the layouts of a row. Which kinds there are, the first row of a
+file decides: all rows of a file are meant to have one layout.
 """
 
 import gzip
@@ -15,7 +16,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from perl.data.examples import Example, check_request
+from perl.data.examples import KINDS, SPLITS, Example, check_request
 from perl.data.sources import layouts
 from perl.data.text import dialogue
 
@@ -32,7 +33,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
     FileNotFoundError: there is no file for the split.
   """
   del data_dir, seed  # nothing is prepared, nothing is drawn
-  check_request('local', split, kind)
+  check_request('local', split, kind, KINDS)
   file, whole = _file(mirror, split, kind)
   examples = [example for where, row in _rows(file)
               for example in layouts.examples(row, kind, where)]
@@ -44,41 +45,72 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
   return examples
 
 
-def _file(mirror: str, split: str, kind: str) -> tuple[pathlib.Path, bool]:
-  """(the file that holds the split, whether it holds the other splits too)."""
+def kinds(mirror: str = '') -> tuple[str, ...]:
+  """The kinds that the files at `mirror` can give, by the names of the fields of a first row each.
+
+  A kind is looked for in the file of train, or else of dev or test.
+
+  Raises:
+    ValueError: no mirror, a file without rows, a first row that is no JSON object.
+    FileNotFoundError: there is no file of any split.
+  """
+  path = _place(mirror)
+  files = {kind: path if path.is_file() else next(
+    filter(None, (_of_split(path, split, kind) for split in SPLITS)), None) for kind in KINDS}
+  if not any(files.values()):
+    raise _missing(path, 'train', 'document')
+  known = {file: layouts.kinds(_first(file)) for file in files.values() if file}
+  return tuple(kind for kind, file in files.items() if file and kind in known[file])
+
+
+def _place(mirror: str) -> pathlib.Path:
+  """The file or folder."""
   if not mirror:
     raise ValueError("local: expected the path of a file or folder; found ''; set data.mirror")
   path = pathlib.Path(mirror).expanduser()
+  if path.is_file() and not path.name.endswith(_SUFFIXES):
+    raise ValueError(f'local: expected a file that ends in {", ".join(_SUFFIXES)}; found {path}; '
+                     'convert it, or rename it')
+  return path
+
+
+def _file(mirror: str, split: str, kind: str) -> tuple[pathlib.Path, bool]:
+  """(the file that holds the split, whether it holds the other splits too)."""
+  path = _place(mirror)
   if path.is_file():
-    if not path.name.endswith(_SUFFIXES):
-      raise ValueError(f'local: expected a file that ends in {", ".join(_SUFFIXES)}; found {path}; '
-                       'convert it, or rename it')
     return path, True
-  for folder in (path / kind, path):
-    for suffix in _SUFFIXES:
-      if (folder / f'{split}{suffix}').is_file():
-        return folder / f'{split}{suffix}', False
-  found = sorted(str(p.relative_to(path)) for p in path.rglob('*') if p.name.endswith(_SUFFIXES))
-  raise FileNotFoundError(
+  file = _of_split(path, split, kind)
+  if file is None:
+    raise _missing(path, split, kind)
+  return file, False
+
+
+def _of_split(path: pathlib.Path, split: str, kind: str) -> pathlib.Path | None:
+  """The file of a folder that holds a split of a kind."""
+  files = (folder / f'{split}{suffix}' for folder in (path / kind, path) for suffix in _SUFFIXES)
+  return next((file for file in files if file.is_file()), None)
+
+
+def _missing(path: pathlib.Path, split: str, kind: str) -> FileNotFoundError:
+  names = sorted(str(p.relative_to(path)) for p in path.rglob('*') if p.name.endswith(_SUFFIXES))
+  return FileNotFoundError(
     f'local: expected {split}.jsonl, {split}.jsonl.gz or {split}.parquet in {path} or in '
-    f'{path / kind}; found {", ".join(found[:10]) or "no such file"}; add the file of this split')
+    f'{path / kind}; found {", ".join(names[:10]) or "no such file"}; add the file of this split')
 
 
 # --- Rows
 
 
+def _first(file: pathlib.Path) -> dict[str, Any]:
+  for _, row in _rows(file):
+    return row
+  raise ValueError(f'local: expected rows in {file}; found none; add rows, or delete the file')
+
+
 def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """('FILE, line 3', row) for each row."""
   if file.name.endswith('.parquet'):
-    import pyarrow
-    import pyarrow.parquet  # here: heavy, and only for those who have such files
-
-    try:
-      table = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-      raise ValueError(f'local: expected a Parquet file in {file}; found {error}; '
-                       'write the file again') from error
-    for number, row in enumerate(table):
+    for number, row in enumerate(_columns(file)):
       # Parquet has all columns in all rows: null means that the row has no such field.
       yield f'{file}, row {number}', {k: v for k, v in row.items() if v is not None}
     return
@@ -86,6 +118,20 @@ def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(_lines(lines, file), start=1):
       if line.strip():
         yield f'{file}, line {number}', _parse(line, f'{file}, line {number}')
+
+
+def _columns(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """The rows of a Parquet file, a batch in memory at a time."""
+  import pyarrow
+  import pyarrow.parquet  # here: heavy, and only for those who have such files
+
+  try:
+    with pyarrow.parquet.ParquetFile(file) as table:
+      for batch in table.iter_batches():
+        yield from batch.to_pylist()
+  except (pyarrow.ArrowException, OSError) as error:
+    raise ValueError(f'local: expected a Parquet file in {file}; found {error}; '
+                     'write the file again') from error
 
 
 def _lines(lines: Any, file: pathlib.Path) -> Iterator[bytes]:

@@ -26,6 +26,7 @@ SOURCE = files.source(
   'taskmaster_coffee',
   dialogues=(files.numbered('TM-4-2024/data', 'data', 8), files.dialogues),
   thumbs=(files.numbered('TM-4-2024/reward', 'reward', 7), files.thumbs))
+KINDS = taskmaster.KINDS
 
 
 def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',

@@ -34,6 +34,7 @@ APIS = {name: frozenset(arguments.split()) for name, arguments in {
 _FILES = files.numbered('TM-3-2020/reward', 'reward', 8)
 SOURCE = files.source('taskmaster_ticketing', dialogues=(_FILES, files.approved_dialogues),
                       thumbs=(_FILES, files.thumbs))
+KINDS = taskmaster.KINDS
 
 
 def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',

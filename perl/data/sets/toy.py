@@ -21,6 +21,7 @@ from perl.data.examples import (
   Prompt,
   Ranked,
   Rated,
+  check_request,
 )
 from perl.data.sets import _toy_grammar as grammar
 from perl.data.sets import _toy_people as people
@@ -35,6 +36,7 @@ SIZES = {
   'rated': {'train': 16000, 'dev': 600, 'test': 600},
   'prompt': {'train': 4000, 'dev': 300, 'test': 300},
 }
+KINDS = tuple(SIZES)
 OPTIMUM = 1.  # gold_reward of best_response, for every prompt
 TEMPERATURE = .05  # noise of all raters, in units of the gold reward
 RESPONSES = 4  # to the prompt of a ranking
@@ -46,12 +48,7 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
 
   Raises ValueError for an unknown kind or split.
   """
-  if kind not in SIZES:
-    raise ValueError(f'toy: expected a kind of {sorted(SIZES)}, found {kind!r}; '
-                     'set the kind to one of these')
-  if split not in SIZES[kind]:
-    raise ValueError(f'toy: expected a split of {sorted(SIZES[kind])}, found {split!r}; '
-                     'set the split to one of these')
+  check_request('toy', split, kind, KINDS)
   rng = random.Random(f'toy/{seed}/{split}/{kind}')
   examples = []
   while len(examples) < SIZES[kind][split]:

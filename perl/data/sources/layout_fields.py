@@ -39,13 +39,12 @@ def rating(row: dict[str, Any], where: str) -> float:
   return number(row, 'rating', where, math.isfinite, 'a finite number')
 
 
-def responses(row: dict[str, Any], where: str, *, least: int) -> dict[str, Any]:
-  """{'responses[0]': the best one, ...}: they are read as any other answer."""
-  found = row['responses']
-  if not isinstance(found, list) or len(found) < least:
+def check_responses(row: dict[str, Any], where: str, *, least: int) -> None:
+  """Raises ValueError unless `responses` is a list of so many."""
+  value = row['responses']
+  if not isinstance(value, list) or len(value) < least:
     raise ValueError(f"local: expected 'responses' to be a list of at least {least}, best first, "
-                     f'in {where}; found {found!r:.60}; repair the row')
-  return {f'responses[{i}]': response for i, response in enumerate(found)}
+                     f'in {where}; found {value!r:.60}; repair the row')
 
 
 def margin(row: dict[str, Any], where: str) -> float:

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perl.data.examples import (
+  KINDS,
   Demonstration,
   Document,
   Example,
@@ -47,6 +48,7 @@ _LAYOUTS = {
   'rated': '{prompt, response, rating}',
   'prompt': '{prompt} or {messages}',
 }
+_OF_CHATS = ('document', 'demonstration', 'prompt')
 _ANSWERS = ('chosen', 'rejected', 'response')
 _NUMBERS = {'labelled': ('label',), 'rated': ('rating',)}
 _OF_RANKINGS = {'document': 1, 'demonstration': 1, 'ranked': 2, 'prompt': 0}
@@ -100,27 +102,51 @@ def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
   Raises:
     ValueError: a malformed field, or a layout that the kind cannot use.
   """
-  if 'messages' in row and kind not in ('preference', 'labelled', 'ranked', 'rated'):
+  if 'messages' in row and kind in _OF_CHATS:
     return _of_chat(row, kind, where)
   if 'text' in row and kind == 'document':
     text = fields.text(row, 'text', where)
     return [Document(text, **_about(row, where, text))]
-  given = {'response': row['completion']} | row if 'completion' in row else row
   if 'responses' in row and kind in _OF_RANKINGS:
-    given = given | fields.responses(row, where, least=_OF_RANKINGS[kind])
-  names = _answers(given, kind)
-  needed = {*names, *_NUMBERS.get(kind, ())}
-  if not needed <= given.keys():
+    fields.check_responses(row, where, least=_OF_RANKINGS[kind])
+  whole = _whole(row, kind)
+  if not _fits(whole, kind):
     raise _misfit(row, kind, where)
   if kind in ('document', 'demonstration') and 'label' in row and not fields.label(row, where):
     return []  # nothing to imitate
-  if any(isinstance(given.get(name), list) for name in ('prompt', *_all_answers(given))):
-    return [_of_parts(given, kind, where, names)]
-  if 'prompt' not in row:
-    raise _misfit(row, kind, where)
+  names = _answers(whole, kind)
+  if _has_messages(whole):
+    return [_of_parts(whole, kind, where, names)]
   prompt = fields.text(row, 'prompt', where)
-  answers = [fields.text(given, name, where) for name in names]
-  return [_made(given, kind, where, prompt, answers, _about(row, where, prompt))]
+  answers = [fields.text(whole, name, where) for name in names]
+  return [_made(whole, kind, where, prompt, answers, _about(row, where, prompt))]
+
+
+def kinds(row: dict[str, Any]) -> tuple[str, ...]:
+  """The kinds that a row can give, by the names of its fields; what they hold may be malformed."""
+  return tuple(
+    kind for kind in KINDS
+    if ('messages' in row and kind in _OF_CHATS) or ('text' in row and kind == 'document')
+    or _fits(_whole(row, kind), kind))
+
+
+def _whole(row: dict[str, Any], kind: str) -> dict[str, Any]:
+  """The row with `response`, by its other name, and 'responses[0]', the best one, and so on."""
+  whole = {'response': row['completion']} | row if 'completion' in row else row
+  ranking = row.get('responses') if kind in _OF_RANKINGS else None
+  answers = ranking if isinstance(ranking, list) else []
+  return whole | {f'responses[{i}]': answer for i, answer in enumerate(answers)}
+
+
+def _fits(row: dict[str, Any], kind: str) -> bool:
+  """Whether a row has the fields that a kind reads."""
+  needed = {*_answers(row, kind), *_NUMBERS.get(kind, ())}
+  return needed <= row.keys() and ('prompt' in row or _has_messages(row))
+
+
+def _has_messages(row: dict[str, Any]) -> bool:
+  """Whether the prompt or an answer is a list of messages."""
+  return any(isinstance(row.get(name), list) for name in ('prompt', *_all_answers(row)))
 
 
 def _answers(row: dict[str, Any], kind: str) -> tuple[str, ...]:

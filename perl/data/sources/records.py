@@ -1,9 +1,9 @@
-"""Datasets whose records are rows in the layouts of rows.py; kinds of example follow from these."""
+"""Datasets whose records are rows in the usual layouts; kinds of example follow from these."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perl.data.examples import Example, check_request
+from perl.data.examples import Example, check_parts, check_request
 from perl.data.sources import layouts, tfds
 from perl.data.text import dialogue
 
@@ -25,14 +25,8 @@ def examples(source: tfds.Source, kinds: Mapping[str, Sequence[str]], split: str
     ValueError: an unknown split, kind or part, an empty split, a malformed file.
     OSError: the files cannot be had.
   """
-  check_request(source.name, split, kind)
-  if kind not in kinds:
-    raise ValueError(f'{source.name}: expected a kind among {", ".join(kinds)}; found {kind!r}, '
-                     'which this dataset has not; ask for one of these')
-  for part in parts:
-    if part not in source.parts:
-      raise ValueError(f'{source.name}: expected parts among {", ".join(source.parts)}; found '
-                       f'{part!r}; choose of these')
+  check_request(source.name, split, kind, kinds)
+  check_parts(source.name, parts, source.parts)
   return [example for part in kinds[kind] if not parts or part in parts
           for number, row in enumerate(tfds.records(source, part, split, mirror, data_dir))
           for example in layouts.examples(row, kind, f'{source.name}/{part}, {split} {number}')]
