@@ -1,10 +1,10 @@
-"""What stages hand to one another on disk: the tokenizer, the base, adapters over it, the anchor."""
+"""What stages hand to one another on disk: tokenizer, base, adapters over it, the anchor."""
 
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.serialization
 import jax
@@ -15,6 +15,7 @@ from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
+from perl.jobs._base import Base, digest_of, over, write_base
 from perl.jobs._data import Data
 from perl.jobs._run import Run
 from perl.models import config as model_config
@@ -25,24 +26,6 @@ from perl.peft.protocol import Kind
 from perl.quantized import Scheme, scheme_of
 from perl.train import bases, checkpoint, provenance, sharding
 from perl.types import Tree
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-  """Frozen parameters on the mesh, their module, and the digest that ties adapters to them."""
-
-  model: Transformer
-  params: Tree
-  digest: str
-  below: Tree = dataclasses.field(default_factory=dict)  # a frozen adapter under every role's own
-  former: Callable[[], str] | None = None  # the digest by which older versions knew it
-
-  def renamed(self, meta: dict) -> dict:
-    """A saved meta, with today's digest where it has the one by which this base went before."""
-    known = meta.get('base_digest')
-    if self.former is None or known in (None, self.digest) or known != self.former():
-      return meta
-    return meta | {'base_digest': self.digest}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,28 +250,6 @@ class Artefacts:
         f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
         'save one that was trained for sequence classification')
     return self.place(adapter, base.params)
-
-
-def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
-  """Writes <folder>/base; `tokenizer` is the digest of its tokenizer."""
-  meta = {
-    'config': dataclasses.asdict(base.model.config), 'digest': base.digest,
-    'tokenizer': tokenizer, 'commit': provenance.commit()}
-  bases.save(os.path.join(folder, 'base'), base.params, meta)
-
-
-def digest_of(folder: str, scheme: Scheme | None) -> str:
-  """The digest of a checkpoint that is quantized by the scheme, or was when it was saved."""
-  digest = pretrained.digest(folder)
-  return digest if scheme is None or pretrained.scheme(folder) else scheme.of(digest)
-
-
-def over(base: Base, adapter: Tree) -> Tree:
-  """The adapter over a copy of what lies frozen over the base: states are donated to their step."""
-  if base.below and adapters.members(adapter):
-    return adapters.stack([over(base, one) for one in trees.unstack(adapter)])
-  below = jax.tree.map(jnp.copy, base.below)
-  return composition.over(base.params, below, adapter) if below else adapter
 
 
 def _check_method(adapter: Tree, method: str, folder: str) -> None:

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from perl import choices
-from perl.jobs import STAGES as ALL
+from perl.jobs import TRAINED
 from perl.jobs._plan import Plan, Program, Stage
 from perl.train import step as steps
 from perl.types import Tree
-
-STAGES = tuple(name for name, stage in ALL.items() if stage.trained)
-"""The stages that have programs worth a forecast, in the order of a pipeline."""
 
 
 def stage(config: ConfigDict, name: str) -> Stage:
@@ -33,12 +30,12 @@ def learner(config: ConfigDict, name: str) -> tuple[Tree, steps.TrainState]:
   return plan.anchor.params, plan.first_state(*_job(name).learns(plan))[0]
 
 
-def programs(config: ConfigDict, names: Sequence[str] = STAGES) -> dict[str, dict[str, Program]]:
+def programs(config: ConfigDict, names: Sequence[str] = TRAINED) -> dict[str, dict[str, Program]]:
   """{stage: {program: Program}} of a valid config."""
   return {name: stage(config, name).programs for name in names}
 
 
 def _job(name: str):
-  if name not in STAGES:
-    raise ValueError(f'expected a stage among {", ".join(STAGES)}, found {name!r}')
+  if name not in TRAINED:
+    raise ValueError(f'expected a stage among {", ".join(TRAINED)}, found {name!r}')
   return choices.find('perl.jobs', name)

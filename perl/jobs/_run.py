@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from perl.hub import adapters as peft_format
-from perl.jobs import STAGES
+from perl.jobs import ADAPTERS, PRODUCER, STAGES
 from perl.peft import adapters
 from perl.rl import algorithms
 from perl.train import metrics, optim, paging, population, provenance, sharding
@@ -65,7 +65,7 @@ class Run:
 
   def from_checkpoint(self, name: str) -> bool:
     """Whether 'tokenizer' or 'base' is config.model.checkpoint's: no stage makes it."""
-    made = self.config.inputs[name] or _producer(name) in self.config.stages
+    made = self.config.inputs[name] or PRODUCER[name] in self.config.stages
     return bool(self.config.model.checkpoint) and not made
 
   def input(self, name: str) -> str:
@@ -74,10 +74,10 @@ class Run:
     Raises:
       FileNotFoundError: it is not there, or is not finished.
     """
-    producer = _producer(name)
+    producer = PRODUCER[name]
     folder = self.config.inputs[name] or os.path.join(
       os.path.dirname(os.path.abspath(self.workdir)), producer)
-    published = (peft_format.CONFIG,) if STAGES[producer].adapter else ()
+    published = (peft_format.CONFIG,) if name in ADAPTERS else ()
     if not any(os.path.exists(os.path.join(folder, file))
                for file in ('summary.json', *published)):
       raise FileNotFoundError(
@@ -89,7 +89,8 @@ class Run:
     """The stage's optax chain."""
     options = {**self.section.optim.to_dict(), **overrides}
     options['schedule_name'] = options.pop('schedule')
-    options['warmup_steps'] *= self.updates  # a schedule runs over batches, whatever is made of them
+    # A schedule runs over batches, whatever is made of them.
+    options['warmup_steps'] *= self.updates
     tx = optim.make(steps=self.section.steps * self.updates, **options)
     if self.stage == 'pretrain':  # full tuning, whatever config.peft says
       return tx
@@ -177,8 +178,3 @@ def training_result(result: dict) -> dict:
   """What the loop says of dev, under names that begin with 'dev_'; seconds keep their name."""
   return {name if name == 'step_seconds' else f'dev_{name}': value
           for name, value in result.items()}
-
-
-def _producer(name: str) -> str:
-  """The stage that makes an input."""
-  return next(stage for stage, about in STAGES.items() if about.makes == name)

@@ -136,7 +136,7 @@ class _Judge:
     return lambda batch: batch | {'reference': table[batch['index']]}
 
   def measure(self, examples: list[Example]) -> Callable:
-    """State -> loss and metrics over the examples, and how well implicit rewards tell them apart."""
+    """State -> loss and metrics over the examples, and how well rewards tell them apart."""
     rows = self.data.rows(examples, self.method.examples)
     attach = self.attach(rows, len(examples))
     batches = [self.run.place(attach(batch)) for batch in self._batches(rows)]

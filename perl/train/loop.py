@@ -53,6 +53,7 @@ def fit(
   workdir: str,
   meta: dict,
   name: str,
+  renamed: Callable[[dict], dict] = lambda meta: meta,
   evaluate: Callable[[TrainState], dict[str, float]] | None = None,
   evaluate_every_steps: int = 0,
   checkpoint_every_steps: int = 0,
@@ -74,6 +75,7 @@ def fit(
     steps: updates in all.
     workdir: holds checkpoints/, metrics.jsonl and tensorboard/.
     meta: stored in each checkpoint and compared with what a resumed checkpoint says.
+    renamed: what an older checkpoint says, in today's names.
     name: shown beside the progress bar.
     evaluate: called on the state before the first step, every so many steps, and at the end.
     checkpoint_every_steps: 0 saves at evaluations and at the end alone.
@@ -94,7 +96,8 @@ def fit(
     folder, keep_last=keep_last, keep_best=1 if best_metric else 0,
     best_metric=best_metric, best_mode=best_mode,
   )
-  run = _Run(step_fn, stream, saver, meta, evaluate, log_every_steps, folder, learning_rate)
+  run = _Run(step_fn, stream, saver, meta, renamed, evaluate, log_every_steps, folder,
+             learning_rate)
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
     stop = stack.enter_context(signals.stop_on_signal())
@@ -133,10 +136,10 @@ class _Run:
   writer: metrics.Writer
 
   def __init__(
-    self, step_fn, stream, saver, meta, evaluate, log_every_steps, folder, learning_rate
+    self, step_fn, stream, saver, meta, renamed, evaluate, log_every_steps, folder, learning_rate
   ):
     self.step_fn, self.stream, self.saver = step_fn, stream, saver
-    self.meta, self.evaluate, self.folder = meta, evaluate, folder
+    self.meta, self.renamed, self.evaluate, self.folder = meta, renamed, evaluate, folder
     self.log_every_steps, self.learning_rate = log_every_steps, learning_rate
     self.seconds: list[float] = []  # of the steps between two logs, on average
     self.pending: list[dict[str, jax.Array]] = []  # of the steps since the last log
@@ -147,7 +150,8 @@ class _Run:
     self.warm = False  # compiled: the first stretch of steps is no measure of speed
 
   def resume(self, state: TrainState) -> tuple[TrainState, int]:
-    same_run = lambda meta: checkpoint.check_meta(self.meta, meta.get('run', {}))
+    same_run = lambda meta: checkpoint.check_meta(
+      self.meta, self.renamed(meta.get('run', {})))
     restored = self.saver.restore(to_arrays(state), check=same_run)
     if restored is None:
       return state, 0
