@@ -25,7 +25,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    # The experiment files of configs/ go along as perl/configs; a checkout keeps them where they are.
+    # A wheel has the experiment files as perl/configs; a checkout keeps them in configs.
     packages=[*find_packages(include=['perl', 'perl.*']), 'perl.configs'],
     package_dir={'perl.configs': 'configs'},
     entry_points={'console_scripts': ['perl-rlhf=perl.cli:main']},
