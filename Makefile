@@ -1,6 +1,7 @@
-# Two commands on a bare machine:
+# On a bare machine, which has to have python3 alone:
 #   make demo   PERL end to end on the embedded task; a summary and a report to look at
 #   make test   every test
+#   make lint   style alone
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
@@ -10,15 +11,14 @@ TORCH ?= torch==2.13.0
 .PHONY: demo test lint notebook clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m experiments.launch --config=configs/demo.py --workdir=runs/demo
+	$(RUN) -m perl.cli launch --config=demo --workdir=runs/demo
 	@echo "report: $(CURDIR)/runs/demo/report.html"
 
-test: $(VENV)/.installed-test
-	$(VENV)/bin/ruff check perl experiments configs tests setup.py
+test: lint
 	$(RUN) -m pytest -q -n 2 tests
 
 lint: $(VENV)/.installed-test
-	$(VENV)/bin/ruff check perl experiments configs tests setup.py
+	$(VENV)/bin/ruff check perl configs experiments tests setup.py
 
 # Everything is installed once, and again when setup.py changes.
 $(VENV)/.installed: setup.py

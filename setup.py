@@ -8,13 +8,13 @@ HF = ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18']
 TEST = [
     'pytest>=8.3',
     'pytest-xdist>=3.6',
+    'setuptools>=77',
     'ruff>=0.9',
     'nbformat>=5.10',
     'nbclient>=0.10',
     'ipykernel>=6.29',
     *HF,
 ]
-PACKAGES = ('perl', 'experiments', 'configs')
 
 setup(
     name='perl-rlhf',
@@ -25,7 +25,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=find_packages(include=[f'{p}{s}' for p in PACKAGES for s in ('', '.*')]),
+    # A wheel has the experiment files as perl/configs; a checkout keeps them in configs.
+    packages=[*find_packages(include=['perl', 'perl.*']), 'perl.configs'],
+    package_dir={'perl.configs': 'configs'},
+    entry_points={'console_scripts': ['perl-rlhf=perl.cli:main']},
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8',

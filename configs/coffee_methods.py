@@ -21,9 +21,9 @@ github.com/google-research-datasets/Taskmaster; without it the files are downloa
 
 from ml_collections import ConfigDict
 
-from configs import coffee
-from perl.config import arguments, rates, schema
+from perl.config import arguments, experiments, rates, schema
 
+coffee = experiments.load('coffee')
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 SFT_RATE = 10
 """Times coffee's, for a base that is far from its end: the best that was tried, at tiny."""

@@ -20,9 +20,9 @@ Arguments: peft=<a file of perl/peft>, seed=0.
 
 from ml_collections import ConfigDict
 
-from configs import demo
-from perl.config import arguments
+from perl.config import arguments, experiments
 
+demo = experiments.load('demo')
 ARGUMENTS = demo.ARGUMENTS
 
 

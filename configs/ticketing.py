@@ -18,9 +18,9 @@ github.com/google-research-datasets/Taskmaster; without it the files are downloa
 
 from ml_collections import ConfigDict
 
-from configs import coffee
-from perl.config import arguments
+from perl.config import arguments, experiments
 
+coffee = experiments.load('coffee')
 ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
 
 

@@ -25,6 +25,14 @@ FOREIGN = ('configs', 'experiments', 'notebooks', 'tests')
 CONFIGURED = ('jobs', 'config', 'report', 'forecast', 'cli')
 """The rooms that may see a ConfigDict or a flag."""
 MAX_LINES = 300
+LATE = {
+  'torch': 'extra hf', 'transformers': 'extra hf', 'peft': 'extra hf',
+  'tensorflow_datasets': 'a second to import', 'pyarrow': 'heavy, for Parquet files alone',
+  'grain': 'seconds to import, and not on every machine that measures',
+  'sentencepiece': 'for such models alone', 'tensorboardX': 'for runs that log to it',
+  'resource': 'not on every system',
+}
+"""Packages that a function may import, and why; all else is imported at the top of a file."""
 
 FILES = {
   '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
@@ -86,6 +94,22 @@ def test_arrows_run_down_only_and_in_no_circle():
     free = {module for module, needs in below.items() if not needs & below.keys()}
     assert free, f'modules that import one another in a circle: {sorted(below)}'
     below = {module: needs for module, needs in below.items() if module not in free}
+
+
+def test_functions_import_optional_packages_alone():
+  """Programs set the environment before they import anything (perl/cli): no other import waits."""
+  wrong, late = [], set()
+  for module in FILES:
+    inner = {node for function in ast.walk(parsed(module)) if isinstance(function, ast.FunctionDef)
+             for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)}
+    for node in inner:
+      names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or '']
+      packages = {name.split('.')[0] for name in names}
+      late |= packages
+      if packages - LATE.keys():
+        wrong.append(f'{module}, line {node.lineno}: {ast.unparse(node)}')
+  assert not wrong, '\n'.join(sorted(wrong))
+  assert late == LATE.keys()  # the list names none that is no longer needed
 
 
 def test_a_folder_of_choices_holds_choices_alone():

@@ -19,8 +19,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from configs import demo
 from perl.cli import launch
+from perl.config import experiments
 from perl.data.sets import toy
 from perl.jobs import TRAINED
 from perl.train import loop, sharding
@@ -33,7 +33,7 @@ WALL = ('time', 'train/step_seconds')
 
 def config(**overrides) -> ConfigDict:
   """The demo, tiny; `overrides` are paths with '__' for '.': sft__steps=3."""
-  made = demo.get_config()
+  made = experiments.load('demo').get_config()
   made.name = 'toyrun'
   made.model.update(size='nano', scan_unroll=1)
   made.tokenizer.vocab_size = 300

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Args:
     argv: the command and its flags; None is what the process was called with.
   """
-  command, *rest = sys.argv[1:] if argv is None else argv or ['--help']
+  command, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
   if command in ('-h', '--help'):
     print(usage())
     return 0
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'error: expected a command among {", ".join(known)}, found {command!r}'
           f'{choices.nearest(command, known)}', file=sys.stderr)
     return 2
+  if command_line.asks_to_see(rest):  # at once: that needs no jax
+    return command_line.guarded(lambda: command_line.show(rest))
   platform.tune(rest)
   command_line.show_logs()
   return choices.find(__name__, command).main(rest)

@@ -1,11 +1,11 @@
 """Checkpoints in and out: what is in a folder, import, export, merge.
 
-    python -m experiments.convert inspect --folder=models/llama
-    python -m experiments.convert import --folder=models/llama --out=runs/llama
-    python -m experiments.convert import --folder=models/llama --out=runs/nf4 --quantize=nf4
-    python -m experiments.convert export --stage=runs/coffee/rl --out=exported/policy
-    python -m experiments.convert check --folder=models/llama --adapter=exported/policy
-    python -m experiments.convert merge --folder=models/llama --adapter=exported/policy --out=merged
+    perl-rlhf convert inspect --folder=models/llama
+    perl-rlhf convert import --folder=models/llama --out=runs/llama
+    perl-rlhf convert import --folder=models/llama --out=runs/nf4 --quantize=nf4
+    perl-rlhf convert export --stage=runs/coffee/rl --out=exported/policy
+    perl-rlhf convert check --folder=models/llama --adapter=exported/policy
+    perl-rlhf convert merge --folder=models/llama --adapter=exported/policy --out=merged
 
 inspect  shapes, counts, dtype and digest of a checkpoint; ranks and scales of an adapter
 import   a published checkpoint as our Orbax tree with its tokenizer, quantized if asked:
@@ -18,15 +18,31 @@ merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 
-from perl.cli import launch
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perl import trees
 from perl.config import command_line
 from perl.config.fields import ConfigError
+from perl.hub import adapters as peft_format
+from perl.hub import peer, pretrained, writing
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _export as exports
+from perl.jobs._setting import Setting
+from perl.models import lm
+from perl.models.transformer import Transformer
+from perl.peft import adapters
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme, bits_per_parameter
+from perl.train import metrics, provenance
 
 
 def inspect(folder: str) -> dict:
@@ -38,15 +54,6 @@ def inspect(folder: str) -> dict:
   """
   if (pathlib.Path(folder) / 'adapter_config.json').is_file():
     return _inspect_adapter(folder)
-  import dataclasses
-
-  from perl import trees
-  from perl.hub import pretrained
-  from perl.models import lm
-  from perl.models.transformer import Transformer
-  from perl.quantization import quantize_tree
-  from perl.quantized import bits_per_parameter
-
   stored = pretrained.stored_dtype(folder)
   config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
   scheme = pretrained.scheme(folder)
@@ -70,8 +77,6 @@ def inspect(folder: str) -> dict:
 
 
 def _inspect_adapter(folder: str) -> dict:
-  from perl.hub import adapters as peft_format
-
   modules, head = peft_format.inspect(folder)
   return {
     'kind': 'adapter', 'modules': modules, 'head': head,
@@ -91,12 +96,6 @@ def import_(
     quantize: kind of its layers' matrices, as config.model.quantize; '' leaves them dense.
     block, double: as config.model.quantize_block and double_quantize.
   """
-  from perl import trees
-  from perl.hub import pretrained, writing
-  from perl.jobs import _artefacts as artefacts
-  from perl.quantized import Scheme, bits_per_parameter
-  from perl.train import metrics, provenance
-
   scheme = Scheme(quantize, block, double) if quantize else None
   summary = {'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
 
@@ -122,9 +121,6 @@ def export(stage: str, out: str, form: str, uniform: bool) -> dict:
   Raises:
     ConfigError: no finished stage there.
   """
-  from perl.jobs import _export as exports
-  from perl.jobs._setting import Setting
-
   folder = pathlib.Path(stage)
   if not (folder / 'summary.json').is_file() or not (folder / 'config.json').is_file():
     raise ConfigError(f'expected a finished stage in {stage}, found none; give <workdir>/<stage>')
@@ -147,14 +143,6 @@ def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
     merge_logit_difference, on 2 x 32 random tokens, how far the merged weights are from exact
     ones (relative, the largest and the RMS), and parameters.
   """
-  import jax.numpy as jnp
-
-  from perl import trees
-  from perl.hub import adapters as peft_format
-  from perl.hub import pretrained
-  from perl.jobs import _export as exports
-  from perl.peft import adapters
-
   stored = pretrained.stored_dtype(folder)
   model, base, tokenizer = pretrained.load(folder, dtype='float32', param_dtype=stored)
   learnt = peft_format.load(adapter, base, heads=model.config.heads)
@@ -177,13 +165,6 @@ def check(folder: str, adapter: str = '') -> dict:
   Returns:
     what was compared, the largest |difference|, and that over the largest |logit|.
   """
-  import jax
-  import numpy as np
-
-  from perl.hub import adapters as peft_format
-  from perl.hub import peer, pretrained
-  from perl.models import lm
-
   model, base, _ = pretrained.load(folder, dtype='float32')
   learnt = peft_format.load(adapter, base, heads=model.config.heads) if adapter else {}
   head = pretrained.load_head(folder)
@@ -219,7 +200,7 @@ def describe(found: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The program; returns the exit code: 2 for what cannot be read or written, else 0."""
-  return launch.guarded(lambda: _main(argv))
+  return command_line.guarded(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> None:
@@ -249,18 +230,16 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _write(options: argparse.Namespace, found: dict) -> None:
-  from perl.train import metrics, provenance
-
   made = provenance.record()
   peers = {name: importlib.metadata.version(name) for name in ('torch', 'transformers', 'peft')}
   metrics.write_json(options.json, {
-    'command': f'python -m experiments.convert {options.action}', **found,
+    'command': f'perl-rlhf convert {options.action}', **found,
     'settings': vars(options), **(made | {'versions': made['versions'] | peers})})
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog='python -m experiments.convert', description=__doc__,
+    prog='perl-rlhf convert', description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter)
   actions = parser.add_subparsers(dest='action', required=True)
   add = lambda name, text: actions.add_parser(name, help=text, description=text)

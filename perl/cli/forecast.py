@@ -1,9 +1,9 @@
 """Memory and arithmetic of every stage of a config, before anything is bought, loaded or run.
 
-    python -m experiments.forecast --config=configs/coffee.py:size=tiny --device=h100 \
-        --config.model.size=llama-3.2-1b --config.model.remat=layer --stages=rl
-    python -m experiments.forecast --config=configs/coffee.py:size=tiny --device=tpu-v5e \
-        --devices=8 --config.mesh.fsdp=8 --config.model.size=llama-2-7b --stages=sft,rl
+    perl-rlhf forecast --config=coffee:size=tiny --device=h100 --stages=rl \
+        --config.model.size=llama-3.2-1b --config.model.remat=layer
+    perl-rlhf forecast --config=coffee:size=tiny --device=tpu-v5e --stages=sft,rl \
+        --devices=8 --config.mesh.fsdp=8 --config.model.size=llama-2-7b
 
 The programs that the jobs would run are compiled on shapes, at the longest batch; no array, data or
 tokenizer is needed. `--devices` makes as many virtual ones, over which config.mesh splits. All
@@ -15,22 +15,24 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from perl.cli import launch
 from perl.config import command_line, platform
 from perl.config.fields import ConfigError, nearest, plain
-from perl.forecast import devices
+from perl.forecast import devices, study, table
 from perl.jobs import TRAINED
+from perl.train import metrics, provenance
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The program; returns the exit code: 2 for a wrong config or flag, else 0."""
-  return launch.guarded(lambda: _main(argv))
+  return command_line.guarded(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = command_line.parser('forecast', __doc__.split('\n', 1)[0])
+  made = command_line.parser('perl-rlhf forecast', __doc__.split('\n', 1)[0])
   made.set_defaults(workdir=os.devnull)  # a forecast reads and writes none
   made.add_argument('--stages', default='', help='some of the config\'s, with commas')
   made.add_argument('--device', default='', help=f'{", ".join(devices.DEVICES)} or cpu')
@@ -40,9 +42,6 @@ def _main(argv: Sequence[str] | None) -> None:
   made.add_argument('--json', default='', help='also write the forecast to this file')
   options, overrides = command_line.parse(made, argv)
   config = command_line.read(options.config, overrides)
-  if options.help_fields:
-    print(command_line.help_fields(config))
-    return
   launch.check(config)
   _check_devices(options.devices)
   device, names = devices.find(options.device, options.device_gib), _stages(config, options.stages)
@@ -59,8 +58,6 @@ def _stages(config: ConfigDict, text: str) -> list[str]:
 
 
 def _check_devices(count: int) -> None:
-  import jax  # after platform.tune
-
   if count < 0 or count not in (0, jax.device_count()):
     raise ConfigError(
       f'expected {count} devices, found {jax.device_count()}; start the program anew with '
@@ -70,9 +67,6 @@ def _check_devices(count: int) -> None:
 def _report(config: ConfigDict, names: Sequence[str], device: devices.Device | None, *,
             search: bool, path: str) -> None:
   """Prints a table a stage, then what qualifies all of them, and writes the JSON."""
-  from perl.forecast import study, table  # jax, which must follow platform.tune
-  from perl.train import metrics, provenance
-
   results = {}
   for stage in names:
     results[stage] = study.forecast(config, stage, device, search=search)
@@ -81,6 +75,6 @@ def _report(config: ConfigDict, names: Sequence[str], device: devices.Device | N
   print('\n' + '\n'.join(f'* {note}' for note in notes))
   if path:
     metrics.write_json(path, {
-      'command': 'python -m experiments.forecast', 'config': plain(config), 'notes': notes,
+      'command': 'perl-rlhf forecast', 'config': plain(config), 'notes': notes,
       'device': device and dataclasses.asdict(device), 'stages': results, **provenance.record(),
     })

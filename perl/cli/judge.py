@@ -1,11 +1,10 @@
 r"""The win rate of one policy's responses against another's, on the prompts that both answered.
 
-    python -m experiments.judge --ours=runs/demo/evaluate --theirs=runs/demo/evaluate:before \
-        --by=gold
-    python -m experiments.judge --ours=runs/a/evaluate --theirs=runs/b/evaluate \
-        --by=reward --reward=runs/held_out/reward
-    python -m experiments.judge --ours=runs/a/evaluate --theirs=runs/b/evaluate \
-        --by=command --command='python my_judge.py'
+    perl-rlhf judge --ours=runs/demo/evaluate --theirs=runs/demo/evaluate:before --by=gold
+    perl-rlhf judge --ours=runs/a/evaluate --theirs=runs/b/evaluate --by=reward \
+        --reward=runs/held_out/reward
+    perl-rlhf judge --ours=runs/a/evaluate --theirs=runs/b/evaluate --by=command \
+        --command='python my_judge.py'
 
 A folder is that of a finished `evaluate` stage, with ':before' for its anchor in place of its
 policy; its responses.json holds what was sampled. The judge sees each pair in both orders, and a
@@ -21,10 +20,15 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from perl.cli import launch
 from perl.config import command_line
 from perl.config.fields import ConfigError
+from perl.evaluate import win_rate
+from perl.jobs import _artefacts as artefacts
+from perl.jobs import _responses as responses
+from perl.jobs import _scoring as scoring
+from perl.jobs._setting import Setting
 from perl.report import formats
+from perl.train import metrics
 
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
 
@@ -53,8 +57,6 @@ def by_gold(folder: pathlib.Path) -> Callable:
   Raises:
     ConfigError: the dataset has none.
   """
-  from perl.evaluate import win_rate
-
   setting = _setting(folder)
   gold = getattr(setting.dataset, 'gold_reward', None)
   if gold is None:
@@ -65,11 +67,6 @@ def by_gold(folder: pathlib.Path) -> Callable:
 
 def by_reward(folder: pathlib.Path, stage: str) -> Callable:
   """The judge who has the reward model of a stage, over the anchor of `folder`."""
-  from perl.evaluate import win_rate
-  from perl.jobs import _artefacts as artefacts
-  from perl.jobs import _responses as responses
-  from perl.jobs import _scoring as scoring
-
   setting = _setting(folder)
   anchor = artefacts.load_anchor(setting)
   adapter, _ = artefacts.load_adapter(setting, stage, anchor)
@@ -82,15 +79,11 @@ def by_reward(folder: pathlib.Path, stage: str) -> Callable:
   return win_rate.by_score(score)
 
 
-def _setting(folder: pathlib.Path):
-  from perl.jobs import _setting as setting
-
-  return setting.Setting(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
+def _setting(folder: pathlib.Path) -> Setting:
+  return Setting(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
 
 
 def _judge(options: argparse.Namespace, folder: pathlib.Path):
-  from perl.evaluate import win_rate
-
   needed = {'reward': options.reward, 'command': options.command}
   if not needed.get(options.by, 'nothing more'):
     raise ConfigError(f'expected --{options.by}=<...> with --by={options.by}, found none')
@@ -107,8 +100,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
   Raises:
     ConfigError: responses to other prompts, or a judge that cannot be had.
   """
-  from perl.evaluate import win_rate
-
   (folder, rows, ours), (_, others, theirs) = read(options.ours), read(options.theirs)
   if [row['prompt'] for row in rows] != [row['prompt'] for row in others]:
     raise ConfigError(f'expected responses to the same prompts, found {len(rows)} in '
@@ -133,13 +124,13 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """The program; returns the exit code, as launch.main does."""
-  return launch.guarded(lambda: _main(argv))
+  """The program; returns the exit code, 2 for what cannot be judged, else 0."""
+  return command_line.guarded(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> None:
   made = argparse.ArgumentParser(
-    prog='python -m experiments.judge', description=__doc__, allow_abbrev=False,
+    prog='perl-rlhf judge', description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter)
   made.add_argument('--ours', required=True, help='<folder of an evaluate stage>[:before]')
   made.add_argument('--theirs', required=True, help='the same of the other')
@@ -155,6 +146,4 @@ def _main(argv: Sequence[str] | None) -> None:
     raise ConfigError(str(error)) from error
   print(table(found))
   if options.json:
-    from perl.train import metrics
-
     metrics.write_json(options.json, found)

@@ -1,8 +1,8 @@
 """Runs a job, or the pipeline of a config.
 
-    python -m experiments.launch --config=configs/demo.py --workdir=runs/demo
-    python -m experiments.launch --config=configs/coffee.py:size=tiny --workdir=runs/coffee \
-        --job=reward --config.peft.rank=16
+    perl-rlhf launch --config=demo --workdir=runs/demo
+    perl-rlhf launch --config=coffee:size=tiny --workdir=runs/coffee --job=reward \
+        --config.peft.rank=16
 
 Stage s works in <workdir>/s. A finished stage whose config is unchanged is skipped; one that was
 killed is resumed. <workdir> ends with config.json, summary.json and report.html.
@@ -13,15 +13,17 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from perl.config import command_line, identity
-from perl.config.fields import ConfigError, plain
+from perl.config.command_line import guarded
+from perl.config.fields import plain
 from perl.config.validate import validate
 from perl.jobs import STAGES
 from perl.report import page
+from perl.train import metrics
 
 
 def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
@@ -87,8 +89,6 @@ def _load(path: pathlib.Path) -> dict:
 
 
 def _save(path: pathlib.Path, value: dict) -> None:
-  from perl.train import metrics  # may load jax, which must follow platform.tune
-
   path.parent.mkdir(parents=True, exist_ok=True)
   metrics.write_json(str(path), value)
 
@@ -116,34 +116,17 @@ def check(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def guarded(program: Callable[[], None]) -> int:
-  """Runs a program's body; a wrong config ends in a message and exit code 2, not in a traceback."""
-  try:
-    program()
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
-    if hasattr(stop, 'message'):
-      print(stop.message, file=sys.stderr)
-    return stop.code or 0
-  return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """The program; returns the exit code: 2 for a wrong config, 143 after a signal, else 0."""
   return guarded(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = command_line.parser('launch', 'Runs a job, or the pipeline of a config.')
+  made = command_line.parser('perl-rlhf launch', 'Runs a job, or the pipeline of a config.')
   made.add_argument('--job', default='pipeline', choices=('pipeline', *STAGES),
                     help='one stage alone (in <workdir>/<stage>), or all of config.stages')
   options, overrides = command_line.parse(made, argv)
   config = command_line.read(options.config, overrides)
-  if options.help_fields:
-    print(command_line.help_fields(config))
-    return
   names = config.stages if options.job == 'pipeline' else (options.job,)
   workdir = pathlib.Path(options.workdir)
   summary = run_stages(check(config), names, workdir)

@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 
 from perl import choices
 from perl.config.fields import pick
+from perl.preference import methods
+from perl.rl import algorithms
 
 
 def _algorithm(config: ConfigDict) -> Iterator[str]:
   if config.rl.algorithm not in choices.names('perl.rl.algorithms'):
     return  # said of the field itself
-  from perl.rl import algorithms  # imports jax, as _size does
-
   rl = algorithms.resolve(config.rl.algorithm, config.rl.to_dict())
   yield from algorithms.problems(rl)
   parts = [rl[name] for name in ('samples', 'minibatches', 'microbatches')]
@@ -70,8 +70,6 @@ def _preferences(config: ConfigDict) -> Iterator[str]:
   section = config.preference
   if section.method not in choices.names('perl.preference.methods'):
     return
-  from perl.preference import methods  # imports jax, as _size does
-
   method = methods.find(section.method)
   if method.drift and section.microbatches != 1:
     yield (f'expected preference.microbatches=1 for preference.method={section.method}, found '

@@ -1,7 +1,6 @@
-"""From the command line to a config: the file, its argument string, overrides by flag."""
+"""From the command line to a config: the experiment, its arguments, overrides by flag."""
 
 import argparse
-import importlib.util
 import inspect
 import json
 import logging
@@ -15,23 +14,31 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from perl.config import schema
+from perl.config import experiments, schema
 from perl.config.fields import ConfigError, flatten, nearest
 from perl.config.schema import FIELDS
 from perl.jobs import PRODUCER, PUBLISHED
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
-  """A parser with the flags that every program here has; --config.<field>=<value> comes on top."""
+  """A parser with the flags of every program that takes a config; its fields come on top.
+
+  Args:
+    program: as its users call it: 'perl-rlhf launch'.
+    description: what it does.
+  """
   made = argparse.ArgumentParser(
-    prog=f'python -m experiments.{program}', description=description, allow_abbrev=False,
+    prog=program, description=description, allow_abbrev=False,
     epilog='--config.<field>=<value> overrides one field of the config; --help_fields lists them.',
   )
-  made.add_argument('--config', required=True, metavar='FILE[:name=value,...]',
-                    help='config file, and arguments that its header lists')
+  made.add_argument('--config', required=True, metavar='NAME|FILE[:name=value,...]',
+                    help=f'an experiment ({", ".join(experiments.names())}) or a config file, and '
+                    'arguments that its header lists')
   made.add_argument('--workdir', default='', help='folder of the results')
   made.add_argument('--help_fields', action='store_true',
                     help='print every field of the config with its value, and stop')
+  made.add_argument('--print_config', action='store_true',
+                    help='print the fields that differ from their defaults, and stop')
   return made
 
 
@@ -54,12 +61,35 @@ def parse(
 
   Raises:
     ConfigError: an unknown flag, an unknown field, or no workdir where one is needed.
+    SystemExit: the flags asked to see the config, which is printed.
   """
+  argv = sys.argv[1:] if argv is None else argv
   options, overrides = made.parse_known_args(argv)
   check_overrides(overrides, re.findall(r'--\w+', made.format_usage()))
-  if not options.workdir and not options.help_fields:
+  if asks_to_see(argv):
+    show(argv)
+    raise SystemExit(0)
+  if not options.workdir:
     raise ConfigError('expected --workdir=<folder>, found none; results are written there')
   return options, overrides
+
+
+def asks_to_see(argv: Sequence[str]) -> bool:
+  """Whether the flags ask to see the config and for nothing else."""
+  return '--help_fields' in argv or '--print_config' in argv
+
+
+def show(argv: Sequence[str]) -> None:
+  """Prints what --help_fields or --print_config asks for, the same in every program.
+
+  Args:
+    argv: flags; those of the program itself mean nothing here.
+  """
+  options, words = parser('perl-rlhf', '').parse_known_args(argv)
+  config = read(options.config, [
+    word for before, word in zip(['', *words], words)
+    if overridden(word) or (overridden(before) and '=' not in before and word[0] != '-')])
+  print(help_fields(config) if options.help_fields else differences(config))
 
 
 def check_overrides(overrides: Sequence[str], flag_names: Sequence[str] = ()) -> None:
@@ -96,7 +126,7 @@ def overridden(text: str) -> str | None:
 
 
 def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-  """The config of 'file.py:name=value,...' with overrides ('--config.peft.rank=16'), locked.
+  """The config of 'demo:name=value,...' with overrides ('--config.peft.rank=16'), locked.
 
   A finished run's config.json is a config file too: it repeats that run.
 
@@ -113,16 +143,17 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def load(spec: str) -> ConfigDict:
-  """The config that the file's get_config returns, without overrides."""
-  file, _, text = spec.partition(':')
-  if file.endswith('.json'):
-    return saved(pathlib.Path(file))
-  get_config = _get_config(pathlib.Path(file))
+  """The config that the experiment's get_config returns, without overrides."""
+  name, _, text = spec.partition(':')
+  path = experiments.find(name)
+  if path.suffix == '.json':
+    return saved(path)
+  get_config = experiments.load(name).get_config
   if not text:
     return get_config()
   if not inspect.signature(get_config).parameters:
     raise ConfigError(
-      f'expected no arguments for {file}, found {text!r}; override fields with '
+      f'expected no arguments for {name}, found {text!r}; override fields with '
       '--config.<field>=<value>'
     )
   return get_config(text)
@@ -130,7 +161,6 @@ def load(spec: str) -> ConfigDict:
 
 def saved(path: pathlib.Path) -> ConfigDict:
   """The resolved config that a run left in its workdir."""
-  _check_file(path)
   config = schema.get_config()
   for name, value in flatten(json.loads(path.read_text())).items():
     if name not in FIELDS:
@@ -142,25 +172,6 @@ def saved(path: pathlib.Path) -> ConfigDict:
     fixed = tuple(value) if isinstance(value, list) else value
     config.update_from_flattened_dict({name: fixed})
   return config
-
-
-def _check_file(path: pathlib.Path) -> None:
-  if not path.is_file():
-    known = [str(p) for p in sorted(path.parent.glob(f'*{path.suffix}'))]
-    raise ConfigError(
-      f'expected a config file, found none at {str(path)!r}'
-      f'{nearest(str(path), known) or "; run from the root of the repository"}'
-    )
-
-
-def _get_config(path: pathlib.Path) -> Callable[..., ConfigDict]:
-  _check_file(path)
-  module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise ConfigError(f'expected {path} to define get_config(), found none; see configs/demo.py')
-  return module.get_config
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -186,6 +197,20 @@ def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: str) -> str
   return f'expected overrides as --config.<field>=<value>, found {list(overrides)} ({error})'
 
 
+def guarded(program: Callable[[], None]) -> int:
+  """Runs a program's body; a wrong config ends in a message and exit code 2, not in a traceback."""
+  try:
+    program()
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
+    if hasattr(stop, 'message'):
+      print(stop.message, file=sys.stderr)
+    return stop.code or 0
+  return 0
+
+
 def show_logs() -> None:
   """Lets perl's own log lines through (what was cut, resumed, skipped), but not the libraries'."""
   logging.basicConfig(level=logging.INFO, format='%(levelname).1s %(message)s')
@@ -199,3 +224,14 @@ def help_fields(config: ConfigDict) -> str:
   return '\n'.join(
     f'{path} = {values[path]!r}\n    {field.doc()}' for path, field in FIELDS.items()
   )
+
+
+def differences(config: ConfigDict) -> str:
+  """The fields that differ from their defaults, a line 'path = value' each.
+
+  The flag --config.<path>=<value> repeats each of them, in a shell with quotes around it.
+  """
+  values = flatten(config)
+  text = lambda value: value if isinstance(value, str) else repr(value)
+  return '\n'.join(f'{path} = {text(values[path])}' for path, field in FIELDS.items()
+                   if values[path] != field.default)

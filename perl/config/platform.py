@@ -52,15 +52,15 @@ VIRTUAL = '--xla_force_host_platform_device_count'
 def tune(argv: Sequence[str] = ()) -> None:
   """Re-executes this program once with our defaults in its environment; the user's own stay.
 
-  Does nothing where jax is loaded already (a notebook); an accelerator needs no new
-  beginning. PERL_TUNED=1 from outside turns all but the compilation cache off.
+  Does nothing where jax is loaded already, or where a person types (a notebook); an accelerator
+  needs no new beginning. PERL_TUNED=1 from outside turns all but the compilation cache off.
 
   Args:
     argv: the program's flags; `--devices=n` makes as many virtual CPU devices.
   """
   _add_devices(argv)
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder()))
-  if GUARD in os.environ or 'jax' in sys.modules:
+  if GUARD in os.environ or 'jax' in sys.modules or hasattr(sys, 'ps1'):
     return
   if not on_cpu(os.environ):
     if flags := merged_flags(os.environ, ACCELERATOR_FLAGS):

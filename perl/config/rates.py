@@ -10,7 +10,10 @@ trains, and the closer to 1 or 0 they stay, the larger a rate it bears.
 from collections.abc import Mapping
 
 from perl import choices
-from perl.config import arguments, validate
+from perl.config import arguments
+
+COPIES = ('full', 'topk')
+"""Methods that train copies of kernels: at full tuning's rates, and over no quantized base."""
 
 FACTORS = {
   'adalora': 12.0, 'bitfit': 4.0, 'dora': 1.0, 'full': 1.0, 'houlsby': 1.0, 'ia3': 10.0,
@@ -18,7 +21,7 @@ FACTORS = {
   'pfeiffer': 3.0, 'pissa': 1.5, 'prefix': 100.0, 'prompt': 10.0, 'rslora': 0.5, 'topk': 6.0,
   'vera': 10.0,
 }
-"""Of LoRA's rates; of full tuning's for validate.COPIES."""
+"""Of LoRA's rates; of full tuning's for COPIES."""
 
 ARGUMENT = arguments.Argument('lora', 'what is trained', choices.names('perl.peft.methods'))
 """The argument `peft` of a config file."""
@@ -26,5 +29,5 @@ ARGUMENT = arguments.Argument('lora', 'what is trained', choices.names('perl.pef
 
 def of(method: str, lora: Mapping[str, float], full: Mapping[str, float]) -> dict[str, float]:
   """{stage: rate} of a method, of LoRA's and full tuning's."""
-  rates = full if method in validate.COPIES else lora
+  rates = full if method in COPIES else lora
   return {stage: FACTORS.get(method, 1.0) * rate for stage, rate in rates.items()}

@@ -1,6 +1,6 @@
 """Every field of an experiment, once: default, meaning, unit, source and bounds.
 
-`python -m experiments.launch --config=base --help_fields` prints them. The defaults are the
+`perl-rlhf launch --config=base --help_fields` prints them. The defaults are the
 paper's (PERL, arXiv 2403.10704 v2) where it gives one; an experiment file changes what it needs.
 Another source is named in short: Lee = arXiv 2309.00267, Dettmers = arXiv 2305.14314 (QLoRA). The
 fields of a stage are in its row of perl/jobs/__init__.py; those of one that has many are in

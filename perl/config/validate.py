@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from perl import choices
 from perl.config import checks, schema
 from perl.config.fields import ConfigError, Field, flatten, nearest, pick
+from perl.config.rates import COPIES
+from perl.hub import pretrained
 from perl.jobs import ADAPTED, STAGES, TRAINED
-
-COPIES = ('full', 'topk')
-"""Methods that train copies of kernels: at full tuning's rates, and over no quantized base."""
+from perl.models.config import SIZES
 
 FULL_TUNING_RATE = 5e-5
 """Adapters hardly move below this rate: the paper's are 1e-4 and more, its full ones 1e-5."""
@@ -71,8 +71,6 @@ def _file(path: str, value: str, field: Field) -> Iterator[str]:
 
 
 def _size(value: str) -> Iterator[str]:
-  from perl.models.config import SIZES  # imports jax, which must follow experiments.platform.tune
-
   if value not in SIZES:
     yield (f'expected model.size to be one of {", ".join(SIZES)}, found {value!r}'
            f'{pick(value, list(SIZES))}')
@@ -167,8 +165,6 @@ def _starts(config: ConfigDict) -> Iterator[str]:
 
 def _checkpoint(config: ConfigDict) -> Iterator[str]:
   if config.model.checkpoint:
-    from perl.hub import pretrained  # imports jax, as _size does
-
     try:
       pretrained.read_config(config.model.checkpoint)
     except (ValueError, OSError) as error:

@@ -22,7 +22,7 @@ def write(workdir: str) -> str:
   folder = pathlib.Path(workdir)
   if not folder.is_dir():
     raise FileNotFoundError(f'expected the workdir of a run, found no folder {workdir!r}; '
-                            'run python -m experiments.launch first')
+                            'run perl-rlhf launch first')
   path = folder / 'report.html'
   path.write_text(page(folder), encoding='utf-8')
   return str(path)

@@ -9,14 +9,14 @@ import types
 
 import pytest
 
-from configs import demo
 from perl.cli import launch
-from perl.config import command_line, identity, platform
+from perl.config import command_line, experiments, identity, platform
 from perl.config.fields import ConfigError, flatten, plain
 from perl.jobs import STAGES
 from perl.report import page
 
 DEMO = 'configs/demo.py'
+demo = experiments.load('demo')
 
 
 class Jobs:

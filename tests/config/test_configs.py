@@ -1,23 +1,30 @@
 """The config: every field documented, the experiment files valid, wrong values refused."""
 
+import ast
 import dataclasses
 import pathlib
 
 import pytest
 
-from configs import arithmetic, coffee, coffee_methods, demo, overoptimisation, ticketing
 from perl import choices
-from perl.config import arguments, fields, preference_fields, schema, validate
+from perl.config import (
+  arguments,
+  command_line,
+  experiments,
+  fields,
+  preference_fields,
+  schema,
+  validate,
+)
 from perl.config.fields import ConfigError
 from perl.jobs import _scoring as scoring
 from perl.jobs import reward as reward_job
 from perl.objectives import regularizers
 from perl.preference import methods, reward_losses, reward_model
 
-EXPERIMENTS = {
-  'arithmetic': arithmetic, 'coffee': coffee, 'coffee_methods': coffee_methods, 'demo': demo,
-  'overoptimisation': overoptimisation, 'ticketing': ticketing}
-CONFIGS = pathlib.Path(demo.__file__).parent
+EXPERIMENTS = {name: experiments.load(name) for name in experiments.names() if name != 'base'}
+arithmetic, coffee, demo, ticketing = (
+  EXPERIMENTS[name] for name in ('arithmetic', 'coffee', 'demo', 'ticketing'))
 
 
 def test_every_field_has_a_meaning_and_a_source():
@@ -93,11 +100,63 @@ def test_headers_show_the_command_the_result_and_every_argument(name):
   assert all(f'{argument}=' in header for argument in EXPERIMENTS[name].ARGUMENTS)
 
 
-def test_every_config_file_is_tested_here():
-  helpers = {
-    '__init__', 'base', 'fields', 'files', 'arguments', 'validate', 'objectives', 'rates',
-    'methods', 'algorithms', 'preference', 'reward'}
-  assert {path.stem for path in CONFIGS.glob('*.py')} - helpers == set(EXPERIMENTS)
+def test_the_experiments_are_the_files_of_configs():
+  folder = pathlib.Path(__file__).parents[2] / 'configs'
+  assert folder == experiments.FOLDER and 'demo' in experiments.names()
+  assert {f'{name}.py' for name in experiments.names()} == {p.name for p in folder.glob('*.py')}
+
+
+def test_experiments_import_perl_alone():
+  """They are no package: another experiment is had by its name."""
+  for name in experiments.names():
+    tree = ast.parse(experiments.find(name).read_text())
+    modules = {node.module.split('.')[0] for node in ast.walk(tree)
+               if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+                for alias in node.names}
+    assert modules <= {'perl', 'ml_collections', 'types'}, name
+
+
+@pytest.mark.parametrize('name', [*EXPERIMENTS, 'base'])
+def test_the_printed_differences_repeat_the_config(name):
+  config = command_line.read(name, ['--config.peft.rslora', '--config.rl.optim.eps=1e-4'])
+  lines = command_line.differences(config).splitlines()
+  flags = [f'--config.{path}={value}' for path, value in (l.split(' = ', 1) for l in lines)]
+  assert fields.flatten(command_line.read('base', flags)) == fields.flatten(config)
+  defaults = fields.flatten(schema.get_config())
+  assert len(lines) == sum(v != defaults[p] for p, v in fields.flatten(config).items())
+  assert command_line.differences(schema.get_config()) == ''
+
+
+def test_an_experiment_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine.py').write_text('''
+from perl.config import experiments
+
+def get_config():
+  config = experiments.load('demo').get_config('seed=7')
+  config.peft.rank = 3
+  return config
+''')
+  assert command_line.read('demo:seed=1,peft=full') == demo.get_config('seed=1,peft=full')
+  mine = command_line.read('mine.py')
+  assert (mine.name, mine.seed, mine.peft.rank) == ('demo', 7, 3)
+  (tmp_path / 'demo.py').write_text('')  # a file goes by its path, never by a name of ours
+  assert command_line.read('demo') == demo.get_config()
+  with pytest.raises(ConfigError, match=r'define get_config\(\)'):
+    command_line.read('demo.py')
+
+
+@pytest.mark.parametrize('name, said', [
+  ('dmeo', "an experiment among arithmetic, base, .*, found 'dmeo'; did you mean 'demo'"),
+  ('nowhere/demo.py', "did you mean 'demo'"),
+  ('zzz', 'found .zzz.; choose one'),
+  ('runs/x/config.json', "found 'runs/x/config.json'"),
+  ('.', 'expected a config file'),
+])
+def test_an_unknown_experiment_is_refused_with_the_nearest(name, said):
+  with pytest.raises(ConfigError, match=said):
+    command_line.read(name)
 
 
 def test_learning_rates_follow_the_method():

@@ -11,6 +11,9 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
 from perl.data.text import dialogue, tokenizer_files, vocabularies
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.tokenizer_files import NOTHING, Settings
@@ -198,9 +201,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
   Raises:
     ValueError: vocab_size has no room for the special tokens and the 256 bytes.
   """
-  import tokenizers
-  from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
   special = [PAD, BOS, EOS, *(t for t in special_tokens if t not in (PAD, BOS, EOS))]
   least = len(special) + 256
   if vocab_size < least:

@@ -15,6 +15,9 @@ import pathlib
 import re
 from typing import Any
 
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
 from perl.data.text.sentence_piece import Offsets, SentencePiece
 from perl.data.text.tokenizer_files import Added, Settings
 
@@ -41,8 +44,6 @@ class Json:
     """The file, without padding and truncation; it puts `opening`, a token, before a text."""
     made = self._tokenizer
     if opening is not None:
-      from tokenizers import processors
-
       made = type(made).from_str(made.to_str())
       made.post_processor = processors.TemplateProcessing(
         single=f'{opening} $A', pair=f'{opening} $A $B',
@@ -128,8 +129,6 @@ def read(file: pathlib.Path, settings: Settings) -> Json | SentencePiece:
   Raises:
     Exception: of any class, for the libraries raise what they like: the file is not of its kind.
   """
-  import tokenizers
-
   if file.suffix == '.model':
     return SentencePiece(file.read_bytes(), settings)
   if file.name == 'vocab.json':
@@ -139,9 +138,6 @@ def read(file: pathlib.Path, settings: Settings) -> Json | SentencePiece:
 
 def _byte_level(file: pathlib.Path, settings: Settings) -> Any:
   """A byte-level BPE as GPT-2 has it, from vocab.json and merges.txt."""
-  import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers
-
   if settings.tokenizer_class.removesuffix('Fast') not in _AS_GPT2:
     raise ValueError(
       f'expected a class that cuts words as GPT-2 does, for a vocab.json; found '

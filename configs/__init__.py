@@ -1,1 +1,0 @@
-"""Experiments as values: base.py holds every field, the other files each one experiment."""
