@@ -34,9 +34,9 @@ from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.hub import adapters as peft_format
 from perl.hub import peer, pretrained, writing
-from perl.jobs import _artefacts as artefacts
+from perl.jobs import _base as bases
 from perl.jobs import _export as exports
-from perl.jobs._setting import Setting
+from perl.jobs._run import Run
 from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters
@@ -101,14 +101,14 @@ def import_(
 
   def write(new: pathlib.Path) -> None:
     model, params, tokenizer = pretrained.load(folder, dtype=dtype or None, quantize=scheme)
-    base = artefacts.Base(model, params, artefacts.digest_of(folder, scheme))
+    base = bases.Base(model, params, bases.digest_of(folder, scheme))
     summary.update(parameters_total=trees.count(params), digest=base.digest,
                    bytes=trees.size_bytes(params))
     if scheme:
       summary.update(quantized=scheme.tag, bits_per_parameter=bits_per_parameter(params))
     if tokenizer is not None:
       tokenizer.save(new)
-    artefacts.write_base(new, base, '' if tokenizer is None else tokenizer.digest)
+    bases.write_base(new, base, '' if tokenizer is None else tokenizer.digest)
     metrics.summary(str(new), summary)
 
   writing.into_folder(out, write)
@@ -133,7 +133,7 @@ def export(stage: str, out: str, form: str, uniform: bool) -> dict:
     raise ConfigError(
       f'expected a folder called pretrain, sft, reward, preference or rl with that stage, found '
       f'{stage}')
-  return exports.export(Setting(config, stage, name), out, form=form, uniform=uniform)
+  return exports.export(Run(config, stage, name), out, form=form, uniform=uniform)
 
 
 def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:

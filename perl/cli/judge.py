@@ -23,11 +23,13 @@ from typing import Any
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.evaluate import win_rate
-from perl.jobs import _artefacts as artefacts
-from perl.jobs import _responses as responses
-from perl.jobs import _scoring as scoring
-from perl.jobs._setting import Setting
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._data import Data
+from perl.jobs._run import Run
+from perl.jobs._scoring import Scorer
 from perl.report import formats
+from perl.rl.rewards import Rewards
+from perl.rl.rules import Rules
 from perl.train import metrics
 
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
@@ -57,30 +59,30 @@ def by_gold(folder: pathlib.Path) -> Callable:
   Raises:
     ConfigError: the dataset has none.
   """
-  setting = _setting(folder)
-  gold = getattr(setting.dataset, 'gold_reward', None)
-  if gold is None:
-    raise ConfigError(f'expected a dataset with a gold reward, found {setting.config.data.name}; '
+  data = Data(_run(folder), None)
+  if not hasattr(data.dataset, 'gold_reward'):
+    raise ConfigError(f'expected a dataset with a gold reward, found {data.run.config.data.name}; '
                       'use --by=reward or --by=command')
+  gold = data.dataset.gold_reward
   return win_rate.by_score(lambda prompts, texts: [gold(p, t) for p, t in zip(prompts, texts)])
 
 
 def by_reward(folder: pathlib.Path, stage: str) -> Callable:
   """The judge who has the reward model of a stage, over the anchor of `folder`."""
-  setting = _setting(folder)
-  anchor = artefacts.load_anchor(setting)
-  adapter, _ = artefacts.load_adapter(setting, stage, anchor)
-  known = {example.prompt: example for example in responses.examples(setting, 'test')}
+  run = _run(folder)
+  artefacts = Artefacts(run)
+  data, anchor = artefacts.data, artefacts.anchor()
+  adapter, _ = artefacts.adapter(stage, anchor)
+  rewards = Rewards(None, {'reward': adapter}, Rules((), (), data.dataset),
+                    max_new_tokens=run.config.rl.max_new_tokens, decode=data.decode)
+  scorer = Scorer(run, data, anchor)
+  known = {example.prompt: example for example in data.answered('test')}
+  return win_rate.by_score(lambda prompts, texts: scorer.of_texts(
+    rewards, [known[prompt] for prompt in prompts], texts))
 
-  def score(prompts: Sequence[str], texts: Sequence[str]):
-    asked = [known[prompt] for prompt in prompts]
-    return scoring.of_texts(setting, anchor, adapter, asked, texts)
 
-  return win_rate.by_score(score)
-
-
-def _setting(folder: pathlib.Path) -> Setting:
-  return Setting(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
+def _run(folder: pathlib.Path) -> Run:
+  return Run(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
 
 
 def _judge(options: argparse.Namespace, folder: pathlib.Path):

@@ -87,12 +87,12 @@ def conventional(stage: programs.Stage) -> programs.Stage:
     return jax.tree.map(lambda x: x.update(dtype=stored), rest) | head
 
   found = stage._replace(base={}, frozen={r: shrink(a) for r, a in stage.frozen.items()})
-  if 'experience' not in stage.programs:
+  if 'rewards' not in stage.programs:
     return found
-  judging = stage.programs['experience']
-  base, _, *others = judging.arguments
-  judging = judging._replace(arguments=(base, found.frozen, *others))
-  return found._replace(programs=stage.programs | {'experience': judging})
+  judging = stage.programs['rewards']
+  base, judges, *others = judging.arguments
+  judging = judging._replace(arguments=(base, {r: found.frozen[r] for r in judges}, *others))
+  return found._replace(programs=stage.programs | {'rewards': judging})
 
 
 def held(stage: programs.Stage, name: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from perl import trees
 from perl.forecast import largest, measure
 from perl.forecast.devices import Device
-from perl.jobs import _decisions as decisions
+from perl.jobs import _run as runs
 
 COLUMNS = ('configured', 'full')
 """What is compared: the config as it is; peft.name=full with a whole model for every role."""
@@ -92,7 +92,7 @@ def largest_batch(config: ConfigDict, stage: str, column: str, limit: int, known
     found = measure.program(built(rows), program, accelerator=accelerator)
     return known['held_bytes'] + found['transient_bytes']
 
-  section = decisions.decided(config)[stage]
+  section = runs.decided(config)[stage]
   parts = [section.get(name, 1) for name in ('microbatches', 'minibatches', 'samples')]
   return largest.largest(
     {program: functools.partial(peak, program) for program in known['programs']}, limit,

@@ -5,7 +5,7 @@ import pytest
 import toyrun as run
 from test_resume import KILLED, from_run, same_result, send_sigterm
 
-from perl.jobs import _decisions as decisions
+from perl.jobs import _run as runs
 from perl.jobs import rl
 from perl.train import checkpoint, loop
 
@@ -80,13 +80,13 @@ def test_remax_takes_the_likeliest_responses_return(toyrun, tmp_path):
 
 
 def test_a_stage_knows_what_its_algorithm_decided(toyrun):
-  made = decisions.decided(from_run(toyrun, rl__algorithm='gspo', rl__clip=0.5))
+  made = runs.decided(from_run(toyrun, rl__algorithm='gspo', rl__clip=0.5))
   assert (made.rl.samples, made.rl.level, made.rl.clip, made.rl.epochs) == (8, 'sequence', 0.5, 1)
   assert made.rl.optim.learning_rate == from_run(toyrun).rl.optim.learning_rate
   assert made.rl.optim.eps == 1e-8
-  assert decisions.decided(from_run(toyrun, rl__algorithm='ppo')).rl.optim.eps == 1e-5
+  assert runs.decided(from_run(toyrun, rl__algorithm='ppo')).rl.optim.eps == 1e-5
   mine = from_run(toyrun, rl__algorithm='ppo', rl__optim__eps=1e-3)
-  assert decisions.decided(mine).rl.optim.eps == 1e-3
+  assert runs.decided(mine).rl.optim.eps == 1e-3
 
 
 def test_a_critic_of_another_shape_than_the_reward_models_is_refused(toyrun, tmp_path):

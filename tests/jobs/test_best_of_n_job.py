@@ -9,19 +9,11 @@ import toyrun as run
 from test_resume import from_run
 
 from perl.data.sets import toy
-from perl.jobs import (
-  _artefacts as artefacts,
-)
-from perl.jobs import (
-  _responses as responses,
-)
-from perl.jobs import (
-  _scoring as scoring,
-)
-from perl.jobs import _setting as settings
-from perl.jobs import (
-  best_of_n,
-)
+from perl.jobs import _responses as responses
+from perl.jobs import best_of_n
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._run import Run
+from perl.jobs._scoring import Scorer
 from perl.train import metrics
 
 
@@ -66,21 +58,23 @@ def test_samples_to_other_prompts_are_refused(sampled, toyrun, tmp_path):
 
 @pytest.fixture(scope='module')
 def judged(toyrun):
-  """(setting, anchor, the adapters that judge) of the finished run."""
-  setting = settings.Setting(from_run(toyrun), str(toyrun / 'evaluate'), 'evaluate')
+  """(artefacts, anchor, the adapters that judge) of the finished run."""
+  artefacts = Artefacts(Run(from_run(toyrun), str(toyrun / 'evaluate'), 'evaluate'))
   with run.small_world():
-    anchor = artefacts.load_anchor(setting)
-    policy = artefacts.new_adapter(setting, anchor, setting.key)
-    reference = artefacts.reference(setting, anchor, policy)
-    return setting, anchor, {'reference': reference, **responses.judges(setting, anchor)}
+    anchor = artefacts.anchor()
+    policy = artefacts.new_adapter(anchor, artefacts.run.key)
+    reference = artefacts.reference(anchor, policy)
+    return artefacts, anchor, {'reference': reference, **responses.judges(artefacts, anchor)}
 
 
 def test_a_text_has_the_score_of_the_example_it_is_in(judged):
-  setting, anchor, frozen = judged
+  artefacts, anchor, frozen = judged
   with run.small_world():
-    pairs = setting.examples('test', 'preference')
-    expected = scoring.predict(setting, anchor, frozen['reward'], pairs)[:, 0]
-    found = scoring.of_texts(setting, anchor, frozen['reward'], pairs, [p.chosen for p in pairs])
+    pairs = artefacts.data.examples('test', 'preference')
+    scorer = Scorer(artefacts.run, artefacts.data, anchor)
+    expected = scorer.predict(frozen['reward'], pairs)[:, 0]
+    rewards = responses.rewards(artefacts.run, artefacts.data, anchor, frozen)
+    found = scorer.of_texts(rewards, pairs, [p.chosen for p in pairs])
   known = np.isfinite(expected)  # pairs of one truncated text are left out
   assert known.sum() > 8
   np.testing.assert_allclose(found[known], expected[known], rtol=1e-4, atol=1e-5)
@@ -88,12 +82,12 @@ def test_a_text_has_the_score_of_the_example_it_is_in(judged):
 
 def test_samples_of_a_prompt_are_its_own(judged):
   """The likeliest response is the same however often it is asked for; filler rows are nobody's."""
-  setting, anchor, frozen = judged
+  artefacts, anchor, frozen = judged
   with run.small_world():
-    prompts = responses.examples(setting, 'test')[:12]
+    prompts = artefacts.data.answered('test')[:12]
     once, twice = (responses.respond(
-      setting, anchor, frozen['reference'], prompts, jax.random.key(0), temperature=0.0,
-      frozen=frozen, samples=n) for n in (1, 2))
+      artefacts.run, artefacts.data, anchor, frozen['reference'], prompts, jax.random.key(0),
+      temperature=0.0, frozen=frozen, samples=n) for n in (1, 2))
   assert len(set(once.texts)) > 1
   assert twice.texts == [text for text in once.texts for _ in range(2)]
   np.testing.assert_allclose(twice.scores, np.repeat(once.scores, 2), rtol=1e-3, atol=1e-4)

@@ -19,9 +19,9 @@ from perl.data.text import chat
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
-from perl.jobs import _artefacts as artefacts
 from perl.jobs import rl
-from perl.jobs._setting import Setting
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._run import Run
 from perl.models import lm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
@@ -65,14 +65,14 @@ def config(folder, **overrides):
   return made
 
 
-def setting(run, stage) -> Setting:
-  return Setting(command_line.saved(run[1] / stage / 'config.json'), str(run[1] / stage), stage)
+def setting(run, stage) -> Run:
+  return Run(command_line.saved(run[1] / stage / 'config.json'), str(run[1] / stage), stage)
 
 
 def test_the_base_is_never_written_and_never_changed(run):
   folder, workdir = run
   assert {p.name for p in workdir.iterdir() if p.is_dir()} == set(STAGES)
-  base = artefacts.load_base(setting(run, 'sft'))
+  base = Artefacts(setting(run, 'sft')).base()
   assert base.digest == pretrained.digest(folder)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
   tokens, mask = releases.rows()
@@ -107,12 +107,12 @@ def test_what_was_trained_has_the_same_logits_in_peft(run, stage, tmp_path):
   plain = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation='eager')
   theirs = peft.PeftModel.from_pretrained(plain, tmp_path / 'out').eval()
   where = setting(run, stage)
-  base = artefacts.load_base(where) if stage == 'sft' else artefacts.load_anchor(where)
-  adapter, _ = artefacts.load_adapter(where, str(workdir / stage), base)
+  base = Artefacts(where).base() if stage == 'sft' else Artefacts(where).anchor()
+  adapter, _ = Artefacts(where).adapter(str(workdir / stage), base)
   tokens, mask = releases.rows()
   expected = releases.ours(base.model, base.params, adapter, tokens, mask)
   assert releases.distance(releases.logits(theirs, tokens, mask), expected, mask) < 1e-4
-  untrained = releases.ours(base.model, artefacts.load_base(where).params, {}, tokens, mask)
+  untrained = releases.ours(base.model, Artefacts(where).base().params, {}, tokens, mask)
   assert releases.distance(untrained, expected, mask) > 1e-3
 
 
@@ -124,8 +124,8 @@ def test_a_reward_model_has_the_same_scores_in_peft(run, tmp_path):
     folder, num_labels=1, pad_token_id=releases.PAD, attn_implementation='eager')
   theirs = peft.PeftModel.from_pretrained(plain, tmp_path / 'out').eval()
   where = setting(run, 'reward')
-  anchor = artefacts.load_anchor(where)
-  adapter, _ = artefacts.load_adapter(where, str(workdir / 'reward'), anchor)
+  anchor = Artefacts(where).anchor()
+  adapter, _ = Artefacts(where).adapter(str(workdir / 'reward'), anchor)
   tokens, mask = releases.rows(padding='left')
   expected = np.asarray(lm.score(anchor.model, anchor.params, adapter, tokens, mask))
   assert releases.distance(releases.logits(theirs, tokens, mask)[:, 0], expected) < 1e-4
@@ -142,8 +142,8 @@ def test_a_whole_model_goes_out(run, stage, tmp_path):
     kind = transformers.AutoModelForSequenceClassification
   theirs = kind.from_pretrained(out, attn_implementation='eager', pad_token_id=releases.PAD)
   where = setting(run, stage)
-  anchor = artefacts.load_anchor(where)
-  adapter, _ = artefacts.load_adapter(where, str(workdir / stage), anchor)
+  anchor = Artefacts(where).anchor()
+  adapter, _ = Artefacts(where).adapter(str(workdir / stage), anchor)
   tokens, mask = releases.rows(padding='left')
   found = releases.logits(theirs, tokens, mask)
   if stage == 'rl':
@@ -165,8 +165,8 @@ def test_an_adapter_alone_lies_over_the_anchor(run, tmp_path):
   model, anchor, _ = pretrained.load(tmp_path / 'sft')
   adapter = peft_format.load(tmp_path / 'rl', anchor)
   where = setting(run, 'rl')
-  own = artefacts.load_anchor(where)
-  learnt, _ = artefacts.load_adapter(where, str(workdir / 'rl'), own)
+  own = Artefacts(where).anchor()
+  learnt, _ = Artefacts(where).adapter(str(workdir / 'rl'), own)
   tokens, mask = releases.rows()
   assert releases.distance(releases.ours(model, anchor, adapter, tokens, mask),
                       releases.ours(own.model, own.params, learnt, tokens, mask), mask) < 1e-5
@@ -179,17 +179,17 @@ def test_a_job_goes_on_from_an_adapter_of_peft(run, tmp_path):
   made = config(
     folder, rl__adapter=str(tmp_path / 'sft'), inputs__anchor='base',
     inputs__reward=str(workdir / 'reward'))
-  where = Setting(made, str(tmp_path / 'rl'), 'rl')
-  base = artefacts.load_anchor(where)
+  where = Run(made, str(tmp_path / 'rl'), 'rl')
+  base = Artefacts(where).anchor()
   assert base.digest == pretrained.digest(folder)
   start = rl._fresh(where, base, 'policy')
-  learnt, _ = artefacts.load_adapter(setting(run, 'sft'), str(workdir / 'sft'), base)
+  learnt, _ = Artefacts(setting(run, 'sft')).adapter(str(workdir / 'sft'), base)
   jax.tree.map(np.testing.assert_array_equal, start, learnt)
   made = config(folder, sft__adapter=str(tmp_path / 'sft'))
   with toyrun.small_world():
     launch.run_stages(made, ('sft',), tmp_path / 'more')
-  where = Setting(made, str(tmp_path / 'more' / 'sft'), 'sft')
-  further, meta = artefacts.load_adapter(where, where.workdir, base)
+  where = Run(made, str(tmp_path / 'more' / 'sft'), 'sft')
+  further, meta = Artefacts(where).adapter(where.workdir, base)
   assert meta['started_from'] == str(tmp_path / 'sft') and 'rank' not in meta
   moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), further, learnt)
   assert max(jax.tree.leaves(moved)) > 1e-4
@@ -203,10 +203,9 @@ def test_an_instruct_model_is_its_own_anchor(run, tmp_path):
   assert (tmp_path / 'run' / 'reward' / 'summary.json').exists()
   assert convert.main(
     ['export', f'--stage={tmp_path / "run/reward"}', f'--out={tmp_path / "out"}']) == 0
-  base = artefacts.load_base(Setting(made, str(tmp_path / 'run' / 'reward'), 'reward'))
+  base = Artefacts(Run(made, str(tmp_path / 'run' / 'reward'), 'reward')).base()
   again = peft_format.load(tmp_path / 'out', base.params, base_digest=base.digest)
-  own, _ = artefacts.load_adapter(
-    Setting(made, '', 'reward'), str(tmp_path / 'run' / 'reward'), base)
+  own, _ = Artefacts(Run(made, '', 'reward')).adapter(str(tmp_path / 'run' / 'reward'), base)
   jax.tree.map(np.testing.assert_allclose, again, own)
 
 
@@ -217,9 +216,9 @@ def test_an_import_serves_as_base_and_as_checkpoint(run, tmp_path):
   assert pretrained.digest(out) == pretrained.digest(folder)
   for made in (config(out), config('', inputs__base=str(out), inputs__tokenizer=str(out))):
     made.model.checkpoint = made.model.checkpoint or str(folder)
-    base = artefacts.load_base(Setting(made, str(tmp_path / 'sft'), 'sft'))
-    adapter, _ = artefacts.load_adapter(
-      Setting(made, str(workdir / 'sft'), 'sft'), str(workdir / 'sft'), base)
+    base = Artefacts(Run(made, str(tmp_path / 'sft'), 'sft')).base()
+    finished = Artefacts(Run(made, str(workdir / 'sft'), 'sft'))
+    adapter, _ = finished.adapter(str(workdir / 'sft'), base)
     assert merging.logit_difference(
       base.model, base.params, adapter, *releases.rows()) < 1e-4
   assert convert.main(['import', f'--folder={folder}', f'--out={out}']) == 2  # not empty
@@ -231,8 +230,8 @@ def test_pretraining_goes_on_from_a_checkpoint(run, tmp_path):
   made.stages = ('pretrain', 'sft')
   with toyrun.small_world():
     launch.run_stages(made, made.stages, tmp_path / 'run')
-  where = Setting(made, str(tmp_path / 'run' / 'sft'), 'sft')
-  base = artefacts.load_base(where)
+  where = Run(made, str(tmp_path / 'run' / 'sft'), 'sft')
+  base = Artefacts(where).base()
   before = pretrained.load(folder)[1]
   after, before = (np.asarray(x['final_norm']['scale']) for x in (base.params, before))
   assert 0 < np.abs(after - before).max() < 0.1
@@ -356,13 +355,13 @@ def test_sft_on_whole_chats(run, tmp_path):
   made = config(folder, sft__whole_chats=True)
   with toyrun.small_world():
     launch.run_stages(made, ('sft',), tmp_path / 'run')
-    rows = Setting(made, str(tmp_path / 'run/sft'), 'sft').demonstrations('dev')
+    rows = Run(made, str(tmp_path / 'run/sft'), 'sft').demonstrations('dev')
   assert np.isfinite(toyrun.read(tmp_path / 'run/sft/summary.json')['loss'])
   edges = [np.diff(row['loss_mask'].astype(int)) for row in rows]
   assert max((e == 1).sum() for e in edges) > 1  # several turns in one row
   without = config(folder, sft__whole_chats=True, data__chat_template=False)
   with toyrun.small_world(), pytest.raises(ValueError, match='chat template'):
-    Setting(without, str(tmp_path), 'sft').demonstrations('dev')
+    Run(without, str(tmp_path), 'sft').demonstrations('dev')
 
 
 def test_an_anchor_and_a_reward_model_may_be_those_of_peft(run, tmp_path):
@@ -372,17 +371,17 @@ def test_an_anchor_and_a_reward_model_may_be_those_of_peft(run, tmp_path):
     assert convert.main(
       ['export', f'--stage={workdir / stage}', f'--out={tmp_path / stage}']) == 0
   made = config(folder, inputs__anchor=str(tmp_path / 'sft'))
-  anchor = artefacts.load_anchor(Setting(made, str(tmp_path / 'x'), 'reward'))
-  own = artefacts.load_anchor(setting(run, 'reward'))
+  anchor = Artefacts(Run(made, str(tmp_path / 'x'), 'reward')).anchor()
+  own = Artefacts(setting(run, 'reward')).anchor()
   jax.tree.map(np.testing.assert_array_equal, anchor.params, own.params)
   made.inputs.reward = str(tmp_path / 'reward')
   with pytest.raises(ValueError, match='expected inputs.anchor=base'):
-    artefacts.load_adapter(Setting(made, '', 'rl'), made.inputs.reward, anchor)
+    Artefacts(Run(made, '', 'rl')).adapter(made.inputs.reward, anchor)
   made.inputs.anchor = 'base'
   made.inputs.reward = str(tmp_path / 'sft')
   with pytest.raises(ValueError, match='without a head'):
-    base = artefacts.load_base(Setting(made, '', 'rl'))
-    artefacts.load_adapter(Setting(made, '', 'rl'), made.inputs.reward, base)
+    base = Artefacts(Run(made, '', 'rl')).base()
+    Artefacts(Run(made, '', 'rl')).adapter(made.inputs.reward, base)
   made.inputs.reward = str(tmp_path / 'reward')
   with toyrun.small_world():
     summary = launch.run_stages(made, ('rl',), tmp_path / 'run')

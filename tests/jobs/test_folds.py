@@ -11,7 +11,8 @@ from perl.data.examples import SPLITS
 from perl.data.sets import toy
 from perl.evaluate import baseline
 from perl.jobs import _folds as folds
-from perl.jobs import _setting as settings
+from perl.jobs import _run as runs
+from perl.jobs._data import Data
 
 
 def load(split, kind):
@@ -53,11 +54,11 @@ def test_groups_without_a_label_stay_where_they_were():
   assert found == load('dev', 'document')
 
 
-def test_a_setting_gives_the_fold(tmp_path):
+def test_the_data_of_a_run_are_those_of_the_fold(tmp_path):
   made = run.config(data__folds=3, data__fold=2)
   with run.small_world():
-    setting = settings.begin(made, str(tmp_path / 'reward'), 'reward')
-    parts = {split: setting.examples(split, 'labelled') for split in SPLITS}
+    data = Data(runs.begin(made, str(tmp_path / 'reward'), 'reward'), None)
+    parts = {split: data.examples(split, 'labelled') for split in SPLITS}
     fixed = [e for split in SPLITS for e in toy.load(split, 'labelled')]
   assert sum(map(len, parts.values())) == len(fixed)
   assert len(parts['test']) == pytest.approx(len(fixed) / 3, abs=8)
@@ -66,16 +67,16 @@ def test_a_setting_gives_the_fold(tmp_path):
 def test_documents_of_another_dataset_come_along(tmp_path):
   made = run.config(data__also=('toy',))
   with run.small_world():
-    setting = settings.begin(made, str(tmp_path / 'pretrain'), 'pretrain')
-    assert setting.examples('dev', 'document') == 2 * toy.load('dev', 'document')
-    assert setting.examples('dev', 'labelled') == toy.load('dev', 'labelled')
+    data = Data(runs.begin(made, str(tmp_path / 'pretrain'), 'pretrain'), None)
+    assert data.examples('dev', 'document') == 2 * toy.load('dev', 'document')
+    assert data.examples('dev', 'labelled') == toy.load('dev', 'labelled')
 
 
 def test_an_unknown_dataset_is_named(tmp_path):
   made = run.config(data__also=('no_such',))
-  setting = settings.begin(made, str(tmp_path / 'pretrain'), 'pretrain')
+  data = Data(runs.begin(made, str(tmp_path / 'pretrain'), 'pretrain'), None)
   with pytest.raises(ValueError, match="found 'no_such'"):
-    setting.examples('dev', 'document')
+    data.examples('dev', 'document')
 
 
 def test_it_runs_every_fold_and_skips_what_is_finished(toyrun, tmp_path, capsys):
@@ -86,9 +87,9 @@ def test_it_runs_every_fold_and_skips_what_is_finished(toyrun, tmp_path, capsys)
   )
   (tmp_path / 'saved.json').write_text(saved.to_json())
   config.write_text(
-    'from experiments import cli\n'
+    'from perl.config import command_line\n'
     'def get_config(text=""):\n'
-    f'  made = cli.read({str(tmp_path / "saved.json")!r})\n'
+    f'  made = command_line.read({str(tmp_path / "saved.json")!r})\n'
     '  with made.unlocked():\n'
     '    made.peft.name = text.partition("=")[2]\n'
     '  return made\n')

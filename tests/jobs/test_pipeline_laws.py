@@ -13,8 +13,8 @@ import toyrun as run
 from perl import trees
 from perl.cli import launch
 from perl.config.fields import ConfigError
-from perl.jobs import _artefacts as artefacts
-from perl.jobs import _setting as settings
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._run import Run
 from perl.models import lm
 from perl.train import checkpoint
 
@@ -24,7 +24,7 @@ TRAINED = STAGES[1:5]
 
 def setting(workdir, stage, **overrides):
   """The setting of a finished stage, and nothing written."""
-  return settings.Setting(run.config(**overrides), str(workdir / stage), stage)
+  return Run(run.config(**overrides), str(workdir / stage), stage)
 
 
 @pytest.mark.parametrize('stage', STAGES)
@@ -80,8 +80,8 @@ def test_an_adapter_loads_bit_equal_to_the_state_that_was_saved(toyrun):
   tiny.equal(saved, found.tree['adapters']['policy'])
   with run.small_world():
     here = setting(toyrun, 'rl')
-    anchor = artefacts.load_anchor(here)
-    adapter, _ = artefacts.load_adapter(here, str(toyrun / 'rl'), anchor)
+    anchor = Artefacts(here).anchor()
+    adapter, _ = Artefacts(here).adapter(str(toyrun / 'rl'), anchor)
   assert trees.digest(adapter) == trees.digest(saved)
   assert meta['base_digest'] == anchor.digest and meta['rank'] == 2 and meta['method'] == 'lora'
 
@@ -92,7 +92,7 @@ def test_an_adapter_over_another_base_is_refused(toyrun, tmp_path):
   checkpoint.save_tree(tmp_path / 'base', other, meta | {'digest': trees.digest(other)})
   shutil.copy(toyrun / 'pretrain' / 'summary.json', tmp_path)
   with run.small_world(), pytest.raises(checkpoint.MismatchError) as error:
-    artefacts.load_anchor(setting(toyrun, 'rl', inputs__base=str(tmp_path)))
+    Artefacts(setting(toyrun, 'rl', inputs__base=str(tmp_path))).anchor()
   text = str(error.value)
   assert f'base_digest: expected {trees.digest(other)!r}, found {meta["digest"]!r}' in text
   assert 'remedy: ' in text
@@ -100,7 +100,7 @@ def test_an_adapter_over_another_base_is_refused(toyrun, tmp_path):
 
 def test_another_shape_of_model_is_refused(toyrun):
   with run.small_world(), pytest.raises(checkpoint.MismatchError, match='expected .*128'):
-    artefacts.load_base(setting(toyrun, 'sft', model__size='tiny'))
+    Artefacts(setting(toyrun, 'sft', model__size='tiny')).base()
 
 
 # --- Roles at step 0
@@ -112,8 +112,8 @@ def test_the_policy_starts_as_the_anchor(toyrun):
   assert abs(run.read(toyrun / 'evaluate' / 'summary.json')['kl_before']) < 1e-4
   with run.small_world():
     here = setting(toyrun, 'rl')
-    anchor = artefacts.load_anchor(here)
-    fresh = artefacts.new_adapter(here, anchor, here.key)
+    anchor = Artefacts(here).anchor()
+    fresh = Artefacts(here).new_adapter(anchor, here.key)
   tokens = tiny.tokens(vocabulary=300)
   mask = tiny.right_mask([10, 4, 7, 1])
   ours = lm.logits(anchor.model, anchor.params, fresh, tokens, mask)
@@ -216,6 +216,6 @@ def test_a_stage_needs_finished_inputs(tmp_path):
 
 
 def test_keys_differ_by_stage_and_seed():
-  keys = [settings.Setting(run.config(seed=seed), '', stage).key
+  keys = [Run(run.config(seed=seed), '', stage).key
           for stage in (*STAGES, 'preference') for seed in (0, 1)]
   assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)

@@ -14,9 +14,10 @@ from perl.cli import convert
 from perl.config import validate
 from perl.config.fields import ConfigError
 from perl.data.examples import Preference
-from perl.jobs import _artefacts as artefacts
-from perl.jobs import _setting as settings
 from perl.jobs import evaluate, preference
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._data import Data
+from perl.jobs._run import Run
 from perl.peft import adapters
 from perl.preference import methods
 
@@ -71,10 +72,10 @@ def test_its_result_is_a_policy_for_evaluation_and_export(finished, toyrun, tmp_
     assert abs(found['kl_before']) < 1e-4 < abs(found['kl'])
     convert.export(str(folder), str(tmp_path / 'out'), 'alone', False)
     # From there RL can go on, over the same anchor.
-    setting = settings.Setting(from_run(toyrun), str(tmp_path / 'rl'), 'rl')
-    anchor = artefacts.load_anchor(setting)
-    again = artefacts.new_adapter(setting, anchor, setting.key, start=str(tmp_path / 'out'))
-    saved, _ = artefacts.load_adapter(setting, str(folder), anchor)
+    setting = Run(from_run(toyrun), str(tmp_path / 'rl'), 'rl')
+    anchor = Artefacts(setting).anchor()
+    again = Artefacts(setting).new_adapter(anchor, setting.key, start=str(tmp_path / 'out'))
+    saved, _ = Artefacts(setting).adapter(str(folder), anchor)
   assert adapters.count(again) == finished[1]['parameters_trainable']
   tiny.close(*(trees.flat(jax.tree.map(np.asarray, tree)) for tree in (again, saved)))
 
@@ -82,23 +83,23 @@ def test_its_result_is_a_policy_for_evaluation_and_export(finished, toyrun, tmp_
 def test_both_sides_of_pairs_are_thumbs_where_there_are_none():
   def load(split, kind, **_):
     if kind != 'preference' or split != 'train':
-      raise ValueError(f'no {kind}')
+      raise ValueError(f'no {kind} in {split}')
     return [Preference('a', 'good', 'bad', group='g')]
 
-  setting = settings.Setting(run.config(), '', 'preference')
-  setting.__dict__['dataset'] = types.SimpleNamespace(load=load)
-  up, down = preference.examples(setting, methods.find('kto'), 'train')
+  data = Data(Run(run.config(), '', 'preference'), None)
+  data.__dict__['dataset'] = types.SimpleNamespace(load=load, KINDS=('preference',))
+  up, down = preference.examples(data, methods.find('kto'), 'train')
   assert (up.response, up.label, down.response, down.label) == ('good', 1.0, 'bad', 0.0)
   assert up.group == down.group == 'g'
-  for method, said in (('dpo', 'no preference'), ('kto', 'no labelled')):
-    with pytest.raises(ValueError, match=said):
-      preference.examples(setting, methods.find(method), 'dev')
+  for method in ('dpo', 'kto'):  # what is wrong with the pairs is told, not taken for a lack
+    with pytest.raises(ValueError, match='no preference in dev'):
+      preference.examples(data, methods.find(method), 'dev')
 
 
 def test_a_policy_that_goes_on_from_an_adapter_has_it_as_its_reference():
-  setting = settings.Setting(run.config(preference__adapter='some'), '', 'preference')
+  setting = Run(run.config(preference__adapter='some'), '', 'preference')
   policy = {'a': np.ones(2)}
-  np.testing.assert_array_equal(artefacts.reference(setting, None, policy)['a'], policy['a'])
+  np.testing.assert_array_equal(Artefacts(setting).reference(None, policy)['a'], policy['a'])
 
 
 @pytest.mark.parametrize('fields, said', [

@@ -1,5 +1,6 @@
 """Programs on shapes alone are those that the jobs run, to the letter."""
 
+import functools
 import importlib
 import re
 
@@ -9,8 +10,9 @@ import toyrun as run
 from test_resume import from_run
 
 from perl import trees
-from perl.jobs import _collect as collect
+from perl.jobs import TRAINED
 from perl.jobs import _programs as programs
+from perl.rl import step as rl_step
 from perl.train import memory
 from perl.train import step as steps
 
@@ -23,6 +25,7 @@ def recorded(patch, module, name, programs, key, stop=False):
   """Patches module.name, a maker of jitted functions, to keep the StableHLO of the first call."""
   make = getattr(module, name)
 
+  @functools.wraps(make)
   def patched(*args, **kwargs):
     made = make(*args, **kwargs)
 
@@ -39,13 +42,13 @@ def recorded(patch, module, name, programs, key, stop=False):
 
 def sampled(patch, programs):
   """Keeps the StableHLO of the last rollout."""
-  inner = collect.rollout
+  inner = rl_step.rollout
 
   def rollout(*arguments, **options):
     programs['rollout'] = inner.lower(*arguments, **options).as_text()
     return inner(*arguments, **options)
 
-  patch.setattr(collect, 'rollout', rollout)
+  patch.setattr(rl_step, 'rollout', rollout)
 
 
 def ran(config, stage, folder, devices=1):
@@ -55,7 +58,8 @@ def ran(config, stage, folder, devices=1):
     recorded(patch, steps, 'make_train_step', found, 'update', stop=True)
     if stage == 'rl':
       sampled(patch, found)
-      recorded(patch, collect, 'make_experience', found, 'experience')
+      recorded(patch, rl_step, 'make_judge', found, 'rewards')
+      recorded(patch, rl_step, 'make_experience', found, 'experience')
     with pytest.raises(Seen):
       importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder / stage))
   return found
@@ -79,7 +83,7 @@ def essence(text):
   return {part.rstrip('}\n ') for part in text.split('func.func ')}
 
 
-@pytest.mark.parametrize('stage', programs.STAGES)
+@pytest.mark.parametrize('stage', TRAINED)
 def test_what_is_compiled_is_what_the_job_runs(toyrun, tmp_path, stage):
   config = from_run(toyrun)
   theirs, ours = ran(config, stage, tmp_path), planned(config, stage)
@@ -118,7 +122,7 @@ def test_roles_are_those_of_the_config():
     one = programs.stage(run.config(rl__baseline='batch_mean'), 'rl')
   assert set(both.state.adapters) == {'policy', 'critic'} and set(one.state.adapters) == {'policy'}
   assert set(both.frozen) == {'reference', 'reward'} and 'head' in both.frozen['reward']
-  assert list(both.programs) == ['rollout', 'experience', 'update']
+  assert list(both.programs) == ['rollout', 'rewards', 'experience', 'update']
 
 
 @pytest.mark.parametrize('overrides, message', [

@@ -17,9 +17,9 @@ from perl.config.fields import ConfigError
 from perl.config.validate import validate
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained, reading
-from perl.jobs import _artefacts as artefacts
 from perl.jobs import _plan as plan
-from perl.jobs._setting import Setting
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._run import Run
 from perl.models import lm
 from perl.peft import adapters
 from perl.quantization import quantize_tree
@@ -105,30 +105,30 @@ def run(tmp_path_factory):
 
 def test_sft_leaves_an_adapter_that_names_its_base(run):
   folder, workdir, made = run
-  base = artefacts.load_base(Setting(made, str(workdir / 'sft'), 'sft'))
+  base = Artefacts(Run(made, str(workdir / 'sft'), 'sft')).base()
   assert scheme_of(base.params) == SCHEME
   assert base.digest == f'nf4-8-double:{pretrained.digest(folder)}'
   summary = toyrun.read(workdir / 'sft' / 'summary.json')
   assert summary['parameters_total'] == trees.count(base.params)
   assert summary['merge_logit_difference'] < 1e-4
-  setting = Setting(made, str(workdir / 'sft'), 'sft')
-  adapter, meta = artefacts.load_adapter(setting, str(workdir / 'sft'), base)
+  setting = Run(made, str(workdir / 'sft'), 'sft')
+  adapter, meta = Artefacts(setting).adapter(str(workdir / 'sft'), base)
   assert meta['base_digest'] == base.digest
-  dense = artefacts.load_base(Setting(config(folder), str(workdir / 'sft'), 'sft'))
+  dense = Artefacts(Run(config(folder), str(workdir / 'sft'), 'sft')).base()
   with pytest.raises(MismatchError, match='base_digest.*nf4-8-double'):
-    artefacts.load_adapter(setting, str(workdir / 'sft'), dense)
+    Artefacts(setting).adapter(str(workdir / 'sft'), dense)
 
 
 def test_the_anchor_is_the_quantized_base_with_the_adapter_below(run):
   """Nothing is merged into codes: reward models and policies lie over it, and keep it frozen."""
   folder, workdir, _ = run
   made = config(folder, **QUANTIZED)
-  setting = Setting(made, str(workdir / 'reward'), 'reward')
-  base = artefacts.load_base(setting)
-  anchor, sft = artefacts.anchor_over(setting, base)
+  setting = Run(made, str(workdir / 'reward'), 'reward')
+  base = Artefacts(setting).base()
+  anchor, sft = Artefacts(setting).anchor_over(base)
   assert trees.digest(anchor.params) == trees.digest(base.params) and anchor.below is sft
   assert anchor.digest != base.digest
-  above = artefacts.new_adapter(setting, anchor, setting.key, head=True)
+  above = Artefacts(setting).new_adapter(anchor, setting.key, head=True)
   assert adapters.count(above) == adapters.count(sft) + base.model.config.width + 1
   tokens, mask = tiny.tokens(2, 6), np.ones((2, 6), bool)
   ask = lambda adapter: lm.logits(base.model, base.params, adapter, tokens, mask)
@@ -141,9 +141,9 @@ def test_it_is_exported_merged_with_the_errors_told(run, tmp_path, capsys):
                        '--form=merged']) == 0
   said = dict(line.split(' ', 1) for line in capsys.readouterr().out.splitlines() if ' ' in line)
   assert float(said['merge_error_rms']) == 0.0  # this base is float32
-  setting = Setting(made, str(workdir / 'sft'), 'sft')
-  base = artefacts.load_base(setting)
-  adapter, _ = artefacts.load_adapter(setting, str(workdir / 'sft'), base)
+  setting = Run(made, str(workdir / 'sft'), 'sft')
+  base = Artefacts(setting).base()
+  adapter, _ = Artefacts(setting).adapter(str(workdir / 'sft'), base)
   model, merged, _ = pretrained.load(tmp_path / 'whole')
   assert scheme_of(merged) is None
   tokens, mask = releases.rows()
@@ -158,12 +158,11 @@ def test_convert_writes_a_quantized_base_that_jobs_read(run, tmp_path, capsys):
                        '--block=8', '--double']) == 0
   for other in (config(out), config(out, **QUANTIZED),
                 config(folder, inputs__base=str(out), inputs__tokenizer=str(out))):
-    setting = Setting(other, str(workdir / 'sft'), 'sft')
-    base = artefacts.load_base(setting)
+    setting = Run(other, str(workdir / 'sft'), 'sft')
+    base = Artefacts(setting).base()
     assert base.digest == pretrained.digest(out) == f'nf4-8-double:{pretrained.digest(folder)}'
-    artefacts.load_adapter(setting, str(workdir / 'sft'), base)
-  tiny.equal(base.params, artefacts.load_base(
-    Setting(made, str(workdir / 'sft'), 'sft')).params)
+    Artefacts(setting).adapter(str(workdir / 'sft'), base)
+  tiny.equal(base.params, Artefacts(Run(made, str(workdir / 'sft'), 'sft')).base().params)
   capsys.readouterr()
   assert convert.main(['inspect', f'--folder={out}', '--json']) == 0
   told = json.loads(capsys.readouterr().out)
@@ -178,7 +177,7 @@ def test_a_plan_knows_the_bytes(run):
   for stage, quantized in (('sft', True), ('pretrain', False)):
     planned = plan.Plan(made, '', stage)
     assert (scheme_of(planned.anchor.params) == SCHEME) == quantized
-  base = artefacts.load_base(Setting(made, '', 'sft')).params
+  base = Artefacts(Run(made, '', 'sft')).base().params
   tiny_shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert tiny_shapes(plan.Plan(made, '', 'sft').anchor.params) == tiny_shapes(base)
 
@@ -186,9 +185,9 @@ def test_a_plan_knows_the_bytes(run):
 def test_a_peft_adapter_lies_over_it_too(run, tmp_path):
   folder, workdir, made = run
   assert convert.main(['export', f'--stage={workdir / "sft"}', f'--out={tmp_path / "ad"}']) == 0
-  setting = Setting(made, str(workdir / 'sft'), 'sft')
-  base = artefacts.load_base(setting)
-  own, _ = artefacts.load_adapter(setting, str(workdir / 'sft'), base)
+  setting = Run(made, str(workdir / 'sft'), 'sft')
+  base = Artefacts(setting).base()
+  own, _ = Artefacts(setting).adapter(str(workdir / 'sft'), base)
   again = peft_format.load(tmp_path / 'ad', base.params, base_digest=base.digest)
   jax.tree.map(np.testing.assert_allclose, again, own)
   with pytest.raises(ValueError, match='nf4-8-doubl'):

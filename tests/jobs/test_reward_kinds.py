@@ -10,23 +10,13 @@ from test_resume import from_run
 
 from perl import trees
 from perl.data.sets import toy
-from perl.jobs import (
-  _artefacts as artefacts,
-)
-from perl.jobs import (
-  _export as export,
-)
-from perl.jobs import (
-  _programs as programs,
-)
-from perl.jobs import (
-  _scoring as scoring,
-)
-from perl.jobs import _setting as settings
-from perl.jobs import (
-  reward,
-  rl,
-)
+from perl.jobs import _export as export
+from perl.jobs import _programs as programs
+from perl.jobs import reward, rl
+from perl.jobs._artefacts import Artefacts
+from perl.jobs._base import Base, over
+from perl.jobs._run import Run
+from perl.jobs._scoring import Scorer
 from perl.peft import adapters, composition
 from perl.train import checkpoint, memory
 
@@ -116,12 +106,12 @@ def test_an_ensemble_says_what_its_members_say(ensemble):
 def test_members_have_one_mean_over_the_dev_pairs(ensemble, toyrun):
   config = config_of(toyrun)
   with run.small_world():
-    made = settings.Setting(config, str(ensemble), 'reward')
-    anchor = artefacts.load_anchor(made)
-    adapter, _ = artefacts.load_adapter(made, str(ensemble), anchor)
-    pairs = made.examples('dev', 'preference')
-    scores = scoring.of_members(made, anchor, adapter, pairs)
-    mean = scoring.predict(made, anchor, adapter, pairs)
+    artefacts = Artefacts(Run(config, str(ensemble), 'reward'))
+    anchor = artefacts.anchor()
+    adapter, _ = artefacts.adapter(str(ensemble), anchor)
+    pairs = artefacts.data.examples('dev', 'preference')
+    scorer = Scorer(artefacts.run, artefacts.data, anchor)
+    scores, mean = scorer.of_members(adapter, pairs), scorer.predict(adapter, pairs)
   assert scores.shape == (2, len(pairs), 2) and adapters.members(adapter) == 2
   first, second = np.nanmean(scores, (1, 2))
   assert first == pytest.approx(second, abs=1e-4)
@@ -149,14 +139,14 @@ def test_one_reward_model_is_no_ensemble(toyrun, tmp_path):
 def test_an_ensemble_is_not_exported(ensemble, toyrun, tmp_path):
   with run.small_world(), pytest.raises(ValueError, match='found an ensemble of 2 in .*reward'):
     export.export(
-      settings.Setting(config_of(toyrun), str(ensemble), 'reward'), str(tmp_path / 'out'))
+      Run(config_of(toyrun), str(ensemble), 'reward'), str(tmp_path / 'out'))
 
 
 def test_a_stack_lies_over_what_is_frozen_below_each_of_its_members():
   model, base = tiny.make('llama', layers=1)
   below = tiny.trained(tiny.lora(base, head=False), seed=7)
   members = [tiny.trained(tiny.lora(base, seed), seed=seed) for seed in range(2)]
-  frozen = artefacts.Base(model, base, '', below)
-  both = artefacts._over(frozen, adapters.stack(members))
-  tiny.equal(trees.unstack(both), [artefacts._over(frozen, member) for member in members])
+  frozen = Base(model, base, '', below)
+  both = over(frozen, adapters.stack(members))
+  tiny.equal(trees.unstack(both), [over(frozen, member) for member in members])
   tiny.equal(composition.upper(both), adapters.stack(members))

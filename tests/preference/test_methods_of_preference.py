@@ -251,5 +251,5 @@ def test_two_responses_preferred_with_probability_p_end_at_the_known_margin(name
 
 
 def test_an_unknown_method_is_told():
-  with pytest.raises(ValueError, match="a Method, found 'dop'"):
+  with pytest.raises(ValueError, match="a file of perl/preference/methods .* found 'dop'"):
     methods.find('dop')

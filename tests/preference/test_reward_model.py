@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from judging import make_experience
 
 from perl.models import lm
 from perl.peft import adapters
 from perl.preference import reward_model
-from perl.rl.experience import make_experience
 from perl.types import Rollout
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')

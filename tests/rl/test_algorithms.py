@@ -49,7 +49,7 @@ def test_own_values_are_those_of_fields_that_are_left_open(name):
 
 def test_what_is_no_algorithm_is_named():
   for name in ('roles', 'there_is_none'):
-    with pytest.raises(ValueError, match=f'a file of perl/rl with a policy_loss .* {name!r}'):
+    with pytest.raises(ValueError, match=f'a file of perl/rl/algorithms .* found {name!r}'):
       algorithms.find(name)
 
 

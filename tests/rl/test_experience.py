@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from judging import make_experience
 
 from perl.models import lm
 from perl.objectives import returns
 from perl.rl import statistics
-from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')

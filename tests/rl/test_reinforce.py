@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from judging import make_experience
 
 from perl import trees
 from perl.models import lm
@@ -15,7 +16,6 @@ from perl.objectives import returns
 from perl.peft import adapters
 from perl.rl import update as learner
 from perl.rl.algorithms import reinforce
-from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step
 from perl.types import Experience
@@ -140,7 +140,7 @@ def learn(reward, *, method, steps, rate, beta=0.0, rows=128):
     out = sampled(state.adapters['policy'], key, response=1, rows=rows)
     state, metrics = update(state, BASE, build(out))
     assert i or metrics['sampler_gap'] < 1e-5
-  assert learner._cache_size() == 1
+  assert update._cache_size() == 1
   return anchor, arms(state.adapters['policy'])
 
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from judging import make_experience
 
 from perl import trees
 from perl.peft import adapters
 from perl.rl import roles
 from perl.rl import update as learner
-from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import optim, step
 

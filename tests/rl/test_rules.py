@@ -69,7 +69,7 @@ def test_weights_and_a_function_of_the_users():
 
 
 @pytest.mark.parametrize('name, said', [
-  ('lenght', "expected a file of perl/rl/rules, or 'module:function', found 'lenght'"),
+  ('lenght', "expected a file of perl/rl/rules .* found 'lenght'; did you mean 'length'"),
   ('no.such:rule', "found 'no.such:rule'"), (f'{__name__}:none', 'has no attribute')])
 def test_a_rule_that_is_not_there(name, said):
   with pytest.raises(ValueError, match=said):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from judging import make_experience
 
 from perl import trees
 from perl.models import lm, vocabulary
 from perl.objectives import regularizers
 from perl.peft import adapters
 from perl.rl import update
-from perl.rl.experience import make_experience
 from perl.rl.rollout import rollout
 from perl.train import step
 

@@ -6,10 +6,10 @@ import toyrun as run
 from sklearn.linear_model import LogisticRegression
 
 from perl.evaluate import classification, probe
-from perl.jobs import _artefacts as artefacts
+from perl.jobs import _run as runs
 from perl.jobs import _scoring as scoring
-from perl.jobs import _setting as settings
 from perl.jobs import reward
+from perl.jobs._artefacts import Artefacts
 from perl.types import HEAD_READS
 
 C = 0.03
@@ -101,11 +101,11 @@ def test_a_reward_model_starts_from_the_probe(toyrun, tmp_path, kind):
     (tmp_path / stage).symlink_to(toyrun / stage)
   config = run.config(reward__kind=kind, reward__probe=True, reward__reads=HEAD_READS)
   with run.small_world():
-    setting = settings.begin(config, str(tmp_path / 'reward'), 'reward')
-    anchor = artefacts.load_anchor(setting)
-    examples = setting.examples('train', scoring.example_kind(setting))
-    adapter = reward._initial_adapter(setting, anchor, examples)
-    scores = scoring.predict(setting, anchor, adapter, examples)
+    artefacts = Artefacts(runs.begin(config, str(tmp_path / 'reward'), 'reward'))
+    scorer = scoring.Scorer(artefacts.run, artefacts.data, artefacts.anchor())
+    examples = artefacts.data.examples('train', scoring.example_kind(artefacts.run))
+    adapter = reward._initial_adapter(artefacts, scorer, examples)
+    scores = scorer.predict(adapter, examples)
   if kind == 'pairwise':
     scores = scores[np.isfinite(scores).all(-1)]  # a pair that truncation made equal has none
     assert len(scores) > 20 and (scores[:, 0] > scores[:, 1]).mean() > 0.6
