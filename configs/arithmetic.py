@@ -41,16 +41,16 @@ RATES = {
 
 def get_config(text: str = '') -> ConfigDict:
   """The arithmetic experiment; `text` as in the header."""
-  given = arguments.parse(text, ARGUMENTS)
+  options = arguments.parse(text, ARGUMENTS)
   config = schema.get_config()
-  config.name = f'arithmetic-{given.algorithm}'
-  config.seed = given.seed
+  config.name = f'arithmetic-{options.algorithm}'
+  config.seed = options.seed
   config.stages = ('tokenizer', 'pretrain', 'sft', 'rl', 'evaluate')
-  schema.use_method(config, given.peft, **rates.of(given.peft, **RATES))
+  schema.use_method(config, options.peft, **rates.of(options.peft, **RATES))
 
-  config.model.size = given.size
+  config.model.size = options.size
   config.tokenizer.update(vocab_size=400, split_digits=True)
-  config.data.update(name='arithmetic', parts=(given.digits,), max_prompt_tokens=40,
+  config.data.update(name='arithmetic', parts=(options.digits,), max_prompt_tokens=40,
                      max_response_tokens=24)
   # All projections: an answer copies numbers, which is attention's, and calculates, the MLP's.
   config.peft.update(rank=16, alpha=32.0, targets=('attn/(q|k|v|o)', 'mlp/(gate|up|down)'))
@@ -58,7 +58,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.pretrain.update(steps=700, batch_size=64, packed=True)
   config.sft.update(steps=60, batch_size=64)
   config.rl.update(
-    algorithm=given.algorithm, rules=('gsm8k',), reward_weight=0.0, steps=150, batch_size=256,
+    algorithm=options.algorithm, rules=('gsm8k',), reward_weight=0.0, steps=150, batch_size=256,
     samples=8, temperature=1.0, beta=0.005, max_new_tokens=24)
   for stage in TRAINED:
     config[stage].update(evaluate_every_steps=100, checkpoint_every_steps=100)

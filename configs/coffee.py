@@ -59,27 +59,27 @@ PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 
 def get_config(text: str = '') -> ConfigDict:
   """The coffee experiment; `text` as in the header."""
-  given = arguments.parse(text, ARGUMENTS)
+  options = arguments.parse(text, ARGUMENTS)
   config = schema.get_config()
-  config.name = f'coffee-{given.size}'
-  config.seed = given.seed
-  config.model.size = given.size
-  lora, full = (RATES[given.size, method] for method in ('lora', 'full'))
-  schema.use_method(config, given.peft, **rates.of(given.peft, lora, full))
+  config.name = f'coffee-{options.size}'
+  config.seed = options.seed
+  config.model.size = options.size
+  lora, full = (RATES[options.size, method] for method in ('lora', 'full'))
+  schema.use_method(config, options.peft, **rates.of(options.peft, lora, full))
 
   config.data.update(
-    name='taskmaster_coffee', mirror=given.mirror, max_prompt_tokens=384, max_response_tokens=96,
+    name='taskmaster_coffee', mirror=options.mirror, max_prompt_tokens=384, max_response_tokens=96,
     buckets=(128, 256),
   )
   config.tokenizer.update(vocab_size=2048, lowercase=True)
   config.rl.max_new_tokens = 64
 
   config.pretrain.update(steps=1200, batch_size=8)
-  config.pretrain.optim.learning_rate = PRETRAIN_RATE[given.size]
+  config.pretrain.optim.learning_rate = PRETRAIN_RATE[options.size]
   config.sft.update(steps=100, batch_size=32)
   # The dev split has 31 thumbs down: too few to pick a checkpoint by, so the last one it is.
   config.reward.update(
-    steps=100, batch_size=32, kind=given.kind, reads=('mean', 'likelihood'), probe=True,
+    steps=100, batch_size=32, kind=options.kind, reads=('mean', 'likelihood'), probe=True,
     keep='last',
   )
   config.peft.update(rank=16, alpha=32.0, dropout=0.1)
@@ -90,16 +90,16 @@ def get_config(text: str = '') -> ConfigDict:
   config.pretrain.update(evaluate_every_steps=200, checkpoint_every_steps=200)
   config.pretrain.optim.update(warmup_steps=50, weight_decay=0.1, b2=0.95)
   config.evaluate.update(max_examples=512, batch_size=64)
-  if given.checkpoint:
-    _published(config, given)
+  if options.checkpoint:
+    _published(config, options)
   return config
 
 
-def _published(config: ConfigDict, given: SimpleNamespace) -> None:
+def _published(config: ConfigDict, options: SimpleNamespace) -> None:
   """Large enough to need neither other reads nor a probe."""
   config.name = 'coffee-published'
-  config.model.checkpoint = given.checkpoint
-  schema.use_method(config, given.peft, **rates.of(given.peft, **PAPER_RATES))
+  config.model.checkpoint = options.checkpoint
+  schema.use_method(config, options.peft, **rates.of(options.peft, **PAPER_RATES))
   config.reward.update(reads=(), probe=False)
   config.data.update(max_prompt_tokens=768, max_response_tokens=192, buckets=(256, 512))
   config.rl.max_new_tokens = 128

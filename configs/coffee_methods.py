@@ -31,13 +31,13 @@ SFT_RATE = 10
 
 def get_config(text: str = '') -> ConfigDict:
   """The setting of experiments.compare; `text` as in the header."""
-  given = arguments.parse(text, ARGUMENTS)
+  options = arguments.parse(text, ARGUMENTS)
   config = coffee.get_config(text)
-  config.name = f'coffee-methods-{given.size}'
+  config.name = f'coffee-methods-{options.size}'
   config.stages = ('tokenizer', 'pretrain', 'sft', 'reward')
-  lora, full = ({**found, 'sft': SFT_RATE * found['sft']}
-                for found in (coffee.RATES[given.size, method] for method in ('lora', 'full')))
-  schema.use_method(config, given.peft, **rates.of(given.peft, lora, full))
+  lora, full = ({**own, 'sft': SFT_RATE * own['sft']}
+                for own in (coffee.RATES[options.size, method] for method in ('lora', 'full')))
+  schema.use_method(config, options.peft, **rates.of(options.peft, lora, full))
   config.pretrain.update(steps=100, evaluate_every_steps=100, checkpoint_every_steps=100)
   for stage in ('sft', 'reward'):
     config[stage].update(

@@ -29,11 +29,11 @@ RATES = {
 
 def get_config(text: str = '') -> ConfigDict:
   """The demo; `text` as in the header."""
-  given = arguments.parse(text, ARGUMENTS)
+  options = arguments.parse(text, ARGUMENTS)
   config = schema.get_config()
   config.name = 'demo'
-  config.seed = given.seed
-  schema.use_method(config, given.peft, **rates.of(given.peft, **RATES))
+  config.seed = options.seed
+  schema.use_method(config, options.peft, **rates.of(options.peft, **RATES))
 
   config.model.size = 'micro'
   config.tokenizer.vocab_size = 420

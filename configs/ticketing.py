@@ -26,9 +26,9 @@ ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', '
 
 def get_config(text: str = '') -> ConfigDict:
   """The ticketing experiment; `text` as in the header."""
-  given = arguments.parse(text, ARGUMENTS)
+  options = arguments.parse(text, ARGUMENTS)
   config = coffee.get_config(text)
-  config.name = f'ticketing-{given.size}'
+  config.name = f'ticketing-{options.size}'
   config.stages = ('tokenizer', 'pretrain', 'sft', 'reward')
   config.data.update(name='taskmaster_ticketing', also=('taskmaster_coffee',))
   # Its dialogues are three times as long as coffee's.

@@ -174,26 +174,26 @@ def check(folder: str, adapter: str = '') -> dict:
   mask = np.arange(32) < lengths[:, None]
   tokens = np.where(mask, rng.integers(3, model.config.vocab_size, mask.shape), 0).astype(np.int32)
   scored = 'head' in learnt
-  ours = jax.jit(lm.score if scored else lm.logits, static_argnums=0)
-  found = np.asarray(ours(model, base, learnt, tokens, mask))
-  expected = peer.outputs(folder, adapter, tokens, mask, scored=scored)
+  compute = jax.jit(lm.score if scored else lm.logits, static_argnums=0)
+  ours = np.asarray(compute(model, base, learnt, tokens, mask))
+  theirs = peer.outputs(folder, adapter, tokens, mask, scored=scored)
   if not scored:
-    found, expected = found[mask], expected[mask]
-  apart = float(np.abs(found - expected).max())
-  return {'compared': 'scores' if scored else 'logits', 'largest_difference': apart,
-          'relative': apart / float(np.abs(expected).max())}
+    ours, theirs = ours[mask], theirs[mask]
+  difference = float(np.abs(ours - theirs).max())
+  return {'compared': 'scores' if scored else 'logits', 'largest_difference': difference,
+          'relative': difference / float(np.abs(theirs).max())}
 
 
-def describe(found: dict) -> str:
+def describe(report: dict) -> str:
   """The result of inspect as lines: a tensor or a module each, then the totals."""
   lines = []
-  for path, t in found.get('tensors', {}).items():
+  for path, t in report.get('tensors', {}).items():
     lines.append(f'{path:<44} {str(t["shape"]):<24} {t["dtype"]}')
-  for name, m in found.get('modules', {}).items():
+  for name, m in report.get('modules', {}).items():
     lines.append(f'{name:<48} rank {m["rank"]:<4} scale {m["scale"]:<8.4g} {m["parameters"]:,}')
   for name in ('parameters', 'bytes', 'bits_per_parameter', 'digest', 'head', 'tokenizer'):
-    if name in found:
-      value = found[name]
+    if name in report:
+      value = report[name]
       lines.append(f'{name:<12} {value:,}' if type(value) is int else f'{name:<12} {value}')
   return '\n'.join(lines)
 
@@ -207,34 +207,34 @@ def _main(argv: Sequence[str] | None) -> None:
   options = _parser().parse_args(argv)
   try:
     if options.action == 'inspect':
-      found = inspect(options.folder)
-      print(json.dumps(found, indent=2) if options.json else describe(found))
+      report = inspect(options.folder)
+      print(json.dumps(report, indent=2) if options.json else describe(report))
       return
     if options.action == 'check':
-      found = check(options.folder, options.adapter)
-      print('\n'.join(f'{name} {value}' for name, value in found.items()))
+      report = check(options.folder, options.adapter)
+      print('\n'.join(f'{name} {value}' for name, value in report.items()))
       if options.json:
-        _write(options, found)
+        _write(options, report)
       return
     if options.action == 'import':
-      found = import_(options.folder, options.out, options.dtype, options.quantize, options.block,
-                      options.double)
+      report = import_(options.folder, options.out, options.dtype, options.quantize, options.block,
+                       options.double)
     elif options.action == 'export':
-      found = export(options.stage, options.out, options.form, options.uniform)
+      report = export(options.stage, options.out, options.form, options.uniform)
     else:
-      found = merge(options.folder, options.adapter, options.out, options.dtype)
+      report = merge(options.folder, options.adapter, options.out, options.dtype)
   except (ValueError, OSError) as error:  # written for the one who reads it
     raise ConfigError(str(error)) from error
-  print('\n'.join(f'{name} {value}' for name, value in found.items()))
+  print('\n'.join(f'{name} {value}' for name, value in report.items()))
   print(f'written to {options.out}')
 
 
-def _write(options: argparse.Namespace, found: dict) -> None:
-  made = provenance.record()
+def _write(options: argparse.Namespace, report: dict) -> None:
+  record = provenance.record()
   peers = {name: importlib.metadata.version(name) for name in ('torch', 'transformers', 'peft')}
   metrics.write_json(options.json, {
-    'command': f'perl-rlhf convert {options.action}', **found,
-    'settings': vars(options), **(made | {'versions': made['versions'] | peers})})
+    'command': f'perl-rlhf convert {options.action}', **report,
+    'settings': vars(options), **(record | {'versions': record['versions'] | peers})})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = command_line.parser('perl-rlhf forecast', __doc__.split('\n', 1)[0])
-  made.set_defaults(workdir=os.devnull)  # a forecast reads and writes none
-  made.add_argument('--stages', default='', help='some of the config\'s, with commas')
-  made.add_argument('--device', default='', help=f'{", ".join(devices.DEVICES)} or cpu')
-  made.add_argument('--device_gib', type=float, default=0.0, help='a device of that many GiB')
-  made.add_argument('--devices', type=int, default=0, help='virtual devices, for config.mesh')
-  made.add_argument('--no_search', action='store_true', help='do not look for the largest batch')
-  made.add_argument('--json', default='', help='also write the forecast to this file')
-  options, overrides = command_line.parse(made, argv)
+  reader = command_line.parser('perl-rlhf forecast', __doc__.split('\n', 1)[0])
+  reader.set_defaults(workdir=os.devnull)  # a forecast reads and writes none
+  reader.add_argument('--stages', default='', help='some of the config\'s, with commas')
+  reader.add_argument('--device', default='', help=f'{", ".join(devices.DEVICES)} or cpu')
+  reader.add_argument('--device_gib', type=float, default=0.0, help='a device of that many GiB')
+  reader.add_argument('--devices', type=int, default=0, help='virtual devices, for config.mesh')
+  reader.add_argument('--no_search', action='store_true', help='do not look for the largest batch')
+  reader.add_argument('--json', default='', help='also write the forecast to this file')
+  options, overrides = command_line.parse(reader, argv)
   config = command_line.read(options.config, overrides)
   launch.check(config)
   _check_devices(options.devices)

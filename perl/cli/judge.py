@@ -109,20 +109,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                       'with one dataset and one evaluate.max_examples')
   judge = _judge(options, folder)
   first, second = win_rate.verdicts(judge, [row['prompt'] for row in rows], ours, theirs)
-  found = win_rate.report(first, second, [row['group'] for row in rows], seed=options.seed)
-  return {'ours': options.ours, 'theirs': options.theirs, 'by': options.by, **found}
+  report = win_rate.report(first, second, [row['group'] for row in rows], seed=options.seed)
+  return {'ours': options.ours, 'theirs': options.theirs, 'by': options.by, **report}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
   """The report in Markdown."""
-  share = lambda name: (f'{100 * found[name]:.1f} % [{100 * found[f"{name}_low"]:.1f}, '
-                        f'{100 * found[f"{name}_high"]:.1f}]')
+  share = lambda name: (f'{100 * report[name]:.1f} % [{100 * report[f"{name}_low"]:.1f}, '
+                        f'{100 * report[f"{name}_high"]:.1f}]')
   return formats.markdown(
-    [f'{found["ours"]} against {found["theirs"]}', f'of {found["pairs"]} pairs'],
+    [f'{report["ours"]} against {report["theirs"]}', f'of {report["pairs"]} pairs'],
     [[title, share(name)] for title, name in FIGURES],
-    [f'Judged by {found["by"]}, in both orders; a pair is won only if preferred in both. The order '
-     f'decided {100 * found["order_dependent"]:.1f} %, which are ties. Win rate: wins and half of '
-     'the ties. 95 % group-bootstrap intervals.'])
+    [f'Judged by {report["by"]}, in both orders; a pair is won only if preferred in both. The '
+     f'order decided {100 * report["order_dependent"]:.1f} %, which are ties. Win rate: wins and '
+     'half of the ties. 95 % group-bootstrap intervals.'])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,21 +131,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = argparse.ArgumentParser(
+  reader = argparse.ArgumentParser(
     prog='perl-rlhf judge', description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter)
-  made.add_argument('--ours', required=True, help='<folder of an evaluate stage>[:before]')
-  made.add_argument('--theirs', required=True, help='the same of the other')
-  made.add_argument('--by', default='gold', choices=('gold', 'reward', 'command'))
-  made.add_argument('--reward', default='', help='folder of a reward stage')
-  made.add_argument('--command', default='', help='a program that judges')
-  made.add_argument('--seed', type=int, default=0, help='of the bootstrap')
-  made.add_argument('--json', default='', help='write the report to this file')
-  options = made.parse_args(argv)
+  reader.add_argument('--ours', required=True, help='<folder of an evaluate stage>[:before]')
+  reader.add_argument('--theirs', required=True, help='the same of the other')
+  reader.add_argument('--by', default='gold', choices=('gold', 'reward', 'command'))
+  reader.add_argument('--reward', default='', help='folder of a reward stage')
+  reader.add_argument('--command', default='', help='a program that judges')
+  reader.add_argument('--seed', type=int, default=0, help='of the bootstrap')
+  reader.add_argument('--json', default='', help='write the report to this file')
+  options = reader.parse_args(argv)
   try:
-    found = run(options)
+    report = run(options)
   except ValueError as error:  # of the judge
     raise ConfigError(str(error)) from error
-  print(table(found))
+  print(table(report))
   if options.json:
-    metrics.write_json(options.json, found)
+    metrics.write_json(options.json, report)

@@ -76,12 +76,12 @@ def run_stages(config: ConfigDict, names: Sequence[str], workdir: pathlib.Path) 
 
 def summarize(workdir: pathlib.Path) -> dict:
   """The summaries of the finished stages, by stage, and the optimum if one of them knows it."""
-  found = {
+  summaries = {
     stage: _load(workdir / stage / 'summary.json')
     for stage in STAGES if identity.is_finished(workdir / stage)
   }
-  optima = [s['gold_optimum'] for s in found.values() if s.get('gold_optimum') is not None]
-  return {**found, **({'gold_optimum': optima[-1]} if optima else {})}
+  optima = [s['gold_optimum'] for s in summaries.values() if s.get('gold_optimum') is not None]
+  return {**summaries, **({'gold_optimum': optima[-1]} if optima else {})}
 
 
 def _load(path: pathlib.Path) -> dict:
@@ -100,12 +100,12 @@ SHOWN = ('loss', 'perplexity', 'accuracy', 'auc', 'baseline_auc', 'reward_start'
 def describe(summary: dict) -> str:
   """The summary's chief figures, a line a stage."""
   lines = []
-  for stage, found in summary.items():
-    if isinstance(found, dict):
-      figures = [f'{n} {found[n]:.4g}' for n in SHOWN if isinstance(found.get(n), (int, float))]
+  for stage, value in summary.items():
+    if isinstance(value, dict):
+      figures = [f'{n} {value[n]:.4g}' for n in SHOWN if isinstance(value.get(n), (int, float))]
       lines.append(f'{stage:>10}  {"  ".join(figures)}')
     else:
-      lines.append(f'{stage:>10}  {found:.4g}')
+      lines.append(f'{stage:>10}  {value:.4g}')
   return '\n'.join(lines)
 
 
@@ -122,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-  made = command_line.parser('perl-rlhf launch', 'Runs a job, or the pipeline of a config.')
-  made.add_argument('--job', default='pipeline', choices=('pipeline', *STAGES),
+  reader = command_line.parser('perl-rlhf launch', 'Runs a job, or the pipeline of a config.')
+  reader.add_argument('--job', default='pipeline', choices=('pipeline', *STAGES),
                     help='one stage alone (in <workdir>/<stage>), or all of config.stages')
-  options, overrides = command_line.parse(made, argv)
+  options, overrides = command_line.parse(reader, argv)
   config = command_line.read(options.config, overrides)
   names = config.stages if options.job == 'pipeline' else (options.job,)
   workdir = pathlib.Path(options.workdir)

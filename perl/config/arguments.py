@@ -1,4 +1,4 @@
-"""The argument string of a config file: `configs/coffee.py:size=tiny,peft=lora`."""
+"""The argument string of an experiment: `coffee:size=tiny,peft=lora`."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -28,8 +28,8 @@ def split(text: str) -> dict[str, str]:
     name, equals, value = piece.partition('=')
     if not equals or not name:
       raise ConfigError(
-        f'expected name=value,name=value after the config file, found {piece!r}; '
-        'write for example configs/coffee.py:size=tiny,peft=lora'
+        f'expected name=value,name=value after the experiment, found {piece!r}; '
+        'write for example coffee:size=tiny,peft=lora'
       )
     if name in out:
       raise ConfigError(f'expected each argument once, found {name!r} twice; keep one')

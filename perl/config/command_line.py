@@ -27,26 +27,26 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     program: as its users call it: 'perl-rlhf launch'.
     description: what it does.
   """
-  made = argparse.ArgumentParser(
+  reader = argparse.ArgumentParser(
     prog=program, description=description, allow_abbrev=False,
     epilog='--config.<field>=<value> overrides one field of the config; --help_fields lists them.',
   )
-  made.add_argument('--config', required=True, metavar='NAME|FILE[:name=value,...]',
+  reader.add_argument('--config', required=True, metavar='NAME|FILE[:name=value,...]',
                     help=f'an experiment ({", ".join(experiments.names())}) or a config file, and '
                     'arguments that its header lists')
-  made.add_argument('--workdir', default='', help='folder of the results')
-  made.add_argument('--help_fields', action='store_true',
+  reader.add_argument('--workdir', default='', help='folder of the results')
+  reader.add_argument('--help_fields', action='store_true',
                     help='print every field of the config with its value, and stop')
-  made.add_argument('--print_config', action='store_true',
+  reader.add_argument('--print_config', action='store_true',
                     help='print the fields that differ from their defaults, and stop')
-  return made
+  return reader
 
 
-def add_results(made: argparse.ArgumentParser) -> None:
+def add_results(reader: argparse.ArgumentParser) -> None:
   """The flags of a program that collects finished runs."""
-  made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
-  made.add_argument('--json', default='', help='write the collected rows to this file')
-  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
+  reader.add_argument('--table', action='store_true', help='print what is finished; run nothing')
+  reader.add_argument('--json', default='', help='write the collected rows to this file')
+  reader.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
 
 
 def ran(program: str, argv: Sequence[str]) -> str:
@@ -55,7 +55,7 @@ def ran(program: str, argv: Sequence[str]) -> str:
 
 
 def parse(
-  made: argparse.ArgumentParser, argv: Sequence[str] | None = None
+  reader: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
   """(the program's own flags, the overrides as they were given).
 
@@ -64,8 +64,8 @@ def parse(
     SystemExit: the flags asked to see the config, which is printed.
   """
   argv = sys.argv[1:] if argv is None else argv
-  options, overrides = made.parse_known_args(argv)
-  check_overrides(overrides, re.findall(r'--\w+', made.format_usage()))
+  options, overrides = reader.parse_known_args(argv)
+  check_overrides(overrides, re.findall(r'--\w+', reader.format_usage()))
   if asks_to_see(argv):
     show(argv)
     raise SystemExit(0)

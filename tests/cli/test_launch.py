@@ -306,6 +306,9 @@ def test_tune_leaves_accelerators_and_notebooks_alone(fresh, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   platform.tune()
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)  # a prompt: its variables would be lost
+  platform.tune()
+  monkeypatch.delattr(sys, 'ps1')
   monkeypatch.setitem(sys.modules, 'jax', types.ModuleType('jax'))
   platform.tune()
   assert fresh == []

@@ -1,9 +1,12 @@
 """Forecasts: bytes by hand, verdicts, the largest batch, and the program."""
 
+import os
+
 import pytest
 import toyrun as run
 
 from perl.cli import forecast as program
+from perl.config import platform
 from perl.config.fields import ConfigError
 from perl.forecast import devices, largest, measure, study, table
 
@@ -185,9 +188,11 @@ def test_a_wrong_flag_ends_in_a_message(flags, message, capsys):
   assert message in capsys.readouterr().err
 
 
-def test_devices_are_asked_for_before_jax_starts(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=/x')
-  monkeypatch.setenv('JAX_PLATFORMS', '')
-  program.add_devices(['--config=c', '--devices=4'])
-  assert program.os.environ['XLA_FLAGS'] == f'--xla_dump_to=/x {program.VIRTUAL}=4'
-  assert program.os.environ['JAX_PLATFORMS'] == 'cpu'
+def test_devices_are_asked_for_before_jax_starts(monkeypatch, tmp_path):
+  environ = {'XLA_FLAGS': '--xla_dump_to=/x', 'JAX_PLATFORMS': '', platform.GUARD: '1',
+             'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
+  for name, value in environ.items():
+    monkeypatch.setenv(name, value)
+  platform.tune(['--config=c', '--devices=4'])
+  assert os.environ['XLA_FLAGS'] == f'--xla_dump_to=/x {platform.VIRTUAL}=4'
+  assert os.environ['JAX_PLATFORMS'] == 'cpu'
