@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from perl import choices
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = ('types', 'masked', 'trees', 'products', 'quantized', 'quantization', 'choices')
+GROUND = ('types', 'masked', 'trees', 'products', 'quantized', 'quantization', 'choices',
+          'options')
 WINGS = ('data', 'peft', 'models', 'train', 'objectives')
 FLOORS = ('hub', 'preference', 'rl', 'evaluate', 'jobs', 'config', 'report', 'forecast', 'cli')
 """Above ground and wings, from the lowest; each may look into all below it."""
@@ -165,6 +166,16 @@ def test_public_functions_have_types_and_say_what_they_do():
     f'{module}.{name}: {", ".join(missing)}' for module in FILES
     for name, function, method in public_functions(module)
     if (missing := lacking(function, method))]
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_no_function_swallows_what_was_misspelt():
+  """`**options` that a function never reads would hide an option that nobody has."""
+  wrong = [
+    f'{module}.{node.name}: **{node.args.kwarg.arg}' for module in FILES
+    for node in ast.walk(parsed(module)) if isinstance(node, ast.FunctionDef) and node.args.kwarg
+    and not any(isinstance(name, ast.Name) and name.id == node.args.kwarg.arg
+                for line in node.body for name in ast.walk(line))]
   assert not wrong, '\n'.join(wrong)
 
 

@@ -24,9 +24,10 @@ from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Program, Stage, placed, spread
 from perl.jobs._run import Run
+from perl.options import picked, taken
 from perl.peft import adapters
 from perl.rl import algorithms, roles, statistics
-from perl.rl.step import ASIDE, Step, make_step
+from perl.rl.step import ASIDE, Step, known_options, make_step
 from perl.train import loop, memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Experience, Tree
@@ -41,7 +42,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   reference = artefacts.reference(anchor, learning['policy'])
   frozen = {'reference': reference, **responses.judges(artefacts, anchor)}
   tx = optimizer(run)
-  state, places = run.first_state(anchor.params, learning, tx, running=statistics.first(**rl))
+  state, places = run.first_state(
+    anchor.params, learning, tx, running=statistics.first(**taken(statistics.first, rl)))
   dev, test = (_make_evaluation(run, data, anchor, frozen, split) for split in ('dev', 'test'))
   start, offset = test(state), dev(state)['reward']
   prompts, base = data.examples('train', 'prompt'), roles.lay_out(anchor.params, rl.layout)
@@ -114,7 +116,7 @@ def step_of(
   return make_step(
     anchor.model, base, frozen, prompts, tx, places, offset=offset, place=run.place,
     sampling=responses.sampling(run, data, slots=slots),
-    rewarding=responses.rewarding(run, data), **rl.to_dict())
+    rewarding=responses.rewarding(run, data), **picked(rl, known_options()))
 
 
 def stream(data: Data, prompts: list[Example]) -> loop.Stream:
@@ -194,7 +196,8 @@ def programs(plan: Plan) -> Stage:
     base, _fresh_shapes(plan.artefacts, base, 'policy')))}
   if rl.reward_weight:
     frozen['reward'] = plan.adapter(lambda base: reward.new_adapter(plan.artefacts, base))
-  state, places = plan.first_state(learning, tx, statistics.first(**rl))
+  state, places = plan.first_state(
+    learning, tx, statistics.first(**taken(statistics.first, rl)))
   bases = jax.eval_shape(lambda base: roles.lay_out(base, rl.layout), anchor.params)
   bases = placed(bases, sharding.base_shardings(bases, run.mesh))
   step = step_of(run, plan.data, anchor, bases, frozen, [], tx, places, offset=0.0)

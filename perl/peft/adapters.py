@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from perl import trees
-from perl.peft.protocol import Kind, check_options, classes, fixed_of, is_adapter, kernels, taken
+from perl.options import taken
+from perl.peft.protocol import COMMON, Kind, check_options, classes, fixed_of, is_adapter, kernels
 from perl.peft.protocol import find as find
 from perl.products import dense
 from perl.types import HEAD_READS, Tree
@@ -121,7 +122,11 @@ def optimizer(
     tx: an optax chain.
     steps: T, of the whole training.
     **options: as in `init`.
+
+  Raises:
+    ValueError: an option that no method has.
   """
+  check_options({name: value for name, value in options.items() if name not in COMMON})
   wrap = getattr(find(method), 'optimizer', None)
   return tx if wrap is None else wrap(tx, **taken(wrap, {**options, 'steps': steps}))
 

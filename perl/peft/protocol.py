@@ -18,7 +18,6 @@ registry.
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,9 +25,13 @@ from typing import Any, NamedTuple
 from flax import struct
 
 from perl import choices, trees
+from perl.options import check, declared
 
 METHODS = 'perl.peft.methods'
 """The folder of methods."""
+
+COMMON = ('targets', 'top_layers')
+"""Options of `adapters.init` itself."""
 
 
 def find(method: str) -> ModuleType:
@@ -46,27 +49,15 @@ def kernels(leaves: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
   return [f'{n}/kernel' for n in trees.match(names, targets)]
 
 
-def taken(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-  """What the function takes of what is given."""
-  return {n: given[n] for n in inspect.signature(function).parameters if n in given}
-
-
 def check_options(options: Mapping[str, Any]) -> None:
   """Raises ValueError for an option that no method has."""
-  if unknown := sorted(set(options) - known_options()):
-    raise ValueError(
-      f'expected options of a method among {sorted(known_options())}, found {unknown[0]!r}')
+  check(options, known_options(), 'a method')
 
 
 @functools.cache
 def known_options() -> frozenset[str]:
   """The options of all methods."""
-  hooks = ('init', 'places', 'optimizer')
-  functions = [getattr(find(m), hook) for m in choices.names(METHODS) for hook in hooks
-               if hasattr(find(m), hook)]
-  return frozenset(
-    name for function in functions for name, p in inspect.signature(function).parameters.items()
-    if p.kind is p.KEYWORD_ONLY and name not in ('path', 'steps', 'targets', 'top_layers'))
+  return declared(METHODS, ('init', 'places', 'optimizer')) - {'path', 'steps', *COMMON}
 
 
 class Kind(NamedTuple):

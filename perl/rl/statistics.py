@@ -16,7 +16,7 @@ LARGEST_BETA = 0.99
 
 
 def first(
-  *, beta: float, kl_target: float = 0.0, reward_scale: str = 'none', baseline: str = 'none', **_
+  *, beta: float, kl_target: float = 0.0, reward_scale: str = 'none', baseline: str = 'none'
 ) -> Tree:
   """The statistics before the first batch.
 
@@ -73,7 +73,7 @@ def moving_average(running: Tree, *, decay: float) -> jax.Array:
 
 def advanced(
   running: Tree, e: Experience, *, kl_target: float = 0.0,
-  kl_horizon: float = 1e4, baseline_decay: float = 0.95, **_
+  kl_horizon: float = 1e4, baseline_decay: float = 0.95,
 ) -> Tree:
   """The statistics after a batch.
 

@@ -21,8 +21,8 @@ from perl.data.batches import paired
 from perl.data.examples import Example
 from perl.models.transformer import Transformer
 from perl.objectives import advantages, regularizers
+from perl.options import check, names, picked, taken
 from perl.peft import adapters
-from perl.peft.protocol import taken
 from perl.rl import algorithms, roles, update
 from perl.rl.experience import make_experience
 from perl.rl.rewards import Rewards, make_judge
@@ -144,8 +144,12 @@ def make_step(
     microbatches: parts in which an update passes through memory.
     stop_kl: nats a token, at which no further update is made on a rollout; 0 makes all.
     **options: resolved ones of the algorithm, of make_judge, make_experience and make_loss.
+
+  Raises:
+    ValueError: an option that nobody declares.
   """
-  about = algorithms.find(algorithm)
+  check(options, known_options(), 'an algorithm')
+  about, learning = algorithms.find(algorithm), picked(options, update.known_options())
   needed = {'reward', 'reference'} if algorithms.reads_reference(algorithm, options) else {'reward'}
   frozen = {role: tree for role, tree in frozen.items() if role in needed}
   states = options['regularizer'] in regularizers.EXACT
@@ -161,13 +165,19 @@ def make_step(
     likeliest=judged_by({k: v for k, v in frozen.items() if k == 'reward'}, 1) if greedy else None,
     experience=make_experience(**taken(make_experience, options)),
     update=steps.make_train_step(
-      update.make_loss(model, algorithm, **options), tx, split=adapters.split, shardings=places,
+      update.make_loss(model, algorithm, **learning), tx, split=adapters.split, shardings=places,
       microbatches=microbatches, together=samples, epochs=options['epochs'],
       minibatches=options['minibatches'],
-      prepare=update.make_prepare(model, algorithm, microbatches=microbatches, **options),
+      prepare=update.make_prepare(model, algorithm, microbatches=microbatches, **learning),
       stop=(lambda values: values['kl_old'] > stop_kl) if stop_kl else None,
     ),
   )
+
+
+def known_options() -> frozenset[str]:
+  """The options that `make_step` takes, its own among them."""
+  own = {*names(make_step), *names(make_judge), *names(make_experience)} - {'states'}
+  return update.known_options() | own
 
 
 def _informative(e: Experience, *, samples: int) -> jax.Array:

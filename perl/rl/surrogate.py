@@ -11,7 +11,7 @@ from perl.types import Experience, Mean
 
 def clipped(
   logprobs: jax.Array, e: Experience, *, clip: float, level: str, aggregation: str,
-  max_new_tokens: int, clip_high: float | None = None, dual_clip: float = 0.0, **_,
+  max_new_tokens: int, clip_high: float | None = None, dual_clip: float = 0.0,
 ) -> tuple[Mean, dict[str, Mean]]:
   """max(-A rho, -A clip(rho, 1 - clip, 1 + clip_high)), aggregated: perl/objectives/policy.py.
 
@@ -34,7 +34,7 @@ def clipped(
 
 
 def score_function(
-  logprobs: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int, **_
+  logprobs: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int
 ) -> tuple[Mean, dict[str, Mean]]:
   """-sg(A) log pi, aggregated: on the policy that sampled its gradient is that of E[R].
 
@@ -47,7 +47,7 @@ def score_function(
 
 
 def aggregated(
-  values: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int, **_
+  values: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int
 ) -> Mean:
   """One Mean of f32[B, T] over the tokens of responses: objectives.policy.aggregate."""
   return policy.aggregate(

@@ -17,6 +17,7 @@ from perl.models import lm, vocabulary
 from perl.models.context import Rows
 from perl.models.transformer import Transformer
 from perl.objectives import losses, policy, regularizers
+from perl.options import bound, check, names
 from perl.rl import algorithms, roles, statistics, surrogate
 from perl.types import Experience, Mean, Tree
 
@@ -28,13 +29,13 @@ Loss = Callable[[dict[str, Tree], Tree, Experience, jax.Array],
 def make_loss(
   model: Transformer, algorithm: str, *, max_new_tokens: int, temperature: float = 1.0,
   regularizer_ratio: bool = False, entropy: float = 0.0, ptx: float = 0.0,
-  value_weight: float = 1.0, **given: Any,
+  value_weight: float = 1.0, **options: Any,
 ) -> Loss:
   """The loss of the train step.
 
   Args:
     model: the base's module.
-    algorithm: a file of perl/rl.
+    algorithm: a file of perl/rl/algorithms.
     max_new_tokens: R, the last columns of a rollout, where responses lie.
     temperature: at which the rollout was sampled.
     regularizer_ratio: a regularizer in the loss is weighed by pi / pi_old, through which its
@@ -42,26 +43,31 @@ def make_loss(
     entropy: weight of the exact entropy of each token's distribution.
     ptx: weight of the next-token loss of e.aside (PPO-ptx: InstructGPT, eq. 2).
     value_weight: of the critic's loss.
-    given: what else of perl/rl/algorithms the algorithm asks for; what is missing is its own.
+    options: those of algorithms (`known_options`); what is missing is the algorithm's own.
+
+  Raises:
+    ValueError: an option that nobody declares, or options that do not go together.
   """
   module = algorithms.find(algorithm)
-  asked = _asked(algorithm, given, max_new_tokens)
-  if wrong := algorithms.problems(asked | {'regularizer_ratio': regularizer_ratio}):
+  resolved = _resolved(algorithm, options, max_new_tokens)
+  if wrong := algorithms.problems(resolved | {'regularizer_ratio': regularizer_ratio}):
     raise ValueError('; '.join(wrong))
-  name, samples = asked['regularizer'], asked['samples']
-  learnt = 'critic' in algorithms.trains(algorithm, asked)
-  held = asked['regularize'] == 'loss' and name != 'none'
+  name, samples = resolved['regularizer'], resolved['samples']
+  learnt = 'critic' in algorithms.trains(algorithm, resolved)
+  held = resolved['regularize'] == 'loss' and name != 'none'
+  policy_loss = bound(module.policy_loss, resolved)
+  value_loss = bound(module.value_loss, resolved) if learnt else None
+  aggregated = bound(surrogate.aggregated, resolved)
 
   def regularized(h: jax.Array, logprobs: jax.Array, rho: jax.Array, e: Experience, whose) -> Mean:
     if name in regularizers.EXACT:
-      found = vocabulary.read(
-        regularizers.EXACT[name], model, *whose, h, e.reference_states, temperature=temperature)
-      values = _at_response(found, e)
+      values = _at_response(vocabulary.read(
+        regularizers.EXACT[name], model, *whose, h, e.reference_states, temperature=temperature), e)
     else:
       inside = lambda x: jnp.where(e.response_mask, x, 0.0)
       values = regularizers.SAMPLED[name](inside(logprobs), inside(e.reference_logprobs))
       values = values * rho if regularizer_ratio else values
-    return surrogate.aggregated(e.beta[:, None] * values, e, **asked)
+    return aggregated(e.beta[:, None] * values, e)
 
   def loss(adapters: dict[str, Tree], base: Tree, e: Experience, key: jax.Array):
     del key
@@ -77,16 +83,16 @@ def make_loss(
     if learnt:
       v = critic_values(model, adapters, base, e, prompts)
       metrics['value'] = Mean.of(v, e.counted)
-      terms['value'] = module.value_loss(v, e, **asked)
+      terms['value'] = value_loss(v, e)
       e = e if e.values is not None else e.replace(values=jax.lax.stop_gradient(v))
-    terms['policy'], more = module.policy_loss(logprobs, e, **asked)
+    terms['policy'], more = policy_loss(logprobs, e)
     if held:
       terms['regularizer'] = regularized(h, logprobs, rho, e, whose)
     if entropy:
-      found = vocabulary.read(
-        regularizers.entropy, model, *whose, h, temperature=temperature)
-      metrics['token_entropy'] = Mean.of(_at_response(found, e), e.counted)
-      terms['entropy'] = surrogate.aggregated(_at_response(found, e), e, **asked)
+      values = _at_response(vocabulary.read(
+        regularizers.entropy, model, *whose, h, temperature=temperature), e)
+      metrics['token_entropy'] = Mean.of(values, e.counted)
+      terms['entropy'] = aggregated(values, e)
     if ptx:
       aside = lm.logprobs(
         model, *whose, e.aside['tokens'], Rows(e.aside['mask'], right_padded=True))
@@ -106,35 +112,49 @@ def make_loss(
 
 
 def make_prepare(
-  model: Transformer, algorithm: str, *, max_new_tokens: int, microbatches: int = 1, **given: Any
+  model: Transformer, algorithm: str, *, max_new_tokens: int, microbatches: int = 1, **options: Any
 ) -> Callable:
   """What comes before the first update on a batch: old values, advantages, statistics.
 
   Args:
-    model, algorithm, max_new_tokens, given: as `make_loss`.
+    model, algorithm, max_new_tokens, options: as `make_loss`.
     microbatches: parts in which the critic reads the batch.
 
   Returns:
     (state, base, experience) -> (state, experience), for perl.train.step.
+
+  Raises:
+    ValueError: an option that nobody declares.
   """
   module = algorithms.find(algorithm)
-  asked = _asked(algorithm, given, max_new_tokens)
+  resolved = _resolved(algorithm, options, max_new_tokens)
+  advanced = bound(statistics.advanced, resolved)
   before = getattr(module, 'VALUES_BEFORE', False)
 
   def prepare(state, base: Tree, e: Experience):
     if before:
-      prompts = dict(start=e.tokens.shape[1] - max_new_tokens, shared=asked['samples'])
+      prompts = dict(start=e.tokens.shape[1] - max_new_tokens, shared=resolved['samples'])
       read = lambda part: critic_values(model, state.adapters, base, part, prompts)
       e = e.replace(values=_in_parts(read, e, microbatches))
-    e = module.estimate(e, running=state.running, **asked)
-    return state.replace(running=statistics.advanced(state.running, e, **asked)), e
+    e = bound(module.estimate, resolved | {'running': state.running})(e)
+    return state.replace(running=advanced(state.running, e)), e
 
   return prepare
 
 
-def _asked(algorithm: str, given: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+def known_options() -> frozenset[str]:
+  """What `make_loss` and `make_prepare` know, of their own and of the algorithms.
+
+  Both may be given all of them: each reads what is its own.
+  """
+  own = {*names(make_loss), *names(make_prepare), *names(statistics.advanced)}
+  return algorithms.known_options() | own
+
+
+def _resolved(algorithm: str, options: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
   """All options of an algorithm, its own where none is given."""
-  return algorithms.resolve(algorithm, dict.fromkeys(algorithms.OPEN) | given) | {
+  check(options, known_options(), 'an algorithm')
+  return algorithms.resolve(algorithm, dict.fromkeys(algorithms.OPEN) | options) | {
     'max_new_tokens': max_new_tokens}
 
 
@@ -151,8 +171,8 @@ def _in_parts(function: Callable, e: Experience, parts: int) -> jax.Array:
   if parts == 1:
     return function(e)
   cut = lambda x: x.reshape(parts, -1, *x.shape[1:])
-  found = jax.lax.map(function, jax.tree.map(cut, e))
-  return found.reshape(-1, *found.shape[2:])
+  values = jax.lax.map(function, jax.tree.map(cut, e))
+  return values.reshape(-1, *values.shape[2:])
 
 
 def _at_response(values: jax.Array, e: Experience) -> jax.Array:

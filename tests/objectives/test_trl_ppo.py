@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perl.options import bound
 from perl.rl import algorithms
 from perl.types import Experience
 
@@ -80,12 +81,12 @@ def test_ppo_is_trls():
     behaviour_logprobs=OLD, reference_logprobs=OLD, rewards=REWARDS, returns=REWARDS,
     scores=jnp.zeros(B), weight=jnp.ones(B), values=jnp.asarray(OLD_VALUES))
   ppo = algorithms.find('ppo')
-  e = ppo.estimate(e, **ASKED)
+  e = bound(ppo.estimate, ASKED)(e)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   close(e.returns, np.where(MASK, found['returns'], 0.0))
   # TRL's variance has n - 1 below the line, and NaN for one token; ours has n.
   n = MASK.sum()
   close(e.advantages * np.sqrt((n - 1) / n), found['advantages'])
   e = e.replace(advantages=jnp.asarray(found['advantages'].numpy()))
-  close(ppo.policy_loss(jnp.asarray(NEW), e, **ASKED)[0].value(), found['pg_loss'])
-  close(ppo.value_loss(jnp.asarray(VALUES), e, **ASKED).value(), found['vf_loss'])
+  close(bound(ppo.policy_loss, ASKED)(jnp.asarray(NEW), e)[0].value(), found['pg_loss'])
+  close(bound(ppo.value_loss, ASKED)(jnp.asarray(VALUES), e).value(), found['vf_loss'])

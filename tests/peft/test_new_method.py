@@ -10,9 +10,9 @@ import test_methods as laws
 import tiny
 import toyrun as run
 
-from perl import choices, peft
+from perl import choices
 from perl.jobs import _programs as programs
-from perl.peft import adapters, protocol
+from perl.peft import adapters, methods, protocol
 
 README = pathlib.Path(__file__).parents[2] / 'README.md'
 LAWS = [
@@ -33,10 +33,10 @@ def example(tmp_path_factory):
   text = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
   folder = tmp_path_factory.mktemp('peft')
   (folder / 'lora_xs.py').write_text(text)
-  peft.__path__.append(str(folder))
+  methods.__path__.append(str(folder))
   protocol.known_options.cache_clear()
   yield text
-  peft.__path__.remove(str(folder))
+  methods.__path__.remove(str(folder))
   protocol.known_options.cache_clear()
 
 

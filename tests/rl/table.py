@@ -8,6 +8,7 @@ import numpy as np
 
 from perl.config.rl_fields import FIELDS
 from perl.objectives import returns
+from perl.options import bound
 from perl.rl import algorithms
 from perl.types import Experience
 
@@ -73,6 +74,6 @@ def loss(name, theta, e, **given):
 def of_logprobs(name, now, e, **given):
   """The same of log-probs f32[B, 3]."""
   module, all_of_them = algorithms.find(name), asked(name, **given)
-  e = jax.lax.stop_gradient(module.estimate(
-    e, running={'return': jnp.float32(0.2), 'seen': jnp.float32(3.0)}, **all_of_them))
-  return module.policy_loss(now, e, **all_of_them)[0].value()
+  running = {'return': jnp.float32(0.2), 'seen': jnp.float32(3.0)}
+  e = jax.lax.stop_gradient(bound(module.estimate, all_of_them | {'running': running})(e))
+  return bound(module.policy_loss, all_of_them)(now, e)[0].value()

@@ -1,4 +1,4 @@
-"""Every algorithm, found by its file in perl/rl, by the same laws on a policy that is a table."""
+"""Every algorithm, found by its file, by the same laws on a policy that is a table."""
 
 import ast
 import functools
@@ -14,6 +14,7 @@ from table import BETA, GROUPS, REFERENCE, SCORES, THETA, K, V
 
 from perl import choices
 from perl.config.rl_fields import FIELDS
+from perl.options import bound
 from perl.rl import algorithms
 from perl.types import Experience
 
@@ -34,7 +35,7 @@ def test_every_algorithm_is_found_and_stands_alone():
                if isinstance(n, ast.ImportFrom)}
     imports |= {f'{n.module}.{alias.name}' for n in ast.walk(ast.parse(file.read_text()))
                 if isinstance(n, ast.ImportFrom) for alias in n.names}
-    assert not imports & {f'perl.rl.{other}' for other in NAMES}
+    assert not imports & {f'perl.rl.algorithms.{other}' for other in NAMES}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -255,7 +256,7 @@ def test_it_finds_the_best_arm_within_5120_samples(name):
       reference_logprobs=at(jnp.full(SAMPLES, -jnp.log(5.0))), rewards=rewards, returns=rewards,
       scores=ARMS[arms], values=jnp.full(mask.shape, v),
       greedy_returns=jnp.full(SAMPLES, ARMS[theta.argmax()]))
-    return jax.lax.stop_gradient(module.estimate(e, running={}, **asked))
+    return jax.lax.stop_gradient(bound(module.estimate, asked | {'running': {}})(e))
 
   def step(carry, key):
     theta, v = carry
@@ -263,8 +264,9 @@ def test_it_finds_the_best_arm_within_5120_samples(name):
 
     def loss(theta, v):
       now = jnp.stack([jnp.zeros(SAMPLES), jax.nn.log_softmax(theta)[e.tokens[:, 1]]], 1)
-      value = module.value_loss(jnp.full(mask.shape, v), e, **asked).value() if learnt else 0.0
-      return module.policy_loss(now, e, **asked)[0].value() + value
+      value = (bound(module.value_loss, asked)(jnp.full(mask.shape, v), e).value()
+               if learnt else 0.0)
+      return bound(module.policy_loss, asked)(now, e)[0].value() + value
 
     slope, up = jax.grad(loss, (0, 1))(theta, v)
     slope = slope / jnp.maximum(jnp.abs(slope).max(), 1e-6)  # steps of one size for all
@@ -297,8 +299,8 @@ def hand(name, rewards, *, now=None, old=None, lengths=None, values=None, scores
 
   @jax.jit
   def found(e, now):
-    e = module.estimate(e, running=running, **asked)
-    return module.policy_loss(now, e, **asked)[0].value(), e
+    e = bound(module.estimate, asked | {'running': running})(e)
+    return bound(module.policy_loss, asked)(now, e)[0].value(), e
 
   loss, e = found(e, row(now, -1.0))
   return float(loss), e
@@ -342,7 +344,8 @@ def test_ppo_by_hand():
   np.testing.assert_allclose(white.returns, e.returns)  # of the advantages before
   module, asked = algorithms.find('ppo'), table.asked('ppo')
   v = jnp.asarray([[0.0, 0.95, 0.4]])  # clipped to 0.7: (0.7 - 0.95)^2 > 0; (0.4 - 1)^2 as it is
-  assert module.value_loss(v, e, **asked).value() == pytest.approx((0.0625 + 0.36) / 4, rel=1e-5)
+  loss = bound(module.value_loss, asked)(v, e)
+  assert loss.value() == pytest.approx((0.0625 + 0.36) / 4, rel=1e-5)
 
 
 def test_groups_by_hand():
@@ -362,9 +365,9 @@ def test_groups_by_hand():
 def test_clips_by_hand():
   a = 0.5 / (2**-0.5 + 1e-4)
   up = np.log(1.25)  # between 1.2 and 1.28: GRPO's clip holds it, DAPO's does not
-  for name, bound in (('grpo', 1.2), ('dapo', 1.25)):
+  for name, ratio in (('grpo', 1.2), ('dapo', 1.25)):
     loss, _ = hand(name, [1.0, 0.0], now=[-1 + up, -1.0])
-    assert loss == pytest.approx((-a * bound + a) / 2, rel=1e-4)
+    assert loss == pytest.approx((-a * ratio + a) / 2, rel=1e-4)
   # GSPO: the geometric mean of the ratio, bounded at 4e-4.
   assert hand('gspo', [1.0, 0.0], now=[-0.9, -1.0])[0] == pytest.approx(-a * 4e-4 / 2, rel=2e-3)
   # CISPO: the weight is min(rho, 5), the loss -w A log pi; below 1 nothing bounds it.
@@ -372,7 +375,7 @@ def test_clips_by_hand():
   assert loss == pytest.approx((-5 * a * 1.0 - np.exp(-1) * a) / 2, rel=1e-4)
   e, now = table.experience(ROWS), table.logprobs(NEAR, ROWS)
   slope = jax.jit(jax.grad(lambda x: table.of_logprobs('cispo', x, e)))
-  e = algorithms.find('cispo').estimate(e, **table.asked('cispo'))
+  e = bound(algorithms.find('cispo').estimate, table.asked('cispo'))(e)
   rho = jnp.exp(now - e.behaviour_logprobs)
   np.testing.assert_allclose(slope(now), -rho * e.advantages / 12, atol=1e-6)
 

@@ -119,6 +119,8 @@ def test_scores_are_scaled_by_their_deviation_so_far_and_clipped(out):
 
 
 def test_an_adaptive_coefficient_follows_the_kl_and_weighs_the_next_batch(out):
+  with pytest.raises(TypeError, match='kl_traget'):
+    statistics.first(beta=BETA, kl_traget=0.5)
   running = statistics.first(beta=BETA, kl_target=0.5)
   frozen = {'reference': OTHER}
   build = make_experience(MODEL, max_new_tokens=RESPONSE, beta=BETA)

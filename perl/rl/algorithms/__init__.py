@@ -16,7 +16,7 @@ and, where it needs them,
   GREEDY = True                  reads e.greedy_returns
   ADAM_EPS                       Adam's eps; else 1e-8
 
-Each takes the options that it names, as keywords, and lets the others pass (`**_`).
+Each names the options that it takes as keywords, and is given no others (perl/options.py).
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from typing import Any
 
 from perl import choices
 from perl.objectives import regularizers
+from perl.options import declared, taken
 
 OPEN: dict[str, Any] = {
   'samples': 1, 'epochs': 1, 'minibatches': 1, 'baseline': 'none', 'regularizer': 'kl',
@@ -32,6 +33,9 @@ OPEN: dict[str, Any] = {
   'aggregation': 'sequence', 'whiten_advantages': False, 'overlong': 0.0, 'rounds': 1,
 }
 """Option -> its value where neither the config nor the algorithm has one."""
+
+HOOKS = ('estimate', 'policy_loss', 'trains', 'value_loss')
+"""The functions of an algorithm that take options."""
 
 PLACES = ('reward', 'loss')
 """Where a regularizer holds the policy: it lowers the reward of a token, or adds to the loss."""
@@ -46,6 +50,11 @@ def find(name: str) -> ModuleType:
   return choices.find(__name__, name)
 
 
+def known_options() -> frozenset[str]:
+  """The options of all algorithms."""
+  return declared(__name__, HOOKS) - {'running', 'max_new_tokens'} | OPEN.keys()
+
+
 def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   """The options with what is None replaced by the algorithm's own value, or else by OPEN's.
 
@@ -54,16 +63,18 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   """
   module = find(name)
   own = OPEN | module.OWN
-  made = {key: own[key] if value is None and key in own else value for key, value in given.items()}
-  if 'optim' in made and made['optim']['eps'] is None:
-    made['optim'] = {**made['optim'], 'eps': getattr(module, 'ADAM_EPS', 1e-8)}
-  return made
+  options = {
+    name: own[name] if value is None and name in own else value for name, value in given.items()}
+  if 'optim' in options and options['optim']['eps'] is None:
+    options['optim'] = {**options['optim'], 'eps': getattr(module, 'ADAM_EPS', 1e-8)}
+  return options
 
 
 def trains(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
   """The roles that learn: the policy, and the critic of an algorithm that has one."""
   module = find(name)
-  return module.trains(**options) if hasattr(module, 'trains') else ('policy',)
+  own = getattr(module, 'trains', None)
+  return ('policy',) if own is None else own(**taken(own, options))
 
 
 def reads_reference(name: str, options: Mapping[str, Any]) -> bool:
@@ -74,29 +85,29 @@ def reads_reference(name: str, options: Mapping[str, Any]) -> bool:
 def problems(options: Mapping[str, Any]) -> list[str]:
   """What of resolved options does not go together, a sentence each; [] where all is well."""
   name, place, samples = options['regularizer'], options['regularize'], options.get('samples', 1)
-  asked = options.get('algorithm')
+  algorithm = options.get('algorithm')
   known = (*regularizers.SAMPLED, *regularizers.EXACT)
-  found = []
+  wrong = []
   if name not in known:
-    found.append(f'expected rl.regularizer among {", ".join(known)}, found {name!r}')
+    wrong.append(f'expected rl.regularizer among {", ".join(known)}, found {name!r}')
   if place not in PLACES:
-    found.append(f'expected rl.regularize among {", ".join(PLACES)}, found {place!r}')
+    wrong.append(f'expected rl.regularize among {", ".join(PLACES)}, found {place!r}')
   if name in regularizers.EXACT and place == 'reward':
-    found.append(f'expected rl.regularize=loss for rl.regularizer={name}, found {place!r}: as a '
+    wrong.append(f'expected rl.regularize=loss for rl.regularizer={name}, found {place!r}: as a '
                  'reward its own gradient would be missing; set rl.regularize=loss, or another')
   if name == 'kl' and place == 'loss' and not options.get('regularizer_ratio'):
-    found.append("expected rl.regularize=reward for rl.regularizer=kl, found 'loss': there the "
+    wrong.append("expected rl.regularize=reward for rl.regularizer=kl, found 'loss': there the "
                  'mean of its gradients is 0; set rl.regularizer=squared_error (k2), or '
                  'rl.regularizer_ratio=True')
   if samples < 2 and options.get('baseline') == 'leave_one_out':
-    found.append(f'expected rl.samples of at least 2 for rl.baseline=leave_one_out, found '
+    wrong.append(f'expected rl.samples of at least 2 for rl.baseline=leave_one_out, found '
                  f'{samples}; set rl.samples=4, or another baseline')
-  if asked and samples < 2 <= find(asked).OWN.get('samples', 1):
-    found.append(f'expected rl.samples of at least 2 for rl.algorithm={asked}, found {samples}: it '
-                 'compares the responses to a prompt; leave rl.samples open')
+  if algorithm and samples < 2 <= find(algorithm).OWN.get('samples', 1):
+    wrong.append(f'expected rl.samples of at least 2 for rl.algorithm={algorithm}, found '
+                 f'{samples}: it compares the responses to a prompt; leave rl.samples open')
   if 0 < options.get('dual_clip', 0) <= 1:
-    found.append(f'expected rl.dual_clip of 0 or above 1, found {options["dual_clip"]}; 3 is usual')
+    wrong.append(f'expected rl.dual_clip of 0 or above 1, found {options["dual_clip"]}; 3 is usual')
   if options.get('kl_target') and name == 'none':
-    found.append('expected a regularizer that an adaptive beta weighs, found rl.regularizer=none; '
+    wrong.append('expected a regularizer that an adaptive beta weighs, found rl.regularizer=none; '
                  'set rl.kl_target=0')
-  return found
+  return wrong

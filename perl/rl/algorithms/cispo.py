@@ -19,10 +19,10 @@ OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'token', 'clip_high':
 
 
 def policy_loss(
-  logprobs: jax.Array, e: Experience, *, clip_high: float, **options
+  logprobs: jax.Array, e: Experience, *, clip_high: float, aggregation: str, max_new_tokens: int
 ) -> tuple[Mean, dict[str, Mean]]:
   """L."""
   rho = policy.ratios(logprobs, e.behaviour_logprobs, e.response_mask)
   loss = policy.cispo(logprobs, rho, e.advantages, high=clip_high)
-  return surrogate.aggregated(
-    loss, e, **options), surrogate.metrics(e, clip_fraction=rho > 1.0 + clip_high)
+  total = surrogate.aggregated(loss, e, aggregation=aggregation, max_new_tokens=max_new_tokens)
+  return total, surrogate.metrics(e, clip_fraction=rho > 1.0 + clip_high)

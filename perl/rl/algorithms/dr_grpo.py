@@ -16,7 +16,7 @@ __all__ = ['OWN', 'estimate', 'policy_loss']
 OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'constant'}
 
 
-def estimate(e: Experience, *, samples: int, **_) -> Experience:
+def estimate(e: Experience, *, samples: int) -> Experience:
   """A_i at every token of response i."""
   a = advantages.group_relative(e.rewards.sum(-1), e.weight, samples=samples, scale=False)
   return e.replace(advantages=advantages.per_token(a, e.response_mask))

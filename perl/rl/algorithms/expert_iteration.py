@@ -15,13 +15,13 @@ from perl.types import Experience, Mean
 OWN = {'regularizer': 'none'}
 
 
-def estimate(e: Experience, *, threshold: float = 0.0, **_) -> Experience:
+def estimate(e: Experience, *, threshold: float = 0.0) -> Experience:
   """1 at the tokens of responses that pass, else 0."""
   passes = ((e.rewards.sum(-1) > threshold) & (e.weight > 0)).astype('float32')
   return e.replace(advantages=advantages.per_token(passes, e.response_mask))
 
 
-def policy_loss(logprobs: jax.Array, e: Experience, **_) -> tuple[Mean, dict[str, Mean]]:
+def policy_loss(logprobs: jax.Array, e: Experience) -> tuple[Mean, dict[str, Mean]]:
   """L; a batch in which nothing passes changes nothing."""
   chosen = e.response_mask & (e.advantages > 0)
   return losses.next_token(logprobs, chosen), {'passes': Mean.of(chosen.any(-1), e.weight)}

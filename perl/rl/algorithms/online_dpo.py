@@ -17,13 +17,13 @@ OWN = {'samples': 2, 'regularizer': 'none'}
 REFERENCE = True
 
 
-def estimate(e: Experience, **_) -> Experience:
+def estimate(e: Experience) -> Experience:
   """Nothing: a pair is judged by its scores."""
   return e
 
 
 def policy_loss(
-  logprobs: jax.Array, e: Experience, *, samples: int, preference_beta: float = 0.1, **_
+  logprobs: jax.Array, e: Experience, *, samples: int, preference_beta: float = 0.1
 ) -> tuple[Mean, dict[str, Mean]]:
   """L, a mean over prompts; responses that all score the same teach nothing.
 

@@ -23,14 +23,14 @@ VALUES_BEFORE = True
 ADAM_EPS = 1e-5
 
 
-def trains(**_) -> tuple[str, ...]:
+def trains() -> tuple[str, ...]:
   """The roles that learn."""
   return 'policy', 'critic'
 
 
 def estimate(
   e: Experience, *, whiten_advantages: bool, gamma: float = 1.0, lam: float = 0.95,
-  whiten_rewards: bool = False, **_,
+  whiten_rewards: bool = False,
 ) -> Experience:
   """A and R. Whitened rewards keep their mean; whitening A leaves R alone."""
   rewards = masked.whiten(e.rewards, e.counted, shift_mean=False) if whiten_rewards else e.rewards
@@ -40,8 +40,10 @@ def estimate(
 
 
 def value_loss(
-  values: jax.Array, e: Experience, *, value_clip: float = 0.2, **options
+  values: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int,
+  value_clip: float = 0.2,
 ) -> Mean:
   """L_V; value_clip 0 bounds nothing."""
   loss = policy.clipped_value(values, e.values, e.returns, clip=value_clip or None)
-  return surrogate.aggregated(loss, e, **options)
+  return surrogate.aggregated(
+    loss, e, aggregation=aggregation, max_new_tokens=max_new_tokens)

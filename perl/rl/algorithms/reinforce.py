@@ -18,7 +18,7 @@ BASELINES = ('value', 'batch_mean', 'leave_one_out', 'moving_average', 'none')
 OWN = {'baseline': 'value', 'aggregation': 'sequence_sum'}
 
 
-def trains(*, baseline: str, **_) -> tuple[str, ...]:
+def trains(*, baseline: str) -> tuple[str, ...]:
   """The roles that learn under a baseline.
 
   Raises:
@@ -30,7 +30,7 @@ def trains(*, baseline: str, **_) -> tuple[str, ...]:
 
 
 def estimate(
-  e: Experience, *, baseline: str, samples: int, running: Tree, baseline_decay: float = 0.95, **_
+  e: Experience, *, baseline: str, samples: int, running: Tree, baseline_decay: float = 0.95
 ) -> Experience:
   """A_t = Z_t - b_t; that of the critic's baseline is left to `policy_loss`."""
   if baseline == 'value':
@@ -45,13 +45,16 @@ def estimate(
   return e.replace(advantages=jnp.where(e.response_mask, e.returns - b, 0.0))
 
 
-def policy_loss(logprobs: jax.Array, e: Experience, **options) -> tuple[Mean, dict[str, Mean]]:
+def policy_loss(
+  logprobs: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int
+) -> tuple[Mean, dict[str, Mean]]:
   """L_PG; e.values are the critic's, as it is now, where it is the baseline."""
   if e.advantages is None:
     e = e.replace(advantages=e.returns - e.values)
-  return surrogate.score_function(logprobs, e, **options)
+  return surrogate.score_function(
+    logprobs, e, aggregation=aggregation, max_new_tokens=max_new_tokens)
 
 
-def value_loss(values: jax.Array, e: Experience, **_) -> Mean:
+def value_loss(values: jax.Array, e: Experience) -> Mean:
   """L_V."""
   return Mean.of(losses.value(values, e.returns, e.response_mask), e.weight)

@@ -15,7 +15,7 @@ __all__ = ['OWN', 'estimate', 'policy_loss']
 OWN = {'aggregation': 'token'}
 
 
-def estimate(e: Experience, *, samples: int, **_) -> Experience:
+def estimate(e: Experience, *, samples: int) -> Experience:
   """A_t."""
   z = e.returns
   if samples > 1:

@@ -15,14 +15,14 @@ from perl.types import Experience, Mean
 OWN = {'samples': 8, 'regularizer': 'none'}
 
 
-def estimate(e: Experience, *, samples: int, **_) -> Experience:
+def estimate(e: Experience, *, samples: int) -> Experience:
   """1 at the tokens of the best response to each prompt, the first of equals; else 0."""
   scores = jnp.where(e.weight > 0, e.scores, -jnp.inf).reshape(-1, samples)
   best = jax.nn.one_hot(scores.argmax(-1), samples).reshape(-1) * (e.weight > 0)
   return e.replace(advantages=advantages.per_token(best, e.response_mask))
 
 
-def policy_loss(logprobs: jax.Array, e: Experience, **_) -> tuple[Mean, dict[str, Mean]]:
+def policy_loss(logprobs: jax.Array, e: Experience) -> tuple[Mean, dict[str, Mean]]:
   """L, the loss of SFT."""
   chosen = e.response_mask & (e.advantages > 0)
   return losses.next_token(logprobs, chosen), {

@@ -17,7 +17,7 @@ OWN = {'aggregation': 'sequence_sum'}
 GREEDY = True
 
 
-def estimate(e: Experience, **_) -> Experience:
+def estimate(e: Experience) -> Experience:
   """A_t."""
   return e.replace(
     advantages=jnp.where(e.response_mask, e.returns - e.greedy_returns[:, None], 0.0))

@@ -19,7 +19,7 @@ __all__ = ['OWN', 'estimate', 'policy_loss']
 OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'sequence_sum'}
 
 
-def estimate(e: Experience, *, samples: int, reward_temperature: float = 1.0, **_) -> Experience:
+def estimate(e: Experience, *, samples: int, reward_temperature: float = 1.0) -> Experience:
   """w_i at every token of response i, as if it were an advantage."""
   compared = lambda x: x.reshape(-1, samples)
   counted = compared(e.weight) > 0

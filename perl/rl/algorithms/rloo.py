@@ -16,7 +16,7 @@ __all__ = ['OWN', 'estimate', 'policy_loss']
 OWN = {'samples': 4, 'level': 'response'}
 
 
-def estimate(e: Experience, *, samples: int, **_) -> Experience:
+def estimate(e: Experience, *, samples: int) -> Experience:
   """A_i at every token of response i."""
   a = advantages.leave_one_out(e.rewards.sum(-1), e.weight, samples=samples)
   return e.replace(advantages=advantages.per_token(a, e.response_mask))
