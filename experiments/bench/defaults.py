@@ -16,14 +16,26 @@ from collections.abc import Callable
 from experiments.bench import work
 from perl.config import platform
 
+if __name__ == '__main__':
+  platform.tune()  # before jax is imported
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perl.models import config, lm
+from perl.models.transformer import Transformer
+from perl.peft import adapters
+from perl.rl.experience import make_experience
+from perl.rl.rollout import rollout
+from perl.train import metrics, provenance
+
 PROMPTS, SLOTS, PROMPT_TOKENS, ENDING = 64, 16, 64, 32
 LONGEST = (8, 16, 32, 64, 128)
 
 
 def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
   """The median seconds of each, in turn, after a call that compiles."""
-  import jax
-
   found = {name: [] for name in ways}
   for number in range(rounds + 1):
     for name, way in ways.items():
@@ -36,12 +48,6 @@ def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 def made(size: str, vocab_size: int):
   """(model, base, adapters by role) with random weights."""
-  import jax
-
-  from perl.models import config, lm
-  from perl.models.transformer import Transformer
-  from perl.peft import adapters
-
   model = Transformer(config.sized(size, vocab_size=vocab_size))
   base = lm.init(model, jax.random.key(0))
   lora = lambda seed, head: adapters.init(jax.random.key(seed), base, 'lora', rank=8, head=head)
@@ -51,12 +57,6 @@ def made(size: str, vocab_size: int):
 
 def forwards(size: str, rounds: int) -> dict:
   """Experience of 4 prompts x 4 samples of 64 + 64 tokens, both ways."""
-  import jax
-  import jax.numpy as jnp
-
-  from perl.rl.experience import make_experience
-  from perl.rl.rollout import rollout
-
   model, base, roles = made(size, work.SIZES[size].vocab)
   tokens = jax.random.randint(jax.random.key(0), (4, PROMPT_TOKENS), 3, work.SIZES[size].vocab)
   sampled = rollout(model, base, roles['policy'], tokens, jnp.ones(tokens.shape, bool),
@@ -69,12 +69,6 @@ def forwards(size: str, rounds: int) -> dict:
 
 def rollouts(size: str, longest: int, rounds: int) -> dict:
   """Responses of at most `longest` tokens to all prompts, both ways."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from perl.rl.rollout import rollout
-
   model, base, roles = made(size, ENDING)
   tokens = jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_TOKENS), 0, ENDING)
   how = dict(max_new_tokens=longest, eos_id=2, pad_id=0)
@@ -100,10 +94,6 @@ def main() -> None:
   parser.add_argument('--longest', type=int, nargs='+', default=LONGEST, help='tokens')
   parser.add_argument('--json', default='', help='write the results to this file')
   args = parser.parse_args()
-  import jax
-
-  from perl.train import metrics, provenance
-
   found = {'forwards': {}, 'rollout': []}
   for size in args.size.split(','):
     found['forwards'][size] = times = forwards(size, args.rounds)
@@ -121,5 +111,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  platform.tune()
   main()

@@ -11,10 +11,29 @@ from base and LoRA (perl/rl/rollout). With --profile=FOLDER two steps are traced
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from experiments.bench import work
 from perl.config import platform
+
+if __name__ == '__main__':
+  platform.tune()  # before jax is imported
+
+import jax
+import jax.numpy as jnp
+
+from perl.hub import adapters as peft_format
+from perl.hub import pretrained
+from perl.jobs import _language as language
+from perl.models.transformer import Transformer
+from perl.peft import adapters
+from perl.preference import reward_losses
+from perl.rl import update as learner
+from perl.rl.experience import make_experience
+from perl.rl.rollout import rollout
+from perl.train import optim, provenance
+from perl.train import step as steps
 
 Step = Callable[[], object]
 
@@ -23,9 +42,6 @@ class Case:
   """The model of a case, its base, and adapters as they lie in the folder of weights."""
 
   def __init__(self, args: argparse.Namespace) -> None:
-    from perl.hub import pretrained
-    from perl.models.transformer import Transformer
-
     self.args, self.size = args, work.SIZES[args.size]
     model, self.base, _ = pretrained.load(args.weights / 'base', dtype=args.dtype, progress=False)
     remat = 'attention' if args.variant == 'remat' else 'none'
@@ -33,44 +49,28 @@ class Case:
 
   def lora(self, name: str):
     """'policy' or 'reward'; buffers of their own at each call, for a step donates them."""
-    import jax
-
-    from perl.hub import adapters as peft_format
-
     loaded = peft_format.load(self.args.weights / name, self.base, heads=self.size.heads)
     return jax.device_put(loaded, jax.devices()[0])
 
   def learnt(self, name: str):
     """What is trained: that LoRA, or a copy of all weights with its head."""
-    import jax
-
-    from perl.peft import adapters
-
     lora = self.lora(name)
     if self.args.variant != 'full':
       return lora
     head = {'head': lora['head']} if 'head' in lora else {}
     return {**adapters.init(jax.random.key(1), self.base, 'full'), **head}
 
-  def trainer(self, adapters, loss, prepare=None):
-    """(state, step) of a loss over these adapters, and of what comes before it."""
-    import jax
-
-    from perl.peft.adapters import split
-    from perl.train import optim
-    from perl.train import step as steps
-
+  def trainer(self, learning, loss, prepare=None):
+    """(state, step) of a loss over the adapters `learning`, and of what comes before it."""
     tx = optim.make(learning_rate=work.LEARNING_RATE, steps=1, clip_norm=work.CLIP)
-    state = steps.init_state(adapters, tx, jax.random.key(0), split)
+    state = steps.init_state(learning, tx, jax.random.key(0), adapters.split)
     # Placed, as the base is and as a job does it: else the second step would be compiled anew.
-    step = steps.make_train_step(loss, tx, split=split, prepare=prepare)
+    step = steps.make_train_step(loss, tx, split=adapters.split, prepare=prepare)
     return jax.device_put(state, jax.devices()[0]), step
 
 
 def supervised(case: Case, name: str, loss, batch: dict) -> Step:
   """Forward, backward, clipping, AdamW on one batch; returns the loss."""
-  import jax
-
   state, step = case.trainer(case.learnt(name), loss)
   held = [state]
 
@@ -84,10 +84,6 @@ def supervised(case: Case, name: str, loss, batch: dict) -> Step:
 
 def reward_step(case: Case) -> Step:
   """One reward-model step on pairs."""
-  import jax.numpy as jnp
-
-  from perl.preference import reward_losses
-
   loss = reward_losses.make_loss(
     case.model, kind='pairwise', margin=False, centre=0.0, dropout=False)
   chosen, rejected = (jnp.asarray(x, jnp.int32) for x in work.pairs(case.args.size))
@@ -100,10 +96,6 @@ def reward_step(case: Case) -> Step:
 
 def next_token_step(case: Case) -> Step:
   """One next-token step, labels on all positions but the first, which nothing predicts."""
-  import jax.numpy as jnp
-
-  from perl.jobs import _language as language
-
   tokens = jnp.asarray(work.rows(case.args.size), jnp.int32)
   mask = jnp.ones(tokens.shape, bool)
   return supervised(case, 'policy', language.make_loss(case.model, dropout=False), {
@@ -112,12 +104,6 @@ def next_token_step(case: Case) -> Step:
 
 def sampler(case: Case, temperature: float = 1.0, new: int = 0, samples: int = 1) -> Callable:
   """(adapter, tokens i32[N, P], key) -> Rollout; no token is the EOS, so that no row ends early."""
-  import functools
-
-  import jax.numpy as jnp
-
-  from perl.rl.rollout import rollout
-
   sample = functools.partial(
     rollout, case.model, case.base, max_new_tokens=new or case.size.new, eos_id=-1,
     pad_id=work.PAD, temperature=temperature, samples=samples)
@@ -126,9 +112,6 @@ def sampler(case: Case, temperature: float = 1.0, new: int = 0, samples: int = 1
 
 def decode_step(case: Case) -> Step:
   """One batch of responses."""
-  import jax
-  import jax.numpy as jnp
-
   policy, sample = case.lora('policy'), sampler(case)
   tokens, calls = jnp.asarray(work.prompts(case.args.size), jnp.int32), iter(range(10**9))
 
@@ -140,9 +123,6 @@ def decode_step(case: Case) -> Step:
 
 def greedy(case: Case) -> dict:
   """What decoding must agree in: the mean log-prob, in nats, of greedy tokens."""
-  import jax
-  import jax.numpy as jnp
-
   count = min(work.GREEDY, case.size.new)
   tokens = jnp.asarray(work.prompts(case.args.size), jnp.int32)
   found = sampler(case, 0.0, count)(case.lora('policy'), tokens, jax.random.key(0))
@@ -151,12 +131,6 @@ def greedy(case: Case) -> dict:
 
 def rl_step(case: Case) -> Step:
   """One REINFORCE step without a critic: rollout, anchor log-probs, reward model, update."""
-  import jax
-  import jax.numpy as jnp
-
-  from perl.rl import update as learner
-  from perl.rl.experience import make_experience
-
   new, samples = case.size.new, case.size.samples
   sample = sampler(case, samples=samples)
   frozen = {'reference': case.lora('policy'), 'reward': case.lora('reward')}
@@ -184,10 +158,6 @@ STEPS = {'rm': reward_step, 'sft': next_token_step, 'decode': decode_step, 'rl':
 def main() -> None:
   """Measures one case and prints its row."""
   args = work.arguments(__doc__, ('', 'full', 'remat'))
-  import jax
-
-  from perl.train import provenance
-
   case = Case(args)
   step = STEPS[args.suite](case)
   row = work.measure(step, steps=args.steps, warmup=args.warmup)
@@ -204,5 +174,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  platform.tune()
   main()

@@ -14,6 +14,14 @@ from collections.abc import Callable
 
 from experiments.bench import work
 
+if __name__ == '__main__':
+  os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before transformers is imported
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+
 Step = Callable[[], object]
 
 
@@ -21,8 +29,6 @@ class Case:
   """Model, device and options of a case."""
 
   def __init__(self, args: argparse.Namespace) -> None:
-    import torch
-
     torch.manual_seed(0)
     self.args, self.size = args, work.SIZES[args.size]
     self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -30,10 +36,6 @@ class Case:
 
   def base(self, scored: bool):
     """The checkpoint, with the score head where it is asked for."""
-    import numpy as np
-    import torch
-    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
-
     kind, more = LlamaForCausalLM, {}
     if scored:
       kind, more = LlamaForSequenceClassification, {'num_labels': 1, 'pad_token_id': work.PAD}
@@ -46,36 +48,26 @@ class Case:
 
   def lora(self, name: str, *, trained: bool = True):
     """The base with the adapter of that folder, 'policy' or 'reward'."""
-    from peft import PeftModel
-
     return PeftModel.from_pretrained(
       self.base(name == 'reward'), self.args.weights / name, is_trainable=trained,
       autocast_adapter_dtype=trained).train(trained)
 
   def autocast(self):
     """The context of forward passes with trained adapters."""
-    import torch
-
     return torch.autocast(self.device, torch.bfloat16, enabled=self.half)
 
   def tensor(self, array):
     """Tokens on the device."""
-    import torch
-
     return torch.from_numpy(array).to(self.device)
 
   def wait(self) -> None:
     """Returns when the device has done its work."""
-    import torch
-
     if self.device == 'cuda':
       torch.cuda.synchronize()
 
 
 def updater(case: Case, model) -> Callable:
   """(loss) -> its value, after backward, clipping and AdamW."""
-  import torch
-
   trained = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(trained, lr=work.LEARNING_RATE, weight_decay=0.0)
 
@@ -92,8 +84,6 @@ def updater(case: Case, model) -> Callable:
 
 def reward_step(case: Case) -> Step:
   """-log sigmoid of the scores' difference, both sides in one forward pass."""
-  import torch
-
   model = case.lora('reward')
   call = torch.compile(model) if case.compiled else model
   update, ids = updater(case, model), case.tensor(work.rows(case.args.size))
@@ -110,8 +100,6 @@ def reward_step(case: Case) -> Step:
 
 def next_token_step(case: Case) -> Step:
   """Cross-entropy as transformers computes it from labels."""
-  import torch
-
   model = case.lora('policy')
   call = torch.compile(model) if case.compiled else model
   update, ids = updater(case, model), case.tensor(work.rows(case.args.size))
@@ -127,8 +115,6 @@ def next_token_step(case: Case) -> Step:
 
 def generate(case: Case, model, ids, **more):
   """model.generate over full prompts; the checkpoint names no EOS, so that no row ends early."""
-  import torch
-
   options = {'max_new_tokens': case.size.new, 'pad_token_id': work.PAD, 'do_sample': True,
              'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, **more}
   if case.compiled:
@@ -159,8 +145,6 @@ def decode_step(case: Case) -> Step:
 
 def greedy(case: Case) -> dict:
   """What decoding must agree in: the mean log-prob, in nats, of greedy tokens."""
-  import torch
-
   ids = case.tensor(work.prompts(case.args.size))
   count = min(work.GREEDY, case.size.new)
   found = generate(
@@ -175,8 +159,6 @@ def rl_step(case: Case) -> Step:
 
   The reference is the policy with its adapter off; the reward model is a second model.
   """
-  import torch
-
   size, model = case.size, case.lora('policy')
   reward = case.base(scored=True).eval().requires_grad_(False)
   call = torch.compile(model) if case.compiled else model
@@ -210,8 +192,6 @@ STEPS = {'rm': reward_step, 'sft': next_token_step, 'decode': decode_step, 'rl':
 
 def machine() -> dict:
   """The device's name and the peak of its memory (CPU: of this process's)."""
-  import torch
-
   if torch.cuda.is_available():
     return {'device': torch.cuda.get_device_name(),
             'peak_memory_bytes': torch.cuda.max_memory_allocated()}
@@ -231,5 +211,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  os.environ.setdefault('HF_HUB_OFFLINE', '1')
   main()

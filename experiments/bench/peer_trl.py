@@ -13,6 +13,10 @@ import os
 import tempfile
 import time
 
+if __name__ == '__main__':
+  os.environ.setdefault('HF_HUB_OFFLINE', '1')  # both before the libraries are imported
+  os.environ.setdefault('TRL_EXPERIMENTAL_SILENCE', '1')
+
 from experiments.bench import peer_peft, work
 
 SHARED = dict(
@@ -156,6 +160,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  os.environ.setdefault('HF_HUB_OFFLINE', '1')
-  os.environ.setdefault('TRL_EXPERIMENTAL_SILENCE', '1')
   main()

@@ -14,11 +14,22 @@ import pathlib
 from experiments.bench import work
 from perl.config import platform
 
+if __name__ == '__main__':
+  platform.tune()  # before jax is imported
+
+import jax
+import numpy as np
+
+from perl.hub import adapters as peft_format
+from perl.hub import pretrained
+from perl.models import lm
+from perl.models.config import Config
+from perl.models.transformer import Transformer
+from perl.peft import adapters
+
 
 def config(size: str, dtype: str):
   """Our `Config` of a size; the other options are Llama's."""
-  from perl.models.config import Config
-
   s = work.SIZES[size]
   return Config(
     vocab_size=s.vocab, layers=s.layers, width=s.width, heads=s.heads, kv_heads=s.kv_heads,
@@ -28,15 +39,6 @@ def config(size: str, dtype: str):
 
 def write(folder: pathlib.Path, size: str, dtype: str) -> None:
   """Fills the folder, which is new or empty."""
-  import jax
-  import numpy as np
-
-  from perl.hub import adapters as peft_format
-  from perl.hub import pretrained
-  from perl.models import lm
-  from perl.models.transformer import Transformer
-  from perl.peft import adapters
-
   folder.mkdir(parents=True, exist_ok=True)
   model = Transformer(config(size, dtype))
   base = lm.init(model, jax.random.key(0))
@@ -62,5 +64,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  platform.tune()
   main()
