@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 INK, SOFT = '#1c1e21', '#63686f'
 SERIES = ('#2f62b5', '#c4570c', '#2e7d4f', '#7d4fa8')
 """The colours --c0 to --c3 of perl/report/style.py, on paper."""
@@ -11,7 +14,7 @@ SMALL, TEXT = 8, 9
 
 def new(
   width: float, height: float, panels: int = 1, rows: int = 1, *, shared: bool = True
-) -> tuple[Any, list[Any]]:
+) -> tuple[Figure, list[Any]]:
   """A figure and its axes, row by row.
 
   Args:
@@ -21,10 +24,6 @@ def new(
     rows: how many rows of them.
     shared: those side by side have one vertical axis.
   """
-  # Loaded where it is drawn: matplotlib takes a second.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
   figure = Figure(figsize=(width, height), layout='constrained')
   FigureCanvasAgg(figure)
   axes = list(figure.subplots(
@@ -35,6 +34,6 @@ def new(
   return figure, axes
 
 
-def save(figure: Any, file: str) -> None:
+def save(figure: Figure, file: str) -> None:
   """Writes it; the format is the file's suffix."""
   figure.savefig(file, dpi=150)

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import (
+from experiments.bench import __main__ as benchmarks
+from experiments.bench import (
   contest,
   cost,
   loading,
@@ -206,7 +206,7 @@ def test_contestants_are_those_that_the_machine_has(monkeypatch):
 
 def test_a_command_names_python_module_and_variant():
   assert rivals.command('trl_grpo', '', ['--suite=rl']) == [
-    sys.executable, '-m', 'experiments.benchmarks.peer_trl', '--suite=rl', '--variant=grpo']
+    sys.executable, '-m', 'experiments.bench.peer_trl', '--suite=rl', '--variant=grpo']
   assert rivals.command('tunix', 'other/python', [])[0] == 'other/python'
 
 
@@ -384,7 +384,7 @@ def test_tunix_runs_and_agrees_with_peft(suite, folder):
 
 def test_ours_needs_no_package_that_a_bare_gpu_machine_lacks():
   # perl.jobs.reward imports ml_collections, grain and scikit-learn for its other half.
-  tree = ast.parse((ROOT / 'experiments/benchmarks/ours.py').read_text())
+  tree = ast.parse((ROOT / 'experiments/bench/ours.py').read_text())
   used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
   used |= {f'{node.module}.{a.name}' for node in ast.walk(tree) for a in getattr(node, 'names', ())
            if isinstance(node, ast.ImportFrom) and node.module in ('perl.jobs', 'perl.rl')}

@@ -1,12 +1,13 @@
 """GSM8K's checker over a small mirror: counts, shares, and changes that are none."""
 
 import json
-import pathlib
 
+import documents
 import pytest
 
-from experiments import verifier
-from experiments.verifier import CORRUPTED, REWRITTEN, Solved
+from experiments.studies import __main__ as program
+from experiments.studies import verifier
+from experiments.studies.verifier import CORRUPTED, REWRITTEN, Solved
 
 ROWS = [{'question': f'How many are {n}?', 'answer': f'Tom has {n}-1=<<{n}-1={n - 1}>>{n - 1}.\n'
                                                      f'#### {n:,}'}
@@ -26,7 +27,7 @@ def mirror(tmp_path):
 
 def test_right_solutions_are_accepted_and_corrupted_ones_are_not(mirror, tmp_path, capsys):
   file = tmp_path / 'found.json'
-  assert verifier.main([f'--mirror={mirror}', f'--json={file}']) == 0
+  assert program.main(['verifier', f'--mirror={mirror}', f'--json={file}']) == 0
   found = json.loads(file.read_text())
   assert list(found['files'].values()) == [5, 3] and found['commit'] and found['hardware']
   assert found['published']['as published'] == {
@@ -68,14 +69,13 @@ def test_no_change_is_a_copy_and_none_is_two_things():
 
 
 def test_a_mirror_without_gsm8k_is_refused(tmp_path, capsys):
-  assert verifier.main([f'--mirror={tmp_path}']) == 2
+  assert program.main(['verifier', f'--mirror={tmp_path}']) == 2
   assert 'expected grade_school_math/data/train.jsonl' in capsys.readouterr().err
 
 
-def test_the_readme_has_the_counts_of_the_committed_file():
-  root = pathlib.Path(__file__).resolve().parents[2]
-  found = json.loads((root / 'experiments/results/gsm8k_verifier.json').read_text())
-  text = ' '.join((root / 'README.md').read_text().split())
+def test_the_published_counts_are_those_of_the_committed_file():
+  file = documents.ROOT / 'experiments/results/gsm8k_verifier.json'
+  found, text = json.loads(file.read_text()), ' '.join(documents.published().split())
   for name, row in (('published', 'as published'), ('rewritten', 'all'), ('corrupted', 'all')):
     total = found[name][row]
     assert f'{total["accepted"]:,} of {total["count"]:,} ' in text

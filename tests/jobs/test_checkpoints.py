@@ -1,5 +1,6 @@
 """Jobs on a Hugging Face folder: what they train, transformers and peft compute alike."""
 
+import argparse
 import json
 import pathlib
 import sys
@@ -10,7 +11,8 @@ import pytest
 import releases
 import toyrun
 
-from experiments import crossvalidate, sweep
+from experiments.studies import crossvalidate, sweep
+from experiments.studies._jobs import Spec
 from perl.cli import convert, launch
 from perl.config import command_line
 from perl.config.fields import ConfigError
@@ -311,10 +313,11 @@ def test_stages_that_a_checkpoint_replaces_fall_away(run):
 
 def test_sweeps_and_folds_over_a_checkpoint_make_no_base(run, tmp_path):
   folder, _ = run
-  spec, place = f'configs/coffee.py:checkpoint={folder}', str(tmp_path)
-  row = sweep.Sweep(spec, (), place, reward_from='lora').row('lora', 1)
+  spec = Spec(f'configs/coffee.py:checkpoint={folder}', (), str(tmp_path))
+  options = argparse.Namespace(bases='shared', reward_from='lora')
+  row = sweep.row(spec, options, 'lora', 1)
   assert row.inputs.base == row.inputs.tokenizer == '' and row.model.checkpoint == str(folder)
-  fold = crossvalidate.Folds(spec, (), place, folds=3).row('lora', 2)
+  fold = crossvalidate.row(spec, 'lora', 3, 2)
   assert fold.inputs.base == fold.inputs.tokenizer == ''
   assert fold.inputs.anchor == str(tmp_path / 'fold2' / 'sft')
 

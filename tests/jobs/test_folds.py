@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toyrun as run
 
-from experiments import crossvalidate
+from experiments.studies import __main__ as studies
 from perl.data.examples import SPLITS
 from perl.data.sets import toy
 from perl.evaluate import baseline
@@ -93,12 +93,12 @@ def test_it_runs_every_fold_and_skips_what_is_finished(toyrun, tmp_path, capsys)
     '  with made.unlocked():\n'
     '    made.peft.name = text.partition("=")[2]\n'
     '  return made\n')
-  argv = [f'--config={config}', f'--workdir={tmp_path / "folds"}', '--peft=lora', '--folds=2',
-          f'--json={tmp_path / "out.json"}']
+  argv = ['crossvalidate', f'--config={config}', f'--workdir={tmp_path / "folds"}',
+          '--peft=lora', '--folds=2', f'--json={tmp_path / "out.json"}']
   with run.small_world():
-    assert crossvalidate.main(argv) == 0
+    assert studies.main(argv) == 0
     first = json.loads((tmp_path / 'out.json').read_text())
-    assert crossvalidate.main(argv) == 0
+    assert studies.main(argv) == 0
   assert json.loads((tmp_path / 'out.json').read_text()) == first
   assert capsys.readouterr().out.count('skipped') == 2
   assert [row['fold'] for row in first['rows']] == [0, 1]

@@ -1,0 +1,1 @@
+"""Time per step, ours beside the peers' on the same work: `python -m experiments.bench`."""

@@ -1,1 +1,0 @@
-"""Time per step, ours beside the peers' on the same work: `python -m experiments.benchmarks`."""

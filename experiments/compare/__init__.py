@@ -1,1 +1,0 @@
-"""Methods, ranks and targets side by side: `python -m experiments.compare`."""

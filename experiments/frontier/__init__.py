@@ -1,1 +1,0 @@
-"""RL algorithms, or regularizers, at equal budgets: rewards against KL."""

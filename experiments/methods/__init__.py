@@ -1,1 +1,0 @@
-"""What each PEFT method costs, and what publications say it costs; see __main__.py."""

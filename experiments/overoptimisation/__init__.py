@@ -1,1 +1,0 @@
-"""Reward hacking made visible: `python -m experiments.overoptimisation`."""
