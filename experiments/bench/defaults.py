@@ -26,7 +26,7 @@ import numpy as np
 from perl.models import config, lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters
-from perl.rl.experience import make_experience
+from perl.rl.rewards import make_judge
 from perl.rl.rollout import rollout
 from perl.train import metrics, provenance
 
@@ -56,14 +56,13 @@ def made(size: str, vocab_size: int):
 
 
 def forwards(size: str, rounds: int) -> dict:
-  """Experience of 4 prompts x 4 samples of 64 + 64 tokens, both ways."""
+  """Scores and reference log-probs of 4 prompts x 4 samples of 64 + 64 tokens, both ways."""
   model, base, roles = made(size, work.SIZES[size].vocab)
   tokens = jax.random.randint(jax.random.key(0), (4, PROMPT_TOKENS), 3, work.SIZES[size].vocab)
   sampled = rollout(model, base, roles['policy'], tokens, jnp.ones(tokens.shape, bool),
                     jax.random.key(1), max_new_tokens=64, eos_id=-1, pad_id=0, samples=4)
-  way = lambda how: lambda: make_experience(
-    model, max_new_tokens=64, beta=0.05, samples=4, forwards=how)(
-      base, roles, sampled, jnp.ones(16))
+  way = lambda how: lambda: make_judge(model, max_new_tokens=64, samples=4, forwards=how)(
+    base, roles, sampled)
   return seconds({how: way(how) for how in ('separate', 'stacked')}, rounds)
 
 

@@ -31,6 +31,7 @@ from perl.peft import adapters
 from perl.preference import reward_losses
 from perl.rl import update as learner
 from perl.rl.experience import make_experience
+from perl.rl.rewards import make_judge
 from perl.rl.rollout import rollout
 from perl.train import optim, provenance
 from perl.train import step as steps
@@ -138,14 +139,15 @@ def rl_step(case: Case) -> Step:
   state, update = case.trainer(
     {'policy': case.learnt('policy')}, learner.make_loss(case.model, 'reinforce', **options),
     prepare=learner.make_prepare(case.model, 'reinforce', **options))
-  build = make_experience(case.model, max_new_tokens=new, beta=work.BETA, samples=samples)
+  judge = make_judge(case.model, max_new_tokens=new, samples=samples)
+  build = make_experience(max_new_tokens=new, beta=work.BETA)
   tokens = jnp.asarray(work.rl_prompts(case.args.size), jnp.int32)
   weight, held = jnp.ones(len(tokens) * samples), [state]
 
   def run() -> None:
     key = jax.random.fold_in(jax.random.key(3), held[0].step)
     sampled = sample(held[0].adapters['policy'], tokens, key)
-    experience, _ = build(case.base, frozen, sampled, weight)
+    experience, _ = build(sampled, judge(case.base, frozen, sampled), weight)
     held[0], metrics = update(held[0], case.base, experience)
     jax.block_until_ready((held[0].adapters, metrics))
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from perl.cli import launch
 from perl.config import arguments, command_line
 from perl.config.fields import ConfigError, nearest
-from perl.config.schema import TRAINED
+from perl.jobs import TRAINED
 
 LOCK = '.taken'
 ANCHOR_METHOD = 'full'

@@ -27,10 +27,10 @@ from experiments.studies._jobs import Spec, chosen, numbers
 from perl import choices, trees
 from perl.cli import launch
 from perl.config.fields import ConfigError, plain
-from perl.config.schema import TRAINED
 from perl.config.validate import validate
 from perl.forecast import measure
 from perl.forecast.devices import TERA
+from perl.jobs import TRAINED
 from perl.jobs import _programs as programs
 from perl.peft import adapters
 from perl.train import metrics, provenance
@@ -138,7 +138,7 @@ def candidates(
 
   Args:
     config: valid.
-    stage: one of perl.jobs._programs.STAGES.
+    stage: one of perl.jobs.TRAINED.
     names: methods.
     targets: sets of patterns, as peft.targets.
     ranks: as peft.rank.
@@ -190,7 +190,7 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
 
   Args:
     config: valid.
-    stage: one of perl.jobs._programs.STAGES.
+    stage: one of perl.jobs.TRAINED.
     choice: replaces the config's method, targets and rank.
     forecast: compile the stage's programs for peak memory and operations, too.
 

@@ -26,7 +26,8 @@ from experiments.studies._estimates import estimate
 from experiments.studies._jobs import ANCHOR_METHOD, Job, Spec, words
 from perl.evaluate import baseline
 from perl.jobs import _folds as grouped
-from perl.jobs._setting import Setting
+from perl.jobs._data import Data
+from perl.jobs._run import Run
 
 BASE_STAGES = {'tokenizer': 'tokenizer', 'pretrain': 'base', 'sft': 'anchor'}
 """Stage -> the input that takes its place."""
@@ -83,7 +84,7 @@ def bag_of_words(config: ConfigDict, folds: int) -> list[float]:
   A reward model, and the bag of words in its summary, lack the tenth of these that makes its dev
   split.
   """
-  load = Setting(config, '', 'reward').examples
+  load = Data(Run(config, '', 'reward'), None).examples
   return baseline.cross_validate(grouped.everything(load, 'labelled'), folds)
 
 

@@ -22,7 +22,7 @@ def forecast(config: ConfigDict, stage: str, device: Device | None, *,
 
   Args:
     config: valid.
-    stage: one of perl.jobs._programs.STAGES.
+    stage: one of perl.jobs.TRAINED.
     device: on which it would run; None for any accelerator.
     search: look for the largest batch that fits the device, in both columns.
 
