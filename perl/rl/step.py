@@ -76,17 +76,17 @@ class Step:
     # The update draws from fold_in(key, step); rollouts from branches of their own.
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1 + number)
     best = self._likeliest_returns(state, prompts, key)
-    experience, metrics = self._gathered(self.rewards, state, prompts, key, self.samples)
+    experience, metrics = self._gathered(self.rewards, state, prompts, key, samples=self.samples)
     if best is not None:
       metrics['greedy'] = Mean.of(best, experience.weight)
     return experience.replace(greedy_returns=best), metrics
 
-  def _gathered(self, rewards: Rewards, state, prompts: Batch, key, samples: int, **how):
+  def _gathered(self, rewards: Rewards, state, prompts: Batch, key, *, samples: int, **how):
     """Sampled, judged, laid out."""
     weight = jnp.repeat(prompts['weight'], samples)
     sampled = self.sample(
       roles.of(self.base, 'policy'), state.adapters['policy'], prompts['tokens'],
-      prompts['mask'], key, **how)
+      prompts['mask'], key, samples=samples, **how)
     judged, rules = rewards(self.base, sampled, self._asked(rewards, prompts, samples))
     experience, metrics = self.experience(sampled, judged, weight, self.offset, state.running)
     return experience, metrics | {
@@ -102,7 +102,7 @@ class Step:
     if self.likeliest is None:
       return None
     experience, _ = self._gathered(
-      self.likeliest, state, prompts, key, 1, samples=1, temperature=0.0)
+      self.likeliest, state, prompts, key, samples=1, temperature=0.0)
     return jnp.repeat(experience.rewards.sum(-1), self.samples)
 
   def collect(
@@ -160,7 +160,7 @@ def make_step(
   samples, greedy = options['samples'], getattr(about, 'GREEDY', False)
   return Step(
     base, examples, place=place, offset=offset, samples=samples, rounds=options['rounds'],
-    sample=functools.partial(rollout, model, **{'samples': samples, **sampling}),
+    sample=functools.partial(rollout, model, samples=samples, **sampling),
     rewards=judged_by(frozen, samples),
     likeliest=judged_by({k: v for k, v in frozen.items() if k == 'reward'}, 1) if greedy else None,
     experience=make_experience(**taken(make_experience, options)),

@@ -16,6 +16,7 @@ from perl.config.fields import ConfigError
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._run import Run
 from perl.models import lm
+from perl.peft import adapters
 from perl.train import checkpoint
 
 STAGES = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
@@ -96,6 +97,33 @@ def test_an_adapter_over_another_base_is_refused(toyrun, tmp_path):
   text = str(error.value)
   assert f'base_digest: expected {trees.digest(other)!r}, found {meta["digest"]!r}' in text
   assert 'remedy: ' in text
+
+
+def test_the_anchor_is_known_by_what_it_is_made_of_not_by_its_last_bits(toyrun, monkeypatch):
+  """Merged floats differ with cores, flags and devices; the base and the adapter do not."""
+  with run.small_world():
+    anchor = Artefacts(setting(toyrun, 'rl')).anchor()
+    merge = adapters.merge
+    monkeypatch.setattr(adapters, 'merge', lambda *parts: tiny.noisy(merge(*parts), 1e-7))
+    elsewhere = Artefacts(setting(toyrun, 'rl')).anchor()
+  assert trees.digest(elsewhere.params) != trees.digest(anchor.params)
+  assert elsewhere.digest == anchor.digest
+
+
+def test_an_adapter_that_knows_its_anchor_by_the_former_name_is_read(toyrun, tmp_path):
+  tree, meta = checkpoint.load_tree(toyrun / 'rl' / 'adapter')
+  with run.small_world():
+    artefacts = Artefacts(setting(toyrun, 'rl'))
+    anchor = artefacts.anchor()
+    former = trees.digest(anchor.params)
+    checkpoint.save_tree(tmp_path / 'old' / 'adapter', tree, meta | {'base_digest': former})
+    checkpoint.save_tree(tmp_path / 'other' / 'adapter', tree, meta | {'base_digest': 'f' * 64})
+    tiny.equal(artefacts.adapter(str(tmp_path / 'old'), anchor)[0],
+               artefacts.adapter(str(toyrun / 'rl'), anchor)[0])
+    with pytest.raises(checkpoint.MismatchError, match='base_digest'):
+      artefacts.adapter(str(tmp_path / 'other'), anchor)
+  resumed = artefacts.resumed(anchor)
+  assert resumed['renamed']({'base_digest': former}) == {'base_digest': anchor.digest}
 
 
 def test_another_shape_of_model_is_refused(toyrun):

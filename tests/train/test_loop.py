@@ -194,6 +194,15 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
   assert '8' in str(error.value) and '16' in str(error.value)
 
 
+def test_a_run_that_was_saved_under_former_names_goes_on(tmp_path):
+  fit(tmp_path, 4)
+  now, former = {**META, 'rank': 16}, META['rank']
+  fit(tmp_path, 8, meta=now, renamed=lambda meta: meta | (
+    {'rank': 16} if meta['rank'] == former else {}))
+  with pytest.raises(MismatchError, match='rank'):  # what it has saved since has today's names
+    fit(tmp_path, 12)
+
+
 def test_the_best_state_is_returned_where_a_metric_says_which(tmp_path):
   """The score is best at step 4 of this run, and falls from there."""
 
