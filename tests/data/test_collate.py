@@ -13,8 +13,8 @@ from perl.data.examples import Preference
 BUCKETS = (16, 32, 64)
 
 
-def pairs(count=40, seed=0, shortest=1):
-  rng = np.random.default_rng(seed)
+def pairs(count=40, shortest=1):
+  rng = np.random.default_rng(0)
   found = []
   for index in range(count):
     prompt, one, other = (rng.integers(3, 1000, rng.integers(shortest, high), np.int32)
@@ -39,10 +39,9 @@ def parts(batch):
   return list(zip(np.split(batch['tokens'], cuts, 1), np.split(batch['mask'], cuts, 1)))
 
 
-@pytest.mark.parametrize('seed', range(5))
-def test_a_pair_can_be_read_back_from_its_one_row(seed):
-  rows = pairs(seed=seed)
-  for batch in stream(rows, epochs=2, seed=seed, pad_id=-7):
+def test_a_pair_can_be_read_back_from_its_one_row():
+  rows = pairs()
+  for batch in stream(rows, epochs=2, pad_id=-7):
     (prompts, prompt_mask), (chosen, chosen_mask), (rejected, rejected_mask) = parts(batch)
     assert prompts.shape[1] % 16 == chosen.shape[1] % 16 == 0
     np.testing.assert_array_equal(batch['chosen_mask'], chosen_mask)
