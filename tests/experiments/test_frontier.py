@@ -118,7 +118,8 @@ def test_rows_are_configs_over_one_anchor(tmp_path):
 
 
 @pytest.mark.parametrize('file, study', COMMITTED, ids=lambda x: getattr(x, 'stem', x))
-def test_the_readme_has_what_the_program_says_of_a_committed_file(file, study):
+def test_the_docs_have_what_the_program_says_of_a_committed_file(file, study):
   known = json.loads(file.read_text())
-  assert program.said(known, study).strip() in (ROOT / 'README.md').read_text()
+  assert program.said(known, study).strip() in ''.join(
+    page.read_text() for page in (ROOT / 'docs/results').glob('*.md'))
   assert known['command'].startswith(f'python -m experiments.frontier {study}')
