@@ -27,6 +27,12 @@ from perl.train import loop, sharding
 
 ROWS = {'train': 64, 'dev': 16, 'test': 16}
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+QUICK = {
+  'jax_disable_most_optimizations': True,
+  'jax_compilation_cache_dir': tempfile.gettempdir() + f'/perl-tests-xla-{os.getuid()}',
+  'jax_persistent_cache_min_compile_time_secs': 0.0,
+}
+"""Compiles three times as fast, to slower programs, and each program once."""
 WALL = ('time', 'train/step_seconds')
 """What two runs of the same thing need not share."""
 
@@ -51,14 +57,9 @@ def config(**overrides) -> ConfigDict:
 
 @contextlib.contextmanager
 def quick_compiler() -> Iterator[None]:
-  """Compiles three times as fast, to slower programs, and each program once."""
-  options = {
-    'jax_disable_most_optimizations': True,
-    'jax_compilation_cache_dir': tempfile.gettempdir() + f'/perl-tests-xla-{os.getuid()}',
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: jax.config.values[name] for name in options}
-  for name, value in options.items():
+  """With the settings of QUICK."""
+  before = {name: jax.config.values[name] for name in QUICK}
+  for name, value in QUICK.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()  # jax looks at the settings at its first compilation alone
   try:
