@@ -1,4 +1,4 @@
-"""The example in docs/methods.md of a new method: one file, found by name, and it obeys the laws."""
+"""The example of a new method in docs/methods.md: one file, found by name, by the laws of all."""
 
 import pathlib
 import re
