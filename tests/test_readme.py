@@ -64,8 +64,6 @@ def check(module: str, arguments: list[str]) -> None:
     assert found is not None, f'{module} cannot be run'
   spec = next((a.split('=', 1)[1] for a in arguments if a.startswith('--config=')), None)
   overrides = [a for a in arguments if a.startswith(('--config.', '--noconfig.'))]
-  if spec and '/' not in spec.split(':')[0] and '.py' not in spec:  # TODO: command_line does it
-    spec = re.sub(r'^(\w+)', r'configs/\1.py', spec)
   if spec is not None and not outside(spec.split(':')[0]):
     command_line.read(spec, overrides)
   else:
@@ -201,7 +199,7 @@ def test_every_dataset_and_rule_is_in_the_docs():
   rows = table_rows('| `data' + PAGES['docs/data.md'].split('| `data', 1)[1])
   assert {row[0] for row in rows} == set(choices.names('perl.data.sets'))
   rules = PAGES['docs/data.md'].split('`perl/rl/rules` (')[1].split(')')[0]
-  assert set(rules.split(', ')) == set(choices.names('perl.rl.rules'))
+  assert set(re.split(r',\s+', rules)) == set(choices.names('perl.rl.rules'))
 
 
 def test_every_algorithm_is_in_the_docs_with_its_own_values():

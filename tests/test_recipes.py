@@ -20,14 +20,8 @@ SECTIONS = (ROOT / 'docs/architecture.md').read_text().split('\n## Six recipes\n
 RECIPES = {
   'algorithm': 1, 'PEFT method': 1, 'dataset': 1, 'family of models': 1, 'job': 2, 'metric': 1}
 """Recipe -> how many files it may touch."""
+
 BLOCK = re.compile(r'^`(perl/[\w/]+\.py)`([^\n]*):\n\n```python\n(.*?)```', re.M | re.S)
-SMALL = (
-  '--config.model.size=nano', '--config.model.scan_unroll=1', '--config.tokenizer.vocab_size=300',
-  '--config.rl.max_new_tokens=8', '--config.evaluate.max_examples=16',
-  '--config.evaluate.batch_size=16', '--config.evaluate.bootstrap=20',
-  *(f'--config.{stage}.{field}' for stage in ('pretrain', 'sft', 'rl') for field in (
-    'steps=2', 'batch_size=8', 'evaluate_every_steps=2', 'checkpoint_every_steps=2',
-    'log_every_steps=1', 'optim.warmup_steps=1')))
 
 
 def blocks(recipe: str) -> list[tuple[str, str, str]]:
@@ -75,7 +69,7 @@ def run(house) -> pathlib.Path:
     '--config.rl.algorithm=ranks', '--config.peft.name=rank_one',
     "--config.rl.rules=('gold','words')", '--config.rl.rule_weights=(1.0,0.0)',
     '--config.rl.reward_weight=0.0',
-    "--config.stages=('tokenizer','pretrain','sft','rl','evaluate','answers')", *SMALL)
+    "--config.stages=('tokenizer','pretrain','sft','rl','evaluate','answers')", *toyrun.SMALL)
   return workdir
 
 

@@ -33,6 +33,14 @@ QUICK = {
   'jax_persistent_cache_min_compile_time_secs': 0.0,
 }
 """Compiles three times as fast, to slower programs, and each program once."""
+SMALL = (
+  '--config.model.size=nano', '--config.model.scan_unroll=1', '--config.tokenizer.vocab_size=300',
+  '--config.rl.max_new_tokens=8', '--config.evaluate.max_examples=16',
+  '--config.evaluate.batch_size=16', '--config.evaluate.bootstrap=20',
+  *(f'--config.{stage}.{field}' for stage in ('pretrain', 'sft', 'reward', 'rl') for field in (
+    'steps=2', 'batch_size=8', 'evaluate_every_steps=2', 'checkpoint_every_steps=2',
+    'log_every_steps=1', 'optim.warmup_steps=1')))
+"""The demo made tiny on a command line, for runs in processes of their own."""
 WALL = ('time', 'train/step_seconds')
 """What two runs of the same thing need not share."""
 
