@@ -1,59 +1,63 @@
-"""The notebooks run from top to bottom over a finished run, in the Python of the tests."""
+"""The notebooks run as their users run them: `jupyter execute`, over a run of another process."""
 
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
-import nbclient
 import nbformat
 import pytest
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
-from toyrun import toyrun  # noqa: F401
+import toyrun
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob('notebooks/*.ipynb'))
-
-
-class Kernel(AsyncKernelManager):
-  """This very Python, whatever kernels are installed on the machine."""
-
-  @property
-  def kernel_spec(self) -> KernelSpec:
-    """As `ipykernel install` would write it."""
-    command = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-    return KernelSpec(argv=command, display_name='tests', language='python')
+EXECUTE = 'from nbclient.cli import main; main()'
+"""The program `jupyter execute`, of the Python of the tests."""
 
 
 def outputs(notebook) -> tuple[str, int]:
   """(all text, the number of images) that the cells gave."""
-  given = [out for cell in notebook.cells for out in cell.get('outputs', ())]
-  text = ''.join(out.get('text', '') for out in given)
-  return text, sum('image/png' in out.get('data', {}) for out in given)
+  shown = [out for cell in notebook.cells for out in cell.get('outputs', ())]
+  text = ''.join(out.get('text', '') for out in shown)
+  return text, sum('image/png' in out.get('data', {}) for out in shown)
+
+
+def process(folder: pathlib.Path, *words: str, **environ: str) -> None:
+  """Runs Python in a folder with none of our variables: nothing of XLA, jax, pytest or perl."""
+  bare = {'PATH': os.environ['PATH'], 'HOME': str(folder), 'LANG': 'C.UTF-8',
+          'PYTHONPATH': str(ROOT)}  # the package under test, whichever one is installed
+  done = subprocess.run([sys.executable, *words], cwd=folder, env=bare | environ, text=True,
+                        capture_output=True)
+  assert done.returncode == 0, done.stderr[-5000:]
 
 
 @pytest.fixture(scope='module')
-def walkthrough(toyrun):  # noqa: F811
-  """The notebook after it ran over the toy run."""
-  notebook = nbformat.read(ROOT / 'notebooks' / 'walkthrough.ipynb', as_version=4)
-  paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
-  environ = {**os.environ, 'PERL_RUN': str(toyrun), 'PYTHONPATH': paths, 'XLA_FLAGS': '',
-             'MPLBACKEND': 'module://matplotlib_inline.backend_inline'}
-  client = nbclient.NotebookClient(notebook, km=Kernel(), timeout=600)
-  client.execute(cwd=str(ROOT / 'notebooks'), env=environ)
-  return notebook
+def clone(tmp_path_factory) -> pathlib.Path:
+  """A folder as `make demo` leaves it, its run nano, by a compiler that tries less hard.
+
+  So the floats of the run are not those that the notebook's own process would come to.
+  """
+  folder = tmp_path_factory.mktemp('clone')
+  shutil.copytree(ROOT / 'notebooks', folder / 'notebooks')
+  quick = {name.upper(): str(value) for name, value in toyrun.QUICK.items()}
+  process(folder, '-m', 'perl.cli', 'launch', '--config=demo', '--workdir=runs/demo',
+          *toyrun.SMALL, **quick)
+  return folder
 
 
-def test_the_walkthrough_runs_and_shows_what_it_says(walkthrough):
-  text, images = outputs(walkthrough)
+def test_the_walkthrough_runs_over_what_make_demo_leaves(clone):
+  process(clone, '-c', EXECUTE, 'notebooks/walkthrough.ipynb', '--output=executed')
+  text, images = outputs(nbformat.read(clone / 'notebooks' / 'executed.ipynb', as_version=4))
   assert images == 3  # learning curves, reward against KL, what the adapter learnt
-  for said in ('rl/adapter', 'base_digest', 'before', 'after', 'logit after merging',
-               'of the way, at'):
-    assert said in text, said
+  for words in ('rl/adapter', 'base_digest', 'before', 'after', 'logit after merging',
+                'of the way, at'):
+    assert words in text, words
+  assert not (clone / 'notebooks' / 'runs').exists()  # it found the run, and made no other
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_committed_without_outputs_and_installs_first(path):
+def test_a_notebook_is_committed_without_outputs_and_defines_nothing(path):
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   code = [cell for cell in notebook.cells if cell.cell_type == 'code']

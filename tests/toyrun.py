@@ -27,6 +27,20 @@ from perl.train import loop, sharding
 
 ROWS = {'train': 64, 'dev': 16, 'test': 16}
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+QUICK = {
+  'jax_disable_most_optimizations': True,
+  'jax_compilation_cache_dir': tempfile.gettempdir() + f'/perl-tests-xla-{os.getuid()}',
+  'jax_persistent_cache_min_compile_time_secs': 0.0,
+}
+"""Compiles three times as fast, to slower programs, and each program once."""
+SMALL = (
+  '--config.model.size=nano', '--config.model.scan_unroll=1', '--config.tokenizer.vocab_size=300',
+  '--config.rl.max_new_tokens=8', '--config.evaluate.max_examples=16',
+  '--config.evaluate.batch_size=16', '--config.evaluate.bootstrap=20',
+  *(f'--config.{stage}.{field}' for stage in ('pretrain', 'sft', 'reward', 'rl') for field in (
+    'steps=2', 'batch_size=8', 'evaluate_every_steps=2', 'checkpoint_every_steps=2',
+    'log_every_steps=1', 'optim.warmup_steps=1')))
+"""The demo made tiny on a command line, for runs in processes of their own."""
 WALL = ('time', 'train/step_seconds')
 """What two runs of the same thing need not share."""
 
@@ -51,14 +65,9 @@ def config(**overrides) -> ConfigDict:
 
 @contextlib.contextmanager
 def quick_compiler() -> Iterator[None]:
-  """Compiles three times as fast, to slower programs, and each program once."""
-  options = {
-    'jax_disable_most_optimizations': True,
-    'jax_compilation_cache_dir': tempfile.gettempdir() + f'/perl-tests-xla-{os.getuid()}',
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: jax.config.values[name] for name in options}
-  for name, value in options.items():
+  """With the settings of QUICK."""
+  before = {name: jax.config.values[name] for name in QUICK}
+  for name, value in QUICK.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()  # jax looks at the settings at its first compilation alone
   try:

@@ -1,4 +1,4 @@
-"""The README's example of a new method: one file, found by name, and it obeys the laws."""
+"""The example of a new method in docs/methods.md: one file, found by name, by the laws of all."""
 
 import pathlib
 import re
@@ -14,7 +14,7 @@ from perl import choices
 from perl.jobs import _programs as programs
 from perl.peft import adapters, methods, protocol
 
-README = pathlib.Path(__file__).parents[2] / 'README.md'
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'methods.md'
 LAWS = [
   laws.test_a_fresh_adapter_is_the_base_or_says_that_it_is_not, laws.test_project_is_merge,
   laws.test_unmerge_is_the_inverse_or_refused,
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures('compiled_quickly')
 @pytest.fixture(scope='module')
 def example(tmp_path_factory):
   """Its text, as a file that the package finds."""
-  section = README.read_text().split('\n## A new method\n')[1].split('\n## ')[0]
+  section = PAGE.read_text().split('\n## A new method\n')[1].split('\n## ')[0]
   text = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
   folder = tmp_path_factory.mktemp('peft')
   (folder / 'lora_xs.py').write_text(text)

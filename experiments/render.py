@@ -1,0 +1,151 @@
+"""Writes the result blocks of docs/: a block holds what a file of experiments/results says.
+
+    python -m experiments.render            rewrites the blocks that differ
+    python -m experiments.render --check    exit code 1 where one differs; writes nothing
+
+A page is written by hand around blocks, which nobody edits:
+
+    <!-- results: demo.json -->
+    ...
+    <!-- end -->
+"""
+
+import argparse
+import fnmatch
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments import crossvalidate, tables, verifier
+from experiments.benchmarks import contest, loading
+from experiments.compare import report as comparison
+from experiments.frontier import __main__ as frontier
+from experiments.methods import published
+from experiments.methods import table as costs
+from experiments.overoptimisation import report as overoptimisation
+from experiments.overoptimisation import rows as reward_models
+from perl.forecast import table as forecast
+from perl.report import formats
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'experiments' / 'results'
+BLOCK = re.compile(r'(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)', re.DOTALL)
+Results = Mapping[str, Any]
+
+
+def evaluation(run: Results) -> str:
+  """The evaluation of one run's summary.json: before and after RL, with 95 % intervals."""
+  figures = run['evaluate']
+
+  def cell(name: str, when: str) -> str:
+    mean, low, high = (f'{figures[f"{name}{end}{when}"]:z.3f}' for end in ('', '_low', '_high'))
+    return f'{mean} [{low}, {high}]'
+
+  names = [name for name in EVALUATION if f'{name}_before' in figures]
+  body = [[EVALUATION[name], cell(name, '_before'), cell(name, '')] for name in names]
+  return formats.markdown(['', 'SFT anchor', 'after RL'], body, [
+    f'One run of seed {figures["seed"]}, {run["wall_seconds"]:.0f} s in all; '
+    f'{figures["responses"]} sampled responses to test prompts.'])
+
+
+EVALUATION = {
+  'gold_reward': 'gold reward', 'reward': 'reward', 'kl': 'KL to the anchor, nats a response',
+  'exact_match': 'exact match, greedy', 'correct': 'right answers, greedy',
+  'valid_api_call': 'valid API calls, greedy', 'response_tokens': 'length, tokens',
+  'finished': 'ends in EOS',
+}
+
+
+def reward_model(run: Results) -> str:
+  """The reward model of one run's summary.json, on test, with 95 % intervals."""
+  figures = run['reward']
+  names = {'auc': 'reward model', 'probe_auc': 'its start: frozen model, logistic regression',
+           'baseline_auc': 'bag of words'}
+  body = [[title, f'{figures[n]:.3f} [{figures[f"{n}_low"]:.3f}, {figures[f"{n}_high"]:.3f}]']
+          for n, title in names.items()]
+  return formats.markdown(['ROC AUC', 'test'], body, [
+    f'{figures["examples"]} examples in {figures["groups"]} groups; group-bootstrap intervals.'])
+
+
+def memory(result: Results) -> str:
+  """Bytes of a reward-model step, LoRA against full tuning."""
+  mib = lambda row, method: f'{row[method]["total_bytes"] / 2**20:,.0f}'
+  body = [[str(row['pairs']), row['remat'], mib(row, 'lora'), mib(row, 'full'),
+           f'{row["ratio"]:.1%}'] for row in result['rows']]
+  return formats.markdown(['pairs', 'remat', 'LoRA, MiB', 'full, MiB', 'LoRA / full'], body, [])
+
+
+def hacking(result: Results) -> str:
+  """The reward models that were optimised against."""
+  row = lambda name: reward_models.Row(*(
+    part if i == 0 else int(part[1:]) for i, part in enumerate(name.split('_'))))
+  families = {family: [*map(row, names)] for family, names in result['families'].items()}
+  return formats.markdown(*overoptimisation.table(result['rows'], families))
+
+
+def memory_of_stages(result: Results) -> str:
+  """A forecast: LoRA over one base against whole models, a table a stage."""
+  return '\n\n'.join(forecast.markdown(found, stage) for stage, found in result['stages'].items())
+
+
+RENDERERS: dict[str, Callable[[Results], str]] = {
+  '*_algorithms.json': lambda r: frontier.said(r, 'algorithms'),
+  '*_regularizers.json': lambda r: frontier.said(r, 'regularizers'),
+  '*_folds*.json': lambda r: crossvalidate.render(r['rows'], words=r['bag_of_words']),
+  'coffee.json': lambda r: tables.render(r['rows']),
+  'coffee_methods.json': lambda r: formats.markdown(*comparison.methods(r['rows'])),
+  'coffee_grid.json': lambda r: formats.markdown(*comparison.grid(r['rows'])),
+  'coffee_rates.json': lambda r: formats.markdown(*comparison.rates(r['rows'])),
+  'overoptimisation.json': hacking,
+  'gsm8k_verifier.json': lambda r: verifier.table(
+    {name: r[name] for name in ('published', 'rewritten', 'corrupted')}),
+  'methods_published.json': lambda r: published.markdown(r['figures']),
+  'methods_*.json': lambda r: costs.markdown(r['rows'], r['notes']),
+  'memory_*.json': memory,
+  'forecast_*.json': memory_of_stages,
+  'load_*.json': lambda r: loading.table(r['cases']),
+  'speed_*.json': lambda r: contest.table(r['cases']),
+  'ticketing.json': reward_model,
+  '*.json': evaluation,
+}
+"""Pattern of a file's name -> its table in Markdown; the first that fits."""
+
+
+def render(name: str) -> str:
+  """What a file of experiments/results says, in Markdown.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+  """
+  result = json.loads((RESULTS / name).read_text(encoding='utf-8'))
+  return next(f for pattern, f in RENDERERS.items() if fnmatch.fnmatch(name, pattern))(result)
+
+
+def updated(page: str) -> str:
+  """The page with every block as its file has it now."""
+  return BLOCK.sub(lambda m: f'{m[1]}\n{render(m[2]).strip()}\n\n{m[3]}', page)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.render', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--check', action='store_true', help='write nothing; 1 where a block differs')
+  options = parser.parse_args(argv)
+  stale = []
+  for path in sorted((ROOT / 'docs').rglob('*.md')):
+    page = path.read_text(encoding='utf-8')
+    if (text := updated(page)) != page:
+      stale.append(path.relative_to(ROOT).as_posix())
+      if not options.check:
+        path.write_text(text, encoding='utf-8')
+  print(f'{"differ" if options.check else "written"}: {", ".join(stale) or "none"}')
+  return int(options.check and bool(stale))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
