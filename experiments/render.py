@@ -17,16 +17,11 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
-from experiments import crossvalidate, tables, verifier
-from experiments.benchmarks import contest, loading
-from experiments.compare import report as comparison
-from experiments.frontier import __main__ as frontier
-from experiments.methods import published
-from experiments.methods import table as costs
-from experiments.overoptimisation import report as overoptimisation
-from experiments.overoptimisation import rows as reward_models
+from experiments.bench import contest, loading
+from perl import choices
 from perl.forecast import table as forecast
 from perl.report import formats
 
@@ -78,12 +73,21 @@ def memory(result: Results) -> str:
   return formats.markdown(['pairs', 'remat', 'LoRA, MiB', 'full, MiB', 'LoRA / full'], body, [])
 
 
-def hacking(result: Results) -> str:
-  """The reward models that were optimised against."""
-  row = lambda name: reward_models.Row(*(
-    part if i == 0 else int(part[1:]) for i, part in enumerate(name.split('_'))))
-  families = {family: [*map(row, names)] for family, names in result['families'].items()}
-  return formats.markdown(*overoptimisation.table(result['rows'], families))
+def published(result: Results) -> str:
+  """Published counts of parameters and bytes beside ours, a line each."""
+  def asked(f: Mapping[str, Any]) -> str:
+    sizes = [f'{name} {value}' for name, value in f['sizes'].items()]
+    rank = [f'r {f["rank"]}'] if f['rank'] else []
+    return '; '.join(filter(None, [f'{f["method"]} {", ".join(f["targets"])}'.strip(), *sizes,
+                                   *rank, f['what']]))
+
+  body = [[f['publication'], f['model'], asked(f), f['printed'], f['form'], f'{f["ours"]:,.4g}'
+           if isinstance(f['ours'], float) else f'{f["ours"]:,}',
+           ': '.join(filter(None, (f['verdict'], f['why'])))] for f in result['figures']]
+  slips = sum(f['verdict'] == 'slips' for f in result['figures'])
+  head = ['publication', 'model', 'figure', 'printed', 'form', 'ours', 'verdict']
+  return formats.markdown(
+    head, body, [f'{len(body)} figures, of which {slips} slip.', *result['notes']])
 
 
 def memory_of_stages(result: Results) -> str:
@@ -91,19 +95,17 @@ def memory_of_stages(result: Results) -> str:
   return '\n\n'.join(forecast.markdown(found, stage) for stage, found in result['stages'].items())
 
 
-RENDERERS: dict[str, Callable[[Results], str]] = {
-  '*_algorithms.json': lambda r: frontier.said(r, 'algorithms'),
-  '*_regularizers.json': lambda r: frontier.said(r, 'regularizers'),
-  '*_folds*.json': lambda r: crossvalidate.render(r['rows'], words=r['bag_of_words']),
-  'coffee.json': lambda r: tables.render(r['rows']),
-  'coffee_methods.json': lambda r: formats.markdown(*comparison.methods(r['rows'])),
-  'coffee_grid.json': lambda r: formats.markdown(*comparison.grid(r['rows'])),
-  'coffee_rates.json': lambda r: formats.markdown(*comparison.rates(r['rows'])),
-  'overoptimisation.json': hacking,
-  'gsm8k_verifier.json': lambda r: verifier.table(
-    {name: r[name] for name in ('published', 'rewritten', 'corrupted')}),
-  'methods_published.json': lambda r: published.markdown(r['figures']),
-  'methods_*.json': lambda r: costs.markdown(r['rows'], r['notes']),
+STUDIES = {
+  '*_algorithms.json': 'algorithms', '*_regularizers.json': 'regularizers',
+  '*_folds*.json': 'crossvalidate', 'coffee.json': 'sweep', 'coffee_methods.json': 'methods',
+  'coffee_grid.json': 'grid', 'coffee_rates.json': 'rates',
+  'overoptimisation.json': 'overoptimisation', 'gsm8k_verifier.json': 'verifier',
+}
+"""Pattern of a file's name -> the study whose table it has: a file of experiments/studies."""
+
+OTHERS: dict[str, Callable[[Results], str]] = {
+  'methods_published.json': published,
+  'methods_*.json': lambda r: formats.markdown(*study('costs').table(r)),
   'memory_*.json': memory,
   'forecast_*.json': memory_of_stages,
   'load_*.json': lambda r: loading.table(r['cases']),
@@ -114,6 +116,11 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
 """Pattern of a file's name -> its table in Markdown; the first that fits."""
 
 
+def study(name: str) -> ModuleType:
+  """The module of a study."""
+  return choices.find('experiments.studies', name)
+
+
 def render(name: str) -> str:
   """What a file of experiments/results says, in Markdown.
 
@@ -121,7 +128,10 @@ def render(name: str) -> str:
     FileNotFoundError: there is no such file.
   """
   result = json.loads((RESULTS / name).read_text(encoding='utf-8'))
-  return next(f for pattern, f in RENDERERS.items() if fnmatch.fnmatch(name, pattern))(result)
+  for pattern, about in STUDIES.items():
+    if fnmatch.fnmatch(name, pattern):
+      return formats.markdown(*study(about).table(result))
+  return next(f for pattern, f in OTHERS.items() if fnmatch.fnmatch(name, pattern))(result)
 
 
 def updated(page: str) -> str:
