@@ -2,7 +2,7 @@
 
     python -m experiments.launch --config=configs/coffee.py:size=tiny,peft=lora \
         --workdir=runs/coffee
-    python -m experiments.sweep --config=configs/coffee.py:size=tiny \
+    python -m experiments.studies sweep --config=configs/coffee.py:size=tiny \
         --workdir=runs/sweep --peft=lora,full --seeds=0,1,2 --bases=own
 
 Aim, size=tiny on 2 cores: at most 30 minutes for the first command; a reward model whose AUC is

@@ -2,7 +2,7 @@
 
     python -m experiments.launch --config=configs/coffee_methods.py:size=tiny \
         --workdir=runs/coffee_methods
-    python -m experiments.compare methods --config=configs/coffee_methods.py:size=tiny \
+    python -m experiments.studies methods --config=configs/coffee_methods.py:size=tiny \
         --workdir=runs/compare --seeds=0,1,2
 
 Coffee's own base reads every training dialogue three times before SFT reads its turns again, and
@@ -30,7 +30,7 @@ SFT_RATE = 10
 
 
 def get_config(text: str = '') -> ConfigDict:
-  """The setting of experiments.compare; `text` as in the header."""
+  """The setting of the studies methods, grid and rates; `text` as in the header."""
   options = arguments.parse(text, ARGUMENTS)
   config = coffee.get_config(text)
   config.name = f'coffee-methods-{options.size}'

@@ -1,6 +1,6 @@
 """The demo's task where reward models are hacked: few pairs to learn from, and no KL that holds.
 
-    python -m experiments.overoptimisation --config=configs/overoptimisation.py \\
+    python -m experiments.studies overoptimisation --config=configs/overoptimisation.py \\
         --workdir=runs/overoptimisation --seeds=0,1,2 \\
         --json=experiments/results/overoptimisation.json \\
         --plot=experiments/results/overoptimisation.png
@@ -27,7 +27,7 @@ ARGUMENTS = demo.ARGUMENTS
 
 
 def get_config(text: str = '') -> ConfigDict:
-  """The setting of experiments.overoptimisation; `text` as in the header."""
+  """The setting of the study overoptimisation; `text` as in the header."""
   arguments.parse(text, ARGUMENTS)
   config = demo.get_config(text)
   config.name = 'overoptimisation'

@@ -1,12 +1,12 @@
 """The reward model of PERL's other dataset: Taskmaster-3 ticketing thumbs, LoRA or full tuning.
 
     python -m experiments.launch --config=configs/ticketing.py:size=tiny --workdir=runs/ticketing
-    python -m experiments.crossvalidate --config=configs/ticketing.py:size=tiny \
+    python -m experiments.studies crossvalidate --config=configs/ticketing.py:size=tiny \
         --workdir=runs/ticketing_folds --peft=lora
 
 The judged turns stand in a few hundred dialogues, too few to pretrain on alone: the base also reads
 coffee's. These dialogues are the contexts of the judged turns, so that each fold of a
-cross-validation needs a base and an anchor of its own, as experiments.crossvalidate makes them.
+cross-validation needs a base and an anchor of its own, as the study crossvalidate makes them.
 
 Aim, size=tiny on 2 cores: a reward model whose AUC is above that of a bag of words (0.769 over
 grouped 5-fold cross-validation on files 00 to 03). The pipeline ends at the reward model.

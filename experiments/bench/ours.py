@@ -25,8 +25,10 @@ import jax.numpy as jnp
 
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
-from perl.jobs import _language as language
+from perl.models import lm
+from perl.models.context import Rows
 from perl.models.transformer import Transformer
+from perl.objectives import losses
 from perl.peft import adapters
 from perl.preference import reward_losses
 from perl.rl import update as learner
@@ -99,7 +101,13 @@ def next_token_step(case: Case) -> Step:
   """One next-token step, labels on all positions but the first, which nothing predicts."""
   tokens = jnp.asarray(work.rows(case.args.size), jnp.int32)
   mask = jnp.ones(tokens.shape, bool)
-  return supervised(case, 'policy', language.make_loss(case.model, dropout=False), {
+
+  def loss(adapter, base, batch, key):
+    logprobs = lm.logprobs(
+      case.model, base, adapter, batch['tokens'], Rows(batch['mask'], right_padded=True))
+    return losses.next_token(logprobs, batch['loss_mask']), {}
+
+  return supervised(case, 'policy', loss, {
     'tokens': tokens, 'mask': mask, 'loss_mask': mask.at[:, 0].set(False)})
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from perl.cli import launch
 from perl.config import arguments, command_line
 from perl.config.fields import ConfigError, nearest
-from perl.jobs import TRAINED
+from perl.jobs import ADAPTED
 
 LOCK = '.taken'
 ANCHOR_METHOD = 'full'
@@ -66,7 +66,7 @@ class Spec:
     """The config of a row and seed."""
     config = self.config(**({'peft': row.peft} if row.peft else {}), seed=seed)
     config.update_from_flattened_dict(dict(row.fields))
-    for stage in TRAINED[1:]:
+    for stage in ADAPTED:
       config[stage].optim.learning_rate *= row.factor
     return config
 

@@ -30,7 +30,7 @@ from perl.config.fields import ConfigError, plain
 from perl.config.validate import validate
 from perl.forecast import measure
 from perl.forecast.devices import TERA
-from perl.jobs import TRAINED
+from perl.jobs import ADAPTED
 from perl.jobs import _programs as programs
 from perl.peft import adapters
 from perl.train import metrics, provenance
@@ -78,7 +78,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--targets', default='', help='patterns with commas, sets of them with '
                       'semicolons; the config\'s unless given')
   parser.add_argument('--ranks', default='', help='with commas; the config\'s unless given')
-  parser.add_argument('--stage', default='sft', choices=TRAINED[1:])
+  parser.add_argument('--stage', default='sft', choices=ADAPTED)
   parser.add_argument('--no_forecast', '--no-forecast', action='store_true',
                       help='counts alone: compile nothing')
 
