@@ -34,6 +34,7 @@ from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.hub import adapters as peft_format
 from perl.hub import peer, pretrained, writing
+from perl.jobs import ADAPTED, PRODUCER, TRAINED
 from perl.jobs import _base as bases
 from perl.jobs import _export as exports
 from perl.jobs._run import Run
@@ -125,14 +126,12 @@ def export(stage: str, out: str, form: str, uniform: bool) -> dict:
   if not (folder / 'summary.json').is_file() or not (folder / 'config.json').is_file():
     raise ConfigError(f'expected a finished stage in {stage}, found none; give <workdir>/<stage>')
   config = command_line.saved(folder / 'config.json')
-  name = next((s for s in ('rl', 'preference', 'reward', 'sft') if (folder / 'adapter').is_dir()
-               and folder.resolve().name == s), None)
-  if name is None:
-    name = 'pretrain' if (folder / 'base').is_dir() else None
-  if name is None:
-    raise ConfigError(
-      f'expected a folder called pretrain, sft, reward, preference or rl with that stage, found '
-      f'{stage}')
+  name = folder.resolve().name
+  if name not in ADAPTED or not (folder / 'adapter').is_dir():
+    name = PRODUCER['base']
+    if not (folder / 'base').is_dir():
+      raise ConfigError(
+        f'expected a folder called {", ".join(TRAINED)} with that stage, found {stage}')
   return exports.export(Run(config, stage, name), out, form=form, uniform=uniform)
 
 
@@ -256,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
   one.add_argument('--out', required=True, help='new folder')
   one = add('export', 'A finished stage for transformers, PEFT and vLLM.')
   one.add_argument('--stage', required=True,
-                   help='its folder: <workdir>/pretrain, sft, reward, preference or rl')
+                   help=f'its folder: <workdir>/<stage>, of {", ".join(TRAINED)}')
   one.add_argument('--form', default='adapter', choices=('adapter', 'alone', 'merged'),
                    help='adapter over the base, adapter over the anchor, or a whole model')
   one.add_argument('--uniform', action='store_true',

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from perl import choices
 from perl.config import peft_fields
 from perl.config.fields import ConfigError, Field, default, nest
-from perl.jobs import PERL, PRODUCER, STAGES, Training
+from perl.jobs import ADAPTED, PERL, PRODUCER, STAGES, Training
 
 
 def _optimizer(prefix: str, learning_rate: float, source: str) -> dict[str, Field]:
@@ -162,23 +162,23 @@ def get_config() -> ConfigDict:
   return ConfigDict(nest({path: default(field) for path, field in FIELDS.items()})).lock()
 
 
-def use_method(
-  config: ConfigDict, peft: str, *, sft: float, reward: float, rl: float, value: float,
-  preference: float | None = None,
-) -> None:
+def use_method(config: ConfigDict, peft: str, *, rl: float, value: float, **rates: float) -> None:
   """Sets the PEFT method with its learning rates, which differ by method (PERL A.3: x10 to x20).
 
   Args:
     config: changed in place.
     peft: peft.name; 'full' trains every projection.
-    sft, reward, rl, value: peak learning rate of that stage; value is the critic's.
-    preference: that of the stage preference; None takes rl's.
+    rl: peak learning rate of RL, and of any stage that learns an adapter and is not in rates.
+    value: that of the critic.
+    **rates: that of other stages.
 
   Raises:
-    ConfigError: a learning rate is not positive.
+    ConfigError: a learning rate is not positive, or of no stage that learns an adapter.
   """
-  preference = rl if preference is None else preference
-  rates = {'sft': sft, 'reward': reward, 'preference': preference, 'rl': rl}
+  if unknown := rates.keys() - set(ADAPTED):
+    raise ConfigError(f'expected learning rates of {", ".join(ADAPTED)} or value, found '
+                      f'{", ".join(sorted(unknown))}; name stages that learn an adapter')
+  rates = dict.fromkeys(ADAPTED, rl) | rates
   for stage, rate in {**rates, 'value': value}.items():
     if rate <= 0:
       raise ConfigError(f'expected a positive learning rate for {stage}, found {rate}; raise it')

@@ -54,11 +54,11 @@ def init(
   check_options(options)
   module, leaves = find(method), trees.flat(base)
   top = _top(module, leaves, top_layers)
-  given = {**options, 'targets': targets, 'top_layers': top}
+  known = {**options, 'targets': targets, 'top_layers': top}
   places = _places(module, leaves, targets, options)
   keys = dict(zip(places, jax.random.split(jax.random.fold_in(key, 0), max(len(places), 1))))
   adapter = trees.nest({
-    name: _make(module, keys[name], source, leaves, given)
+    name: _make(module, keys[name], source, leaves, known)
     for name, source in places.items()})
   if head:
     width = leaves['final_norm/scale'].shape[-1]
@@ -79,27 +79,27 @@ def _places(module: ModuleType, leaves: dict, targets: Sequence[str], options: M
   return {name: name for name in kernels(leaves, targets)}
 
 
-def _top(module: ModuleType, leaves: Mapping[str, Any], asked: int) -> int:
+def _top(module: ModuleType, leaves: Mapping[str, Any], count: int) -> int:
   """How many of the last layers are adapted; 0: all."""
   layers = next((x.shape[0] for n, x in leaves.items() if n.startswith('layers/')), 0)
-  if asked > layers > 0:
-    raise ValueError(f'expected at most {layers} layers of this model, found {asked}; lower '
+  if count > layers > 0:
+    raise ValueError(f'expected at most {layers} layers of this model, found {count}; lower '
                      'config.peft.top_layers')
-  chosen = asked or getattr(module, 'top', lambda layers: 0)(layers)
+  chosen = count or getattr(module, 'top', lambda layers: 0)(layers)
   return 0 if chosen == layers else chosen
 
 
 def _make(
   module: ModuleType, key: jax.Array, source: Any, leaves: Mapping[str, Any],
-  given: Mapping[str, Any],
+  known: Mapping[str, Any],
 ) -> Any:
   """One adapter, of the parameter or parameters at `source`."""
-  options = taken(module.init, {**given, 'path': source})
+  options = taken(module.init, {**known, 'path': source})
   if not isinstance(source, str):
     return module.init(key, {name: leaves[name] for name in source}, **options)
   weight = leaves[source]
   if source.startswith('layers/'):
-    weight = _last(weight, given['top_layers'])
+    weight = _last(weight, known['top_layers'])
   return module.init(key, weight, **options)
 
 
@@ -170,10 +170,10 @@ def rebuild(tree: Tree, method: str, options: Mapping[str, Any]) -> Tree:
 
 def nodes(adapter: Tree) -> dict[str, Any]:
   """{path of the parameter: the adapter object beside it}; a head is none."""
-  found = jax.tree_util.tree_leaves_with_path(
+  places = jax.tree_util.tree_leaves_with_path(
     {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=is_adapter
   )
-  return {trees.path_string(path): node for path, node in found}
+  return {trees.path_string(path): node for path, node in places}
 
 
 def split(adapter: Tree) -> tuple[Tree, Tree]:
@@ -214,8 +214,8 @@ def swap(merged: Tree, old: Tree, new: Tree) -> Tree:
 
 def mergeable(base: Tree, adapter: Tree) -> bool:
   """Whether every adapter of the tree can be folded into the base."""
-  found = nodes(trees.spread(base, adapter)).values()
-  return all(hasattr(part, 'merge') for node in found for part in _parts(node))
+  whole = nodes(trees.spread(base, adapter)).values()
+  return all(hasattr(part, 'merge') for node in whole for part in _parts(node))
 
 
 def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
@@ -256,8 +256,8 @@ def _folded(name: str, fold: Any, leaf: Any, delta: Any) -> jax.Array:
   first = 0
   if name.startswith('layers/'):
     first = len(weight) - len(jax.tree.leaves(delta)[0])
-  found = fold(weight[first:]) if first else fold(weight)
-  return (jnp.concatenate([weight[:first], found]) if first else found).astype(leaf.dtype)
+  folded = fold(weight[first:]) if first else fold(weight)
+  return (jnp.concatenate([weight[:first], folded]) if first else folded).astype(leaf.dtype)
 
 
 def stack(adapters: list[Tree]) -> Tree:

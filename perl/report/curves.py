@@ -23,9 +23,9 @@ HIDDEN = re.compile(
 COLOURS = {'train': 0, 'dev': 1, 'test': 2}
 
 
-def sections(workdir: pathlib.Path, found: dict[str, dict]) -> list[tuple[str, str]]:
+def sections(workdir: pathlib.Path, summaries: dict[str, dict]) -> list[tuple[str, str]]:
   """(title, HTML) for each stage of workdir that wrote metrics."""
-  optima = [s['gold_optimum'] for s in found.values() if s.get('gold_optimum') is not None]
+  optima = [s['gold_optimum'] for s in summaries.values() if s.get('gold_optimum') is not None]
   out = []
   for name, stage in STAGES.items():
     metrics = collect(runs.read_metrics(workdir / name))

@@ -21,8 +21,8 @@ def render(path: pathlib.Path) -> str:
 def turns(prompt: str) -> list[tuple[str, str]]:
   """(speaker, text) of a rendered prompt; speaker '' for what precedes the first marker."""
   first, *rest = MARKER.split(prompt)
-  found = [('', first), *zip(rest[::2], rest[1::2])]
-  return [(speaker, text.strip()) for speaker, text in found if text.strip()]
+  spoken = [('', first), *zip(rest[::2], rest[1::2])]
+  return [(speaker, text.strip()) for speaker, text in spoken if text.strip()]
 
 
 def _sample(sample: dict) -> str:

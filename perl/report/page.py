@@ -30,14 +30,14 @@ def write(workdir: str) -> str:
 
 def page(workdir: pathlib.Path) -> str:
   """The whole document."""
-  config, found = runs.config(workdir), runs.summaries(workdir)
+  config, summaries = runs.config(workdir), runs.summaries(workdir)
   name = str(config.get('name') or workdir.name)
   sections = [
-    _header(name, config, found),
-    section('Results', results(found)),
-    *(section(title, body) for title, body in curves.sections(workdir, found)),
+    _header(name, config, summaries),
+    section('Results', results(summaries)),
+    *(section(title, body) for title, body in curves.sections(workdir, summaries)),
     section('Dialogues before and after', dialogues.render(workdir / 'evaluate' / 'samples.json')),
-    section('Where this comes from', provenance(found)),
+    section('Where this comes from', provenance(summaries)),
     _config(config),
   ]
   return (
@@ -67,19 +67,20 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
           f'<tbody>{body}</tbody></table></div>')
 
 
-def results(found: dict[str, dict]) -> str:
+def results(summaries: dict[str, dict]) -> str:
   """The headline: gold reward from SFT to RL to the optimum, and the reward model's figures."""
-  return _headline(found) + table(_policy_rows(found), ('Policy', 'before', 'after')) + table(
-    _reward_rows(found), ('Reward model', 'this', 'bag of words', 'majority'))
+  return ''.join([
+    _headline(summaries), table(_policy_rows(summaries), ('Policy', 'before', 'after')),
+    table(_reward_rows(summaries), ('Reward model', 'this', 'bag of words', 'majority'))])
 
 
-def start_and_end(found: dict[str, dict], name: str) -> tuple[float | None, float | None]:
+def start_and_end(summaries: dict[str, dict], name: str) -> tuple[float | None, float | None]:
   """A policy metric before and after RL: of the test prompts, else of RL's own evaluations.
 
   Without RL, of preference optimisation.
   """
-  evaluate, sft = (found.get(stage, {}) for stage in ('evaluate', 'sft'))
-  rl = found.get('rl') or found.get('preference', {})
+  evaluate, sft = (summaries.get(stage, {}) for stage in ('evaluate', 'sft'))
+  rl = summaries.get('rl') or summaries.get('preference', {})
   for where, before, after in ((evaluate, f'{name}_before', name), (rl, f'{name}_start', name)):
     if is_number(where.get(before)) and is_number(where.get(after)):
       return where[before], where[after]
@@ -91,18 +92,18 @@ def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def optimum(found: dict[str, dict]) -> float | None:
+def optimum(summaries: dict[str, dict]) -> float | None:
   """The gold optimum, if a stage knows it."""
-  values = [s.get('gold_optimum') for s in found.values() if is_number(s.get('gold_optimum'))]
+  values = [s.get('gold_optimum') for s in summaries.values() if is_number(s.get('gold_optimum'))]
   return values[-1] if values else None
 
 
-def _headline(found: dict[str, dict]) -> str:
-  start, end = start_and_end(found, 'gold_reward')
-  best, kl = optimum(found), start_and_end(found, 'kl')[1]
+def _headline(summaries: dict[str, dict]) -> str:
+  start, end = start_and_end(summaries, 'gold_reward')
+  best, kl = optimum(summaries), start_and_end(summaries, 'kl')[1]
   if not (is_number(start) and is_number(end)):
     return ''
-  last = 'RL' if 'rl' in found or 'preference' not in found else 'preferences'
+  last = 'RL' if 'rl' in summaries or 'preference' not in summaries else 'preferences'
   text = f'Gold reward went from <b>{start:.3f}</b> (SFT) to <b>{end:.3f}</b> ({last})'
   if is_number(best) and best > start:
     share = 100 * (end - start) / (best - start)
@@ -120,12 +121,12 @@ POLICY = (('gold_reward', 'Gold reward'), ('reward', 'Reward of the reward model
 """First of the table of policies; whatever else an evaluation measures before and after follows."""
 
 
-def _policy_rows(found: dict[str, dict]) -> list[tuple[str, str, str]]:
-  rows, test = [], found.get('evaluate', {})
+def _policy_rows(summaries: dict[str, dict]) -> list[tuple[str, str, str]]:
+  rows, test = [], summaries.get('evaluate', {})
   more = [name.removesuffix('_before') for name in test if name.endswith('_before')]
   others = {name: curves.title_of(name) for name in more if not curves.HIDDEN.search(name)}
   for name, title in (dict(POLICY) | others | dict(POLICY)).items():
-    start, end = start_and_end(found, name)
+    start, end = start_and_end(summaries, name)
     if is_number(start) or is_number(end):
       rows.append((title, figure(start, test.get(f'{name}_low_before'),
                                  test.get(f'{name}_high_before')),
@@ -137,8 +138,8 @@ REWARD = (('auc', 'ROC AUC'), ('pair_accuracy', 'Pair accuracy'), ('accuracy', '
           ('balanced_accuracy', 'Balanced accuracy'), ('calibration_error', 'Calibration error'))
 
 
-def _reward_rows(found: dict[str, dict]) -> list[tuple[str, str, str, str]]:
-  reward = found.get('reward', {})
+def _reward_rows(summaries: dict[str, dict]) -> list[tuple[str, str, str, str]]:
+  reward = summaries.get('reward', {})
   bounds = lambda name: (reward.get(name), reward.get(f'{name}_low'), reward.get(f'{name}_high'))
   constant = {'auc': 0.5, 'balanced_accuracy': 0.5, 'accuracy': reward.get('majority_rate')}
   return [
@@ -157,28 +158,28 @@ def figure(value: Any, low: Any = None, high: Any = None) -> str:
   return f'{text} [{low:.{digits}f}, {high:.{digits}f}]' if bounded else text
 
 
-def _header(name: str, config: dict, found: dict[str, dict]) -> str:
+def _header(name: str, config: dict, summaries: dict[str, dict]) -> str:
   facts = [
     config.get('data', {}).get('name'), f"{config.get('model', {}).get('size', '')} model".strip(),
     config.get('peft', {}).get('name'),
     f"seed {config['seed']}" if 'seed' in config else None,
-    f'{len(found)} of {len({*config.get("stages", PERL), *found})} stages finished',
+    f'{len(summaries)} of {len({*config.get("stages", PERL), *summaries})} stages finished',
   ]
   line = ' · '.join(html.escape(str(fact)) for fact in facts if fact and fact != 'model')
   return f'<header><h1>{html.escape(name)}</h1><p>{line}</p></header>'
 
 
-def provenance(found: dict[str, dict]) -> str:
+def provenance(summaries: dict[str, dict]) -> str:
   """A row a stage with time, memory and parameters; then the code and the machine."""
   rows = [
     (stage, duration(s.get('wall_seconds')), duration(s.get('step_seconds')),
      megabytes(s.get('peak_memory_bytes')), count(s.get('parameters_trainable')),
      count(s.get('parameters_total')))
-    for stage, s in found.items()
+    for stage, s in summaries.items()
   ]
   head = ('Stage', 'wall time', 'a step', 'peak memory', 'trainable', 'parameters')
   facts: dict[str, dict[str, None]] = {}
-  for s in found.values():  # stages of one pipeline may have been run by different code
+  for s in summaries.values():  # stages of one pipeline may have been run by different code
     for name in ('commit', 'hardware', 'versions'):
       if s.get(name):
         facts.setdefault(name, {})[describe(s[name])] = None

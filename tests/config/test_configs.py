@@ -297,3 +297,37 @@ def test_lora_at_a_full_tuning_rate_warns():
 def test_a_warm_up_longer_than_the_run_warns():
   warning, = validate.validate(changed(reward__steps=5))
   assert 'reward.optim.warmup_steps is 10, of 5 steps' in warning
+
+
+# --- Choices
+
+
+CHOSEN = {'data.name': 'perl.data', 'data.also': 'perl.data', 'peft.name': 'perl.peft',
+          'rl.algorithm': 'perl.rl', 'rl.rules': 'perl.rl', 'preference.method': 'perl.preference'}
+"""Field -> the room in whose folder of choices its values are."""
+
+
+def modules(room):
+  """Every name of a module or package in a room, at any depth."""
+  files = (pathlib.Path(choices.__file__).parent / room.removeprefix('perl.')).rglob('*.py')
+  return {name for file in files for name in (file.stem, file.parent.name)}
+
+
+@pytest.mark.parametrize('path', CHOSEN)
+def test_no_other_file_of_a_room_is_a_choice(path):
+  package = schema.FIELDS[path].package or 'perl.rl.rules'
+  others = sorted(modules(CHOSEN[path]) - {*choices.names(package)})
+  assert len(others) > 3
+  wanted = f'{path} to name (a file|files) of {choices.folder(package)}'
+  for name in others:
+    value = (name,) if path in ('data.also', 'rl.rules') else name
+    with pytest.raises(ConfigError, match=f'{wanted}.* found {name!r}'):
+      validate.validate(changed(**{path.replace('.', '__'): value}))
+
+
+@pytest.mark.parametrize('path', [p for p, field in schema.FIELDS.items() if field.package])
+def test_every_file_of_a_folder_of_choices_may_be_chosen(path):
+  field = schema.FIELDS[path]
+  for name in choices.names(field.package):
+    value = (name,) if field.default == () else name
+    validate.validate(changed(**{path.replace('.', '__'): value}))

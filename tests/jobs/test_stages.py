@@ -1,5 +1,7 @@
 """The table of stages: complete, free of jax, and with the keys and fields that old runs had."""
 
+import ast
+import pathlib
 import subprocess
 import sys
 
@@ -97,3 +99,15 @@ def test_a_row_gives_a_stage_its_fields(monkeypatch):
   assert fields['distil.optim.learning_rate'].default == 0.5
   assert {path.removeprefix('distil.') for path in fields} - {'share'} == {
     path.removeprefix('sft.') for path in schema.of_stage('sft')} - set(jobs.STAGES['sft'].fields)
+
+
+def test_there_is_no_other_list_of_stages():
+  """Whoever wants several derives them; four names or more in one literal are a second list."""
+  root, wrong = pathlib.Path(jobs.__file__).parents[1], []
+  for path in sorted({*root.rglob('*.py')} - {pathlib.Path(jobs.__file__)}):
+    for node in ast.walk(ast.parse(path.read_text())):
+      values = getattr(node, 'elts', None) or getattr(node, 'keys', None) or []
+      names = {v.value for v in values if isinstance(v, ast.Constant)} & jobs.STAGES.keys()
+      if len(names) > 3:
+        wrong.append(f'{path.relative_to(root)}:{node.lineno} {sorted(names)}')
+  assert not wrong, '\n'.join(wrong)

@@ -94,11 +94,11 @@ def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, 
     judged = {dialogue.split_key(row['turns']) for other in SPLITS
               for row in records(source, 'thumbs', other, mirror, data_dir)}
     rows = [row for row in rows if dialogue.split_key(row['turns']) not in judged]
-  found = make(rows)
-  if not found:
+  result = make(rows)
+  if not result:
     raise ValueError(f'{source.name}: expected examples of kind {kind!r} in split {split!r}; found '
                      'none; add files to the mirror')
-  return found
+  return result
 
 
 def response_metrics(prompt: str, response: str, reference: str, *,

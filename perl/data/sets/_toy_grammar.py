@@ -73,11 +73,11 @@ def sample_scene(rng: random.Random) -> list[dict]:
   order = {slot: rng.choice(values) for slot, values in VALUES.items()
            if rng.random() < MENTIONED.get(slot, 1.)}
   lacking = rng.choice(tuple(QUESTIONS)) if rng.random() < MISSING else ''
-  said = {slot: value for slot, value in order.items() if slot != lacking}
-  text = rng.choice(OPENINGS) + _phrase(rng, said)
+  slots = {slot: value for slot, value in order.items() if slot != lacking}
+  text = rng.choice(OPENINGS) + _phrase(rng, slots)
   if rng.random() < CORRECTED:
-    slot = rng.choice(tuple(said))
-    other = rng.choice([value for value in VALUES[slot] if value != said[slot]])
+    slot = rng.choice(tuple(slots))
+    other = rng.choice([value for value in VALUES[slot] if value != slots[slot]])
     text += rng.choice(CORRECTIONS).format(_correction(slot, other))
   turns = [{'role': 'user', 'text': text}]
   if lacking:
@@ -86,11 +86,11 @@ def sample_scene(rng: random.Random) -> list[dict]:
   return turns
 
 
-def _phrase(rng: random.Random, said: dict[str, str]) -> str:
-  plural = 's' if 'count' in said else ''
-  head = ' '.join((SPOKEN.get(said.get('count', ''), 'a'), *filter(None, [said.get('size')]),
-                   said.get('drink', 'drink') + plural))
-  tail = [part for part in (said.get('milk', '') and said['milk'] + ' milk', said.get('extra'))
+def _phrase(rng: random.Random, slots: dict[str, str]) -> str:
+  plural = 's' if 'count' in slots else ''
+  head = ' '.join((SPOKEN.get(slots.get('count', ''), 'a'), *filter(None, [slots.get('size')]),
+                   slots.get('drink', 'drink') + plural))
+  tail = [part for part in (slots.get('milk', '') and slots['milk'] + ' milk', slots.get('extra'))
           if part]
   rng.shuffle(tail)
   return f'{head} with {" and ".join(tail)}' if tail else head

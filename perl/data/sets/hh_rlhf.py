@@ -39,8 +39,8 @@ def turns_of(transcript: str) -> list[dict[str, Any]]:
   if before.strip() or not parts:
     raise ValueError(f"a transcript opens with '\\n\\nHuman:', found {transcript[:40]!r}")
   turns: list[dict[str, Any]] = []
-  for speaker, said in zip(parts[::2], parts[1::2]):
-    role, content = _ROLES[speaker], said.strip()
+  for speaker, text in zip(parts[::2], parts[1::2]):
+    role, content = _ROLES[speaker], text.strip()
     if turns and turns[-1]['role'] == role:
       turns[-1]['content'] = f'{turns[-1]["content"]}\n\n{content}'.strip()
     else:
@@ -62,15 +62,15 @@ def _record(row: Mapping[str, str]) -> dict[str, Any] | str:
 
 
 def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
-  found, left_out = [], collections.Counter()
+  comparisons, left_out = [], collections.Counter()
   for name, record in tfds.each_by_file(files, _record):
     if isinstance(record, str):
       left_out[record] += 1
     else:
       split = name.removeprefix(f'{part}/').removesuffix('.jsonl.gz')
-      found.append((records.held_out(record['group'], split), record))
-  tested = {record['group'] for split, record in found if split == 'test'}
-  for split, record in found:
+      comparisons.append((records.held_out(record['group'], split), record))
+  tested = {record['group'] for split, record in comparisons if split == 'test'}
+  for split, record in comparisons:
     if split != 'test' and record['group'] in tested:
       left_out['open like one of test'] += 1
     else:

@@ -146,11 +146,11 @@ def _demonstration(rng: random.Random, scene: list[dict], group: str) -> Demonst
 def _candidates(rng: random.Random, scene: list[dict], count: int) -> tuple[str, list[str]]:
   """(a prompt, so many different responses to it)."""
   context, prompt, mentions = _situation(rng, scene)
-  found: list[str] = []
-  while len(found) < count:
+  responses: list[str] = []
+  while len(responses) < count:
     response = people.candidate(rng, context, mentions)
-    found += [response] if response not in found else []
-  return prompt, found
+    responses += [response] if response not in responses else []
+  return prompt, responses
 
 
 def _preference(rng: random.Random, scene: list[dict], group: str) -> Preference:

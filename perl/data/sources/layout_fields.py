@@ -54,11 +54,11 @@ def margin(row: dict[str, Any], where: str) -> float:
 
 def messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
   """The messages of a field, as they stand there."""
-  found = row[name]
-  for message in found if isinstance(found, list) else [None]:
+  chat = row[name]
+  for message in chat if isinstance(chat, list) else [None]:
     if (not isinstance(message, dict) or message.get('role') not in ROLES
         or not isinstance(message.get('content'), str)):
       raise ValueError(
         f'local: expected {name!r} to be a list of {{role, content}} with roles '
         f'{", ".join(ROLES)} in {where}; found {message!r:.60}; repair the row')
-  return found
+  return chat

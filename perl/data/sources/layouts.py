@@ -197,12 +197,12 @@ def _of_chat(row: dict[str, Any], kind: str, where: str) -> list[Example]:
 def _of_parts(row: dict[str, Any], kind: str, where: str, names: tuple[str, ...]) -> Example:
   """The example of a row whose prompt or answers are messages."""
   context, answers = _parts(row, where)
-  said = [answers[name] for name in names]
-  about = _about_chat(row, where, context) | {'messages': (*context, *said)}
+  messages = [answers[name] for name in names]
+  about = _about_chat(row, where, context) | {'messages': (*context, *messages)}
   if kind == 'document':
-    return Document(dialogue.render_document(_turns([*context, *said])), **about)
+    return Document(dialogue.render_document(_turns([*context, *messages])), **about)
   turns = _turns(context)
-  texts = [dialogue.render(turns, turn)[1] for turn in _turns(said)]
+  texts = [dialogue.render(turns, turn)[1] for turn in _turns(messages)]
   return _made(row, kind, where, dialogue.render(turns, None)[0], texts, about)
 
 
@@ -213,24 +213,25 @@ def _parts(row: dict[str, Any],
                              if isinstance(row[name], str) else fields.messages(row, name, where))
   context = read('prompt', 'user') if 'prompt' in row else []
   answers = {name: read(name, 'assistant') for name in _all_answers(row)}
-  opened = any(fields.ROLES[said[0]['role']] == 'user' for said in answers.values() if said)
+  first = [messages[0] for messages in answers.values() if messages]
+  opened = any(fields.ROLES[message['role']] == 'user' for message in first)
   if opened and isinstance(row.get('prompt'), str):
     context = []  # the answers are whole chats; the prompt repeats what the user says there
   length = len(context)
-  answers = {name: said[length:] if said[:length] == context else said
-             for name, said in answers.items()}
+  answers = {name: messages[length:] if messages[:length] == context else messages
+             for name, messages in answers.items()}
   shared = _shared(list(answers.values()))
   context = context + next(iter(answers.values()), [])[:shared]
-  answers = {name: said[shared:] for name, said in answers.items()}
-  for name, said in answers.items():
-    if [fields.ROLES[message['role']] for message in said] != ['agent']:
+  answers = {name: messages[shared:] for name, messages in answers.items()}
+  for name, messages in answers.items():
+    if [fields.ROLES[message['role']] for message in messages] != ['agent']:
       raise ValueError(f'local: expected {name!r} to end in one message of the assistant after the '
                        f'prompt (or what they share) in {where}; found '
-                       f'{len(said)} messages there; split the row, or leave it out')
+                       f'{len(messages)} messages there; split the row, or leave it out')
   if not context:
     raise ValueError(f'local: expected messages before the answer in {where}; found none; '
                      "add them, or a 'prompt'")
-  return context, {name: said[0] for name, said in answers.items()}
+  return context, {name: messages[0] for name, messages in answers.items()}
 
 
 def _shared(chats: list[list[dict[str, Any]]]) -> int:
