@@ -34,15 +34,16 @@ def process(folder: pathlib.Path, *words: str, **environ: str) -> None:
 
 @pytest.fixture(scope='module')
 def clone(tmp_path_factory) -> pathlib.Path:
-  """A folder as `make demo` leaves it, its run nano, by a compiler that tries less hard.
+  """A folder as `make demo` leaves it after a few steps.
 
-  So the floats of the run are not those that the notebook's own process would come to.
+  Its model is the demo's own: where matrices are as large as these, the tuned process of a program
+  multiplies them by other kernels than a notebook does, to other last bits.
   """
   folder = tmp_path_factory.mktemp('clone')
   shutil.copytree(ROOT / 'notebooks', folder / 'notebooks')
   quick = {name.upper(): str(value) for name, value in toyrun.QUICK.items()}
   process(folder, '-m', 'perl.cli', 'launch', '--config=demo', '--workdir=runs/demo',
-          *toyrun.SMALL, **quick)
+          *toyrun.SMALL, '--config.model.size=micro', **quick)
   return folder
 
 
