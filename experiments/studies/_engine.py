@@ -22,7 +22,6 @@ from typing import Any
 from experiments import studies
 from experiments.studies import _jobs as jobs
 from perl import choices
-from perl.cli import launch
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.report import formats
@@ -35,12 +34,15 @@ NEEDED = {'config': '--config=<file>[:name=value,...]', 'workdir': '--workdir=<f
 
 def main(name: str, argv: Sequence[str]) -> int:
   """Runs the study of that name; returns the exit code, as launch.main does."""
-  return launch.guarded(lambda: _main(name, argv))
+  return command_line.guarded(lambda: _main(name, argv))
 
 
 def _main(name: str, argv: Sequence[str]) -> None:
   study = choices.find(studies.__name__, name)
   needs = getattr(study, 'NEEDS', tuple(NEEDED))
+  if 'config' in needs and command_line.asks_to_see(argv):
+    command_line.show(argv)
+    return
   reader = parser(name, study, needs)
   options, overrides = reader.parse_known_args(argv)
   command_line.check_overrides(overrides, re.findall(r'--\w+', reader.format_usage()))
@@ -50,12 +52,9 @@ def _main(name: str, argv: Sequence[str]) -> None:
     results = load(options.results)
   else:
     missing = [flag for flag in needs if not getattr(options, flag)]
-    if missing and not (options.help_fields and options.config):
+    if missing:
       raise ConfigError(f'expected {NEEDED.get(missing[0], f"--{missing[0]}")}, found none; '
                         'or --results=<file> to print a result file')
-    if options.help_fields:
-      print(command_line.help_fields(command_line.read(options.config, overrides)))
-      return
     results = {'command': command(name, argv)} | _found(study, overrides, options)
   print(studies.render(name, results, options.format))
   if options.plot:

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from perl.config import command_line, identity
-from perl.config.command_line import guarded
 from perl.config.fields import plain
 from perl.config.validate import validate
 from perl.jobs import STAGES
@@ -118,7 +117,7 @@ def check(config: ConfigDict) -> ConfigDict:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The program; returns the exit code: 2 for a wrong config, 143 after a signal, else 0."""
-  return guarded(lambda: _main(argv))
+  return command_line.guarded(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import pathlib
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,18 +39,6 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
   reader.add_argument('--print_config', action='store_true',
                     help='print the fields that differ from their defaults, and stop')
   return reader
-
-
-def add_results(reader: argparse.ArgumentParser) -> None:
-  """The flags of a program that collects finished runs."""
-  reader.add_argument('--table', action='store_true', help='print what is finished; run nothing')
-  reader.add_argument('--json', default='', help='write the collected rows to this file')
-  reader.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
-
-
-def ran(program: str, argv: Sequence[str]) -> str:
-  """The command that made what `--table` may have collected later, as a shell takes it."""
-  return f'python -m experiments.{program} ' + shlex.join(w for w in argv if w != '--table')
 
 
 def parse(
