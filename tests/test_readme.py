@@ -55,6 +55,13 @@ def outside(path: str) -> bool:
   return not resolved.is_relative_to(ROOT) or resolved.relative_to(ROOT).parts[0] in made_by_users
 
 
+def sources(module: str, file: pathlib.Path) -> list[pathlib.Path]:
+  """The files that have a program's flags: its own, those of all configs, and what it leads to."""
+  command = ROOT / 'perl/cli' / f'{module.rpartition(".")[2]}.py'
+  return [file, pathlib.Path(command_line.__file__), *([command] if command.exists() else []),
+          *(file.parent.glob('*.py') if module == 'experiments.studies' else [])]
+
+
 def check(module: str, arguments: list[str]) -> None:
   """Fails where the command would fail for its words alone."""
   found = importlib.util.find_spec(module)
@@ -68,7 +75,7 @@ def check(module: str, arguments: list[str]) -> None:
     command_line.read(spec, overrides)
   else:
     command_line.check_overrides(overrides)
-  source = pathlib.Path(found.origin).read_text() + pathlib.Path(command_line.__file__).read_text()
+  source = ''.join(path.read_text() for path in sources(module, pathlib.Path(found.origin)))
   for argument in arguments:
     flag = re.match(r'--([a-z]\w*)(=|$)', argument)
     if flag and flag[1] != 'config' and module.split('.')[0] in ('experiments', 'perl'):
