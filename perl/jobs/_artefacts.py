@@ -232,7 +232,7 @@ class Artefacts:
       return self._published_adapter(folder, base), {}
     tree, meta = checkpoint.load_tree(os.path.join(folder, 'adapter'))
     expected = {'base_digest': base.digest, 'tokenizer': self.tokenizer.digest}
-    checkpoint.check_meta(expected, base.renamed(meta))
+    checkpoint.check_meta(expected, base.renamed(meta), hint=base.hint(folder))
     adapter = adapters.rebuild(tree, meta['method'], meta)
     return self.place(over(base, adapter), base.params), meta
 

@@ -33,6 +33,12 @@ class Base:
       return meta
     return meta | {'base_digest': self.digest}
 
+  def hint(self, folder: str) -> str:
+    """What else may help where an adapter names another base than this one."""
+    return '' if self.former is None else (
+      f'; an older version named anchors by their merged floats, which differ by machine: if one '
+      f'has made {folder}, go on where it was made, or run its stage again in a new --workdir')
+
 
 def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
   """Writes <folder>/base; `tokenizer` is the digest of its tokenizer."""

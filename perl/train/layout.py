@@ -18,10 +18,10 @@ class MismatchError(ValueError):
   """What was stored does not fit what is asked for."""
 
 
-def check_meta(expected: dict, found: dict) -> None:
+def check_meta(expected: dict, found: dict, *, hint: str = '') -> None:
   """Requires that every field of `expected` is in `found` with the same value (as JSON).
 
-  Fields of `found` that are not expected are not compared.
+  Fields of `found` that are not expected are not compared. `hint` is a further remedy.
 
   Raises:
     MismatchError: names every field that differs, what was expected, what was found.
@@ -35,7 +35,7 @@ def check_meta(expected: dict, found: dict) -> None:
   if lines:
     raise MismatchError(
       'the checkpoint was made with other settings:\n' + '\n'.join(lines)
-      + '\nremedy: give the settings of the checkpoint, or another workdir or input'
+      + f'\nremedy: give the settings of the checkpoint, or another workdir or input{hint}'
     )
 
 
