@@ -57,10 +57,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
       setattr(args, name, value)
   for option, known in (('suite', (*work.SUITES, 'load')), ('size', work.SIZES),
                         ('contestants', rivals.CONTESTANTS)):
-    given = getattr(args, option).split(',') if getattr(args, option) else []
-    if unknown := [name for name in given if name not in known]:
+    wanted = getattr(args, option).split(',') if getattr(args, option) else []
+    if unknown := [name for name in wanted if name not in known]:
       parser.error(f'expected --{option} of {", ".join(known)}, found {unknown[0]}; leave it out')
-    setattr(args, option, given)
+    setattr(args, option, wanted)
   return args
 
 
@@ -98,7 +98,7 @@ def play(args: argparse.Namespace, budget: contest.Budget, save: Callable) -> No
 
 def trace(args: argparse.Namespace) -> dict[str, list[dict]]:
   """Profiles of our own steps; prints the operations that take the most time, returns them all."""
-  found = {}
+  traces = {}
   with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
     cases = make_cases(args)
     folders = write_weights(scratch, cases)
@@ -109,10 +109,10 @@ def trace(args: argparse.Namespace) -> dict[str, list[dict]]:
         f'--dtype={case.dtype}', '--steps=1', f'--profile={folder}']))
       operations = profiles.operations(folder)
       print(profiles.describe(folder, operations), flush=True)
-      found[folder.name] = [
+      traces[folder.name] = [
         {'operation': name, 'milliseconds': round(seconds * 1e3, 3), 'calls': calls}
         for name, (seconds, calls) in operations.items()]
-  return found
+  return traces
 
 
 def main() -> None:
@@ -124,9 +124,9 @@ def main() -> None:
   head = {'command': 'python -m experiments.bench', 'settings': vars(args),
           **processes.machine()}
   if args.profile:
-    found = trace(args)
+    traces = trace(args)
     if args.json:
-      metrics.write_json(args.json, {**head, 'profiles': found})
+      metrics.write_json(args.json, {**head, 'profiles': traces})
     return
   held: list[dict] = []
 

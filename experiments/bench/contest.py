@@ -84,18 +84,18 @@ class Case:
   def ratios(self, field: str) -> dict[str, list[float]]:
     """{name: their field over ours, round by round}."""
     ours = self.good(rivals.OURS) if rivals.OURS in self.runs else {}
-    found = {}
+    ratios = {}
     for name in self.names:
       rows = self.good(name)
       both = [rows[n][field] / ours[n][field] for n in rows if n in ours and field in rows[n]]
       if both and name != rivals.OURS:
-        found[name] = both
-    return found
+        ratios[name] = both
+    return ratios
 
   def result(self) -> dict:
     """Everything about the case, as JSON has it."""
     speed, memory = self.ratios('median_seconds'), self.ratios('peak_memory_bytes')
-    median = lambda found: {name: statistics.median(values) for name, values in found.items()}
+    median = lambda by_name: {name: statistics.median(values) for name, values in by_name.items()}
     place = self.suite, self.size
     return {
       'suite': self.suite, 'size': self.size, 'dtype': self.dtype,
@@ -117,20 +117,20 @@ class Case:
 
   def shares(self) -> dict:
     """Shares of what the machine can do, by contestant; full tuning does more work and has none."""
-    gflop, found = cost.gflop(self.suite, self.size), {}
+    gflop, shares = cost.gflop(self.suite, self.size), {}
     for name in self.names:
       if rows := self.good(name) if name != 'perl_full' else {}:
         seconds = statistics.median(row['median_seconds'] for row in rows.values())
-        found.setdefault('share_of_gemm_rate', {})[name] = statistics.median(
+        shares.setdefault('share_of_gemm_rate', {})[name] = statistics.median(
           gflop / row['median_seconds'] / row['gemm_gflops'] for row in rows.values())
         if (stated := cost.stated(next(iter(rows.values())).get('device', ''))) is None:
           continue
         if self.dtype == 'bfloat16':
-          found.setdefault('share_of_stated_peak', {})[name] = gflop / seconds / stated[0]
+          shares.setdefault('share_of_stated_peak', {})[name] = gflop / seconds / stated[0]
         if self.suite == 'decode':
-          found.setdefault('share_of_bandwidth', {})[name] = (
+          shares.setdefault('share_of_bandwidth', {})[name] = (
             cost.decode_bytes(self.size, self.dtype) / stated[1] / seconds)
-    return found
+    return shares
 
 
 def disagreeing(values: Mapping[str, float], tolerance: float) -> list[str]:

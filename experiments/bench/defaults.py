@@ -36,17 +36,17 @@ LONGEST = (8, 16, 32, 64, 128)
 
 def seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
   """The median seconds of each, in turn, after a call that compiles."""
-  found = {name: [] for name in ways}
+  times = {name: [] for name in ways}
   for number in range(rounds + 1):
     for name, way in ways.items():
       start = time.perf_counter()
       jax.block_until_ready(way())
       if number:
-        found[name].append(time.perf_counter() - start)
-  return {name: statistics.median(taken) for name, taken in found.items()}
+        times[name].append(time.perf_counter() - start)
+  return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def made(size: str, vocab_size: int):
+def build(size: str, vocab_size: int):
   """(model, base, adapters by role) with random weights."""
   model = Transformer(config.sized(size, vocab_size=vocab_size))
   base = lm.init(model, jax.random.key(0))
@@ -57,7 +57,7 @@ def made(size: str, vocab_size: int):
 
 def forwards(size: str, rounds: int) -> dict:
   """Scores and reference log-probs of 4 prompts x 4 samples of 64 + 64 tokens, both ways."""
-  model, base, roles = made(size, work.SIZES[size].vocab)
+  model, base, roles = build(size, work.SIZES[size].vocab)
   tokens = jax.random.randint(jax.random.key(0), (4, PROMPT_TOKENS), 3, work.SIZES[size].vocab)
   sampled = rollout(model, base, roles['policy'], tokens, jnp.ones(tokens.shape, bool),
                     jax.random.key(1), max_new_tokens=64, eos_id=-1, pad_id=0, samples=4)
@@ -68,7 +68,7 @@ def forwards(size: str, rounds: int) -> dict:
 
 def rollouts(size: str, longest: int, rounds: int) -> dict:
   """Responses of at most `longest` tokens to all prompts, both ways."""
-  model, base, roles = made(size, ENDING)
+  model, base, roles = build(size, ENDING)
   tokens = jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_TOKENS), 0, ENDING)
   how = dict(max_new_tokens=longest, eos_id=2, pad_id=0)
   call = lambda some, **more: rollout(
@@ -93,20 +93,20 @@ def main() -> None:
   parser.add_argument('--longest', type=int, nargs='+', default=LONGEST, help='tokens')
   parser.add_argument('--json', default='', help='write the results to this file')
   args = parser.parse_args()
-  found = {'forwards': {}, 'rollout': []}
+  results = {'forwards': {}, 'rollout': []}
   for size in args.size.split(','):
-    found['forwards'][size] = times = forwards(size, args.rounds)
+    results['forwards'][size] = times = forwards(size, args.rounds)
     print(f'{size}: experience, separate {times["separate"]:.3f} s, stacked '
           f'{times["stacked"]:.3f} s', flush=True)
     for longest in args.longest:
       times = rollouts(size, longest, args.rounds)
-      found['rollout'].append({'size': size, 'longest': longest, **times})
+      results['rollout'].append({'size': size, 'longest': longest, **times})
       print(f'{size}: longest over mean {times["longest_over_mean"]:.2f}: batches '
             f'{times["batch"]:.3f} s, slots {times["slots"]:.3f} s', flush=True)
   if args.json:
     metrics.write_json(args.json, {
       'command': 'python -m experiments.bench.defaults', 'settings': vars(args),
-      'platform': jax.default_backend(), **found, **provenance.record()})
+      'platform': jax.default_backend(), **results, **provenance.record()})
 
 
 if __name__ == '__main__':

@@ -124,7 +124,7 @@ def contestant(who: str, folder: str, dtype: str) -> None:
 
 def contest(folder: pathlib.Path, stored: str, dtype: str, about: dict, rounds: int) -> dict:
   """Both in turn, `rounds` times."""
-  found: dict[str, list[dict]] = {who: [] for who in WHO}
+  runs: dict[str, list[dict]] = {who: [] for who in WHO}
   for number in range(rounds):
     for who in WHO:
       for file in folder.glob('*.safetensors'):  # into the page cache
@@ -132,15 +132,15 @@ def contest(folder: pathlib.Path, stored: str, dtype: str, about: dict, rounds: 
           while stream.read(2**24):
             pass
       print(f'round {number + 1}/{rounds}: {stored} as {dtype}: {who}', file=sys.stderr, flush=True)
-      found[who].append(processes.run([
+      runs[who].append(processes.run([
         sys.executable, '-m', 'experiments.bench.loading', f'--who={who}',
         f'--folder={folder}', f'--dtype={dtype}']))
-  median = lambda who, name: statistics.median(row[name] for row in found[who])
+  median = lambda who, name: statistics.median(row[name] for row in runs[who])
   base = about['bytes'] * np.dtype(np.float32).itemsize // 2 if stored != dtype else about['bytes']
-  ratios = [b['seconds'] / a['seconds'] for a, b in zip(found['perl'], found['transformers'])]
+  ratios = [b['seconds'] / a['seconds'] for a, b in zip(runs['perl'], runs['transformers'])]
   return {
     'suite': 'load', 'size': f'{stored} as {dtype}',
-    'stored': stored, 'loaded_as': dtype, **about, 'base_bytes': base, 'runs': found,
+    'stored': stored, 'loaded_as': dtype, **about, 'base_bytes': base, 'runs': runs,
     'seconds': {who: median(who, 'seconds') for who in WHO},
     'peak_bytes': {who: median(who, 'peak_bytes') for who in WHO},
     'speed_against_transformers': statistics.median(ratios),

@@ -134,8 +134,8 @@ def greedy(case: Case) -> dict:
   """What decoding must agree in: the mean log-prob, in nats, of greedy tokens."""
   count = min(work.GREEDY, case.size.new)
   tokens = jnp.asarray(work.prompts(case.args.size), jnp.int32)
-  found = sampler(case, 0.0, count)(case.lora('policy'), tokens, jax.random.key(0))
-  return {'greedy_logprob': float(found.logprobs[:, -count:].mean())}
+  sampled = sampler(case, 0.0, count)(case.lora('policy'), tokens, jax.random.key(0))
+  return {'greedy_logprob': float(sampled.logprobs[:, -count:].mean())}
 
 
 def rl_step(case: Case) -> Step:

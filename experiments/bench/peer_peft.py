@@ -120,9 +120,9 @@ def generate(case: Case, model, ids, **more):
   if case.compiled:
     options['cache_implementation'] = 'static'
   with torch.inference_mode():
-    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
   case.wait()
-  return found
+  return output
 
 
 def sampling_policy(case: Case):
@@ -137,8 +137,8 @@ def decode_step(case: Case) -> Step:
   expected = (case.size.rows, case.size.prompt + case.size.new)
 
   def run() -> None:
-    found = generate(case, model, ids)
-    assert found.shape == expected, (found.shape, expected)
+    output = generate(case, model, ids)
+    assert output.shape == expected, (output.shape, expected)
 
   return run
 
@@ -147,11 +147,11 @@ def greedy(case: Case) -> dict:
   """What decoding must agree in: the mean log-prob, in nats, of greedy tokens."""
   ids = case.tensor(work.prompts(case.args.size))
   count = min(work.GREEDY, case.size.new)
-  found = generate(
+  output = generate(
     case, sampling_policy(case), ids, max_new_tokens=count, do_sample=False, temperature=None,
     top_k=None, top_p=None, output_logits=True, return_dict_in_generate=True)
-  logprobs = torch.stack(found.logits, 1).float().log_softmax(-1)
-  return {'greedy_logprob': logprobs.gather(-1, found.sequences[:, -count:, None]).mean().item()}
+  logprobs = torch.stack(output.logits, 1).float().log_softmax(-1)
+  return {'greedy_logprob': logprobs.gather(-1, output.sequences[:, -count:, None]).mean().item()}
 
 
 def rl_step(case: Case) -> Step:

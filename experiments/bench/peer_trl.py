@@ -54,9 +54,9 @@ def tokenizer(size: str):
 
   words = {f'w{i}': i for i in range(3, work.SIZES[size].vocab)}
   specials = {'<pad>': work.PAD, '<s>': work.BOS, '</s>': work.EOS}
-  made = Tokenizer(models.WordLevel(specials | words, unk_token='w3'))
-  made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  return PreTrainedTokenizerFast(tokenizer_object=made, pad_token='<pad>', bos_token='<s>',
+  tokenizer = Tokenizer(models.WordLevel(specials | words, unk_token='w3'))
+  tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', bos_token='<s>',
                                  eos_token='</s>', padding_side='left')
 
 

@@ -19,14 +19,14 @@ COLOURS = dict(zip(('peft', 'trl', 'tunix', 'perl'), charts.SERIES))
 
 def bars(cases: Sequence[dict]) -> list[dict]:
   """{case, name, ratio, low, high, aim, agrees} of every peer in every case, in their order."""
-  found = []
+  rows = []
   for case in cases:
     for name, values in case['ratios'].items():
-      found.append({
+      rows.append({
         'case': f'{case["suite"]} {case["size"]}', 'name': name,
         'ratio': statistics.median(values), 'low': min(values), 'high': max(values),
         'aim': case.get('aims', {}).get(name), 'agrees': name not in case.get('disagree', ())})
-  return found
+  return rows
 
 
 def draw(cases: Sequence[dict], file: str) -> None:
@@ -35,11 +35,11 @@ def draw(cases: Sequence[dict], file: str) -> None:
   Raises:
     ValueError: no contestant ran beside ours.
   """
-  found = bars(cases)
-  if not found:
+  rows = bars(cases)
+  if not rows:
     raise ValueError('expected ratios to draw, found none; run ours and a peer in one round')
-  figure, (axes,) = charts.new(7.5, 0.9 + 0.3 * len(found))
-  for i, bar in enumerate(found):
+  figure, (axes,) = charts.new(7.5, 0.9 + 0.3 * len(rows))
+  for i, bar in enumerate(rows):
     colour = COLOURS.get(bar['name'].split('_')[0], charts.SERIES[0])
     axes.barh(i, bar['ratio'], color=colour, height=0.62,
               hatch=None if bar['agrees'] else '////')
@@ -49,24 +49,24 @@ def draw(cases: Sequence[dict], file: str) -> None:
                   textcoords='offset points', va='center', fontsize=SMALL, color=INK)
     if bar['aim']:
       axes.plot(bar['aim'], i, 'D', markersize=5, color=INK, markerfacecolor='white',
-                label=None if any(b['aim'] for b in found[:i]) else 'aim')
-  _frame(axes, found)
+                label=None if any(b['aim'] for b in rows[:i]) else 'aim')
+  _frame(axes, rows)
   charts.save(figure, file)
 
 
-def _frame(axes, found: Sequence[dict]) -> None:
+def _frame(axes, rows: Sequence[dict]) -> None:
   """Labels, the line at 1, and a rule between cases."""
   axes.axvline(1.0, color=INK, linewidth=1, linestyle='--')
-  for i, (one, other) in enumerate(zip(found, found[1:])):
+  for i, (one, other) in enumerate(zip(rows, rows[1:])):
     if one['case'] != other['case']:
       axes.axhline(i + 0.5, color=SOFT, linewidth=0.4)
-  labels = [f'{bar["case"]}: {bar["name"]}' for bar in found]
-  axes.set_yticks(range(len(found)), labels, fontsize=SMALL)
+  labels = [f'{bar["case"]}: {bar["name"]}' for bar in rows]
+  axes.set_yticks(range(len(rows)), labels, fontsize=SMALL)
   axes.invert_yaxis()
-  axes.set_xlim(0, 1.15 * max(max(bar['high'], bar['aim'] or 0, 1.0) for bar in found))
+  axes.set_xlim(0, 1.15 * max(max(bar['high'], bar['aim'] or 0, 1.0) for bar in rows))
   axes.set_xlabel('their seconds / ours; median and range over rounds', fontsize=TEXT,
                   color=SOFT)
-  if any(bar['aim'] for bar in found):
+  if any(bar['aim'] for bar in rows):
     axes.legend(frameon=False, fontsize=SMALL, loc='lower right')
 
 

@@ -23,14 +23,14 @@ def environment(cache: str = '') -> dict[str, str]:
   Args:
     cache: a folder for these; '' leaves them where they are.
   """
-  made = {**os.environ, **platform.malloc(os.environ), 'HF_HUB_OFFLINE': '1',
-          'TOKENIZERS_PARALLELISM': 'false', 'TRL_EXPERIMENTAL_SILENCE': '1'}
+  variables = {**os.environ, **platform.malloc(os.environ), 'HF_HUB_OFFLINE': '1',
+               'TOKENIZERS_PARALLELISM': 'false', 'TRL_EXPERIMENTAL_SILENCE': '1'}
   if platform.on_cpu(os.environ):
-    made['JAX_PLATFORMS'] = 'cpu'
+    variables['JAX_PLATFORMS'] = 'cpu'
   if cache:
-    made['JAX_COMPILATION_CACHE_DIR'] = f'{cache}/xla'
-    made['TORCHINDUCTOR_CACHE_DIR'] = f'{cache}/torch'
-  return made
+    variables['JAX_COMPILATION_CACHE_DIR'] = f'{cache}/xla'
+    variables['TORCHINDUCTOR_CACHE_DIR'] = f'{cache}/torch'
+  return variables
 
 
 def run(command: list[str], *, cache: str = '', seconds: float | None = None, **variables) -> dict:

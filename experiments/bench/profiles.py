@@ -69,19 +69,19 @@ def operations(folder: str | pathlib.Path) -> dict[str, tuple[float, int]]:
 
 
 def describe(
-  folder: str | pathlib.Path, found: dict[str, tuple[float, int]] | None = None, most: int = 25
+  folder: str | pathlib.Path, seconds_of: dict[str, tuple[float, int]] | None = None, most: int = 25
 ) -> str:
   """The longest operations in Markdown, and where to look at the whole; also kept in README.md.
 
   Args:
     folder: of a trace.
-    found: its `operations`, if they are read already.
+    seconds_of: its `operations`, if they are read already.
     most: operations.
   """
-  trace, found = find(pathlib.Path(folder)), found or operations(folder)
+  trace, seconds_of = find(pathlib.Path(folder)), seconds_of or operations(folder)
   lines = ['| operation | own time, ms, all threads | calls |', '|:--|--:|--:|']
   lines += [f'| {name[:90]} | {seconds * 1e3:.2f} | {count} |'
-            for name, (seconds, count) in list(found.items())[:most]]
+            for name, (seconds, count) in list(seconds_of.items())[:most]]
   text = '\n'.join([f'{folder}:', '', *lines, LOOK.format(trace=trace, folder=folder)])
   (pathlib.Path(folder) / 'README.md').write_text(text)
   return text

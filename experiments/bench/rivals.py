@@ -79,7 +79,7 @@ def chosen(suite: str, wanted: Sequence[str], preset: str, tunix: str) -> list[s
 
 def command(name: str, tunix: str, options: Sequence[str]) -> list[str]:
   """The command line of a contestant."""
-  made = CONTESTANTS[name]
-  variant = [f'--variant={made.variant}'] if made.variant else []
+  contestant = CONTESTANTS[name]
+  variant = [f'--variant={contestant.variant}'] if contestant.variant else []
   return [tunix if name == 'tunix' else sys.executable, '-m',
-          f'experiments.bench.{made.module}', *options, *variant]
+          f'experiments.bench.{contestant.module}', *options, *variant]

@@ -80,25 +80,25 @@ def _found(
 
 def parser(name: str, study: ModuleType, needs: Sequence[str]) -> argparse.ArgumentParser:
   """What every study takes, and what this one adds."""
-  made = argparse.ArgumentParser(
+  flags = argparse.ArgumentParser(
     prog=f'python -m experiments.studies {name}', description=study.__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     epilog='--config.<field>=<value> overrides one field of the config; --help_fields lists them.')
-  made.set_defaults(config='', workdir='', table=False, help_fields=False)
+  flags.set_defaults(config='', workdir='', table=False, help_fields=False)
   if 'config' in needs:
-    made.add_argument('--config', metavar='FILE[:name=value,...]',
+    flags.add_argument('--config', metavar='FILE[:name=value,...]',
                       help='config file, and arguments that its header lists')
-    made.add_argument('--help_fields', action='store_true',
+    flags.add_argument('--help_fields', action='store_true',
                       help='print every field of the config with its value, and stop')
   if 'workdir' in needs:
-    made.add_argument('--workdir', help='folder of the runs')
-    made.add_argument('--table', action='store_true', help='print what is finished; run nothing')
-  study.add_flags(made)
-  made.add_argument('--results', default='', help='print this result file; run nothing')
-  made.add_argument('--format', default='markdown', choices=tuple(formats.FORMATS))
-  made.add_argument('--json', default='', help='write the results to this file')
-  made.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
-  return made
+    flags.add_argument('--workdir', help='folder of the runs')
+    flags.add_argument('--table', action='store_true', help='print what is finished; run nothing')
+  study.add_flags(flags)
+  flags.add_argument('--results', default='', help='print this result file; run nothing')
+  flags.add_argument('--format', default='markdown', choices=tuple(formats.FORMATS))
+  flags.add_argument('--json', default='', help='write the results to this file')
+  flags.add_argument('--plot', default='', help='draw them: a png, svg or pdf')
+  return flags
 
 
 def command(name: str, argv: Sequence[str]) -> str:

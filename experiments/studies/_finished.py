@@ -20,7 +20,7 @@ def folders(
 
 def summaries(folder: pathlib.Path, stages: Sequence[str]) -> dict[str, dict[str, Any]]:
   """{stage: its summary} of those that are finished in the folder."""
-  return {stage: found for stage in stages if (found := runs.summary(folder / stage))}
+  return {stage: summary for stage in stages if (summary := runs.summary(folder / stage))}
 
 
 def facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -76,15 +76,15 @@ def _folder(spec: Spec, name: str, seed: int) -> pathlib.Path:
 
 def collect(spec: Spec, rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]:
   """Those of the rows and seeds that are finished: `Results`."""
-  found = []
+  records = []
   for row in wanted(rows, options):
     for seed in seeds_of(options):
       stage = _folder(spec, row.name, seed) / 'rl'
       if summary := runs.summary(stage):
-        found.append({'name': row.name, 'seed': seed, 'rl': summary, 'curve': curve(stage)})
-  facts, reward = finished.facts(found), runs.summary(spec.workdir / 'base' / 'reward')
+        records.append({'name': row.name, 'seed': seed, 'rl': summary, 'curve': curve(stage)})
+  facts, reward = finished.facts(records), runs.summary(spec.workdir / 'base' / 'reward')
   return {**facts, 'base': {k: reward[k] for k in ('pair_accuracy', 'auc') if k in reward},
-          **setting(spec.workdir), 'rows': [finished.slim(row, facts) for row in found]}
+          **setting(spec.workdir), 'rows': [finished.slim(row, facts) for row in records]}
 
 
 def setting(workdir: pathlib.Path) -> dict[str, float]:
@@ -154,15 +154,15 @@ def notes(results: Results, beside: str) -> list[str]:
   """What surely differs from the row `beside`, and what the intervals are."""
   chief, known = chief_figure(results), names(results)
   seeds = sorted({row['seed'] for row in results['rows']})
-  found = []
+  sentences = []
   if beside in known and len(seeds) > 1:
     signs = surely({n: change(results, n, chief, beside) for n in known if n != beside})
-    found += [f'Surely {word} {beside} in {chief.replace("_", " ")}, by differences of the same '
-              f'seed: {", ".join(signs[sign]) or "none"}.'
-              for word, sign in (('above', 'rises'), ('below', 'falls'))]
+    sentences += [f'Surely {word} {beside} in {chief.replace("_", " ")}, by differences of the '
+                  f'same seed: {", ".join(signs[sign]) or "none"}.'
+                  for word, sign in (('above', 'rises'), ('below', 'falls'))]
   over = (f'mean over seeds {", ".join(map(str, seeds))} ± half the 95 % t-interval'
           if len(seeds) > 1 else f'seed {seeds[0]} alone')
-  return [*found, f'Test prompts; {over}; one anchor '
+  return [*sentences, f'Test prompts; {over}; one anchor '
                   f'{"and one reward model " if results["base"] else ""}for all.']
 
 

@@ -49,21 +49,21 @@ def fit(kind: str, d: Sequence[float], gain: Sequence[float]) -> Fit | None:
   return Fit(float(alpha), float(beta), float((left ** 2).mean() ** 0.5), explained, len(d))
 
 
-def predicted(kind: str, found: Fit, d: Sequence[float]) -> np.ndarray:
+def predicted(kind: str, form: Fit, d: Sequence[float]) -> np.ndarray:
   """f64[n]: R(d) of the fitted form; 0 at 0."""
   d = np.asarray(d, np.float64)
   safe = np.where(d > 0, d, 1.0)
-  return np.where(d > 0, safe * (found.alpha - found.beta * FORMS[kind](safe)), 0.0)
+  return np.where(d > 0, safe * (form.alpha - form.beta * FORMS[kind](safe)), 0.0)
 
 
-def peak(kind: str, found: Fit) -> float:
+def peak(kind: str, form: Fit) -> float:
   """The d of the form's highest gold reward: alpha / 2 beta, or exp(alpha / beta - 1).
 
   Infinite where beta <= 0: the form rises for ever.
   """
-  if found.beta <= 0:
+  if form.beta <= 0:
     return math.inf
-  ratio = found.alpha / found.beta
+  ratio = form.alpha / form.beta
   if kind == 'best_of_n':
     return max(ratio / 2, 0.0)
   return math.exp(ratio - 1) if ratio < 700 else math.inf

@@ -58,11 +58,11 @@ def phases(
 
 def config(spec: Spec, row: Row, seed: int, *, test: bool = False, anchor: str = '') -> ConfigDict:
   """The row's config over the tokenizer and base of all, and the anchor of its seed."""
-  made = spec.row(row, seed)
-  made.sft.test = test
+  result = spec.row(row, seed)
+  result.sft.test = test
   inputs = dict(tokenizer='base/tokenizer', base='base/pretrain') | (
     {'anchor': anchor} if anchor else {})
-  return spec.reads(made, **inputs)
+  return spec.reads(result, **inputs)
 
 
 def collect(spec: Spec, rows: Sequence[Row]) -> dict[str, Any]:
@@ -72,17 +72,17 @@ def collect(spec: Spec, rows: Sequence[Row]) -> dict[str, Any]:
     commit, versions, hardware; 'rows': [{'name', 'peft', 'seed', 'times': the row's factor,
     'learning_rate': of its SFT, as it was run, stage: its summary}].
   """
-  found = []
+  records = []
   for row in rows:
     for seed, folder in finished.folders(spec.workdir, row.folder):
       if stages := finished.summaries(folder, STAGES):
         saved = flatten(runs.read_json(folder / 'sft' / 'config.json', {}))
-        found.append({
+        records.append({
           'name': row.name, 'peft': row.peft, 'seed': seed, 'times': row.factor,
           'learning_rate': saved.get('sft.optim.learning_rate'), **stages})
   keep = lambda s: {k: v for k, v in s.items() if k.startswith(KEPT)}
-  return {**finished.facts(found), 'rows': [
-    {k: keep(v) if isinstance(v, dict) else v for k, v in row.items()} for row in found]}
+  return {**finished.facts(records), 'rows': [
+    {k: keep(v) if isinstance(v, dict) else v for k, v in row.items()} for row in records]}
 
 
 def by_loss(rows: Rows) -> list[str]:

@@ -25,12 +25,13 @@ add_flags, plot = frontier.add_flags, frontier.plot
 
 def rows() -> list[Row]:
   """Every file of perl/rl/algorithms, and REINFORCE with each baseline."""
-  found = [Row(name, fields={'rl.algorithm': name}) for name in choices.names('perl.rl.algorithms')]
+  variants = [Row(name, fields={'rl.algorithm': name})
+              for name in choices.names('perl.rl.algorithms')]
   for baseline in BASELINES:
     samples = {'rl.samples': 4} if baseline == 'leave_one_out' else {}
-    found.append(Row(f'reinforce/{baseline}', fields={
+    variants.append(Row(f'reinforce/{baseline}', fields={
       'rl.algorithm': 'reinforce', 'rl.baseline': baseline, **samples}))
-  return sorted(found, key=lambda row: row.name)
+  return sorted(variants, key=lambda row: row.name)
 
 
 def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:

@@ -124,10 +124,10 @@ def ranks(text: str) -> list[int]:
   Raises:
     ConfigError: something is no positive number.
   """
-  found = numbers(text, '--ranks=1,2,4,8') if text else ()
-  if 0 in found:
+  values = numbers(text, '--ranks=1,2,4,8') if text else ()
+  if 0 in values:
     raise ConfigError(f'expected --ranks like 1,2,4,8, found {text!r}; give positive numbers')
-  return list(found)
+  return list(values)
 
 
 def candidates(

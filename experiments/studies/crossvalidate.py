@@ -54,9 +54,9 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
 
 def config(spec: Spec, peft: str, folds: int, fold: int) -> ConfigDict:
   """What makes base, anchor and reward model of a fold; its inputs are the fold's own."""
-  made = spec.config(peft=peft)
-  made.data.update(folds=folds, fold=fold)
-  return made
+  result = spec.config(peft=peft)
+  result.data.update(folds=folds, fold=fold)
+  return result
 
 
 def row(spec: Spec, peft: str, folds: int, fold: int) -> ConfigDict:

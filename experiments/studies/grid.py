@@ -65,30 +65,30 @@ def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> Table:
   """Ranks by sets of matrices, ours and the published ones, and whether they say the same."""
-  found, body = results['rows'], []
+  records, body = results['rows'], []
   for targets in TARGETS:
     for title, field, digits, factor in MEASURES:
-      cells = [show(_at(found, targets, rank, field, factor), digits) for rank in RANKS]
+      cells = [show(_at(records, targets, rank, field, factor), digits) for rank in RANKS]
       body.append([targets, f'ours, {title}', *cells])
     for task, figures in PUBLISHED.items():
       body.append([targets, f'Hu et al., {task}', *(f'{x:.1f}' for x in figures[targets])])
   head = ['matrices', '', *(f'r = {rank}' for rank in RANKS)]
-  return head, body, [*_agreement(found), *about(found)]
+  return head, body, [*_agreement(records), *about(records)]
 
 
-def _at(found: Rows, targets: str, rank: int, field: str, factor: float = 1) -> Estimate | None:
-  values = by_seed(found, 'sft', field, name=name(targets, rank)).values()
+def _at(records: Rows, targets: str, rank: int, field: str, factor: float = 1) -> Estimate | None:
+  values = by_seed(records, 'sft', field, name=name(targets, rank)).values()
   return estimate([factor * x for x in values])
 
 
-def _agreement(found: Rows) -> list[str]:
+def _agreement(records: Rows) -> list[str]:
   """Claims of Hu et al. (section 7), on our loss and exact match."""
-  losses = {t: [_at(found, t, rank, 'test_loss') for rank in RANKS] for t in TARGETS}
+  losses = {t: [_at(records, t, rank, 'test_loss') for rank in RANKS] for t in TARGETS}
   if None in sum(losses.values(), []):
     return ['Not all of the grid is finished: nothing is claimed.']
   more = lambda one, other: sum(a.mean > b.mean for a, b in zip(losses[one], losses[other]))
   ordered, all_four, count = more('q', 'q,v'), more('q,v', 'q,k,v,o'), len(RANKS)
-  gains = {t: _gain([_at(found, t, rank, 'test_exact_match', 100).mean for rank in RANKS])
+  gains = {t: _gain([_at(records, t, rank, 'test_exact_match', 100).mean for rank in RANKS])
            for t in TARGETS}
   theirs = {t: max(_gain(lines[t]) for lines in PUBLISHED.values()) for t in TARGETS}
   enough = all(gains[t] <= theirs[t] for t in gains)

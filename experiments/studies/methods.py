@@ -65,27 +65,27 @@ def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> Table:
   """A row a method, from the least test loss; then what lies outside LoRA's interval."""
-  found, body = results['rows'], []
-  figures = [figure for figure in FIGURES if by_seed(found, *figure[1:3])]
-  for name in (names := supervised.by_loss(found)):
-    rate = next(row['learning_rate'] for row in found if row['name'] == name)
-    trained = list(by_seed(found, 'sft', 'parameters_trainable', name=name).values())
+  records, body = results['rows'], []
+  figures = [figure for figure in FIGURES if by_seed(records, *figure[1:3])]
+  for name in (names := supervised.by_loss(records)):
+    rate = next(row['learning_rate'] for row in records if row['name'] == name)
+    trained = list(by_seed(records, 'sft', 'parameters_trainable', name=name).values())
     cost = [f'{int(trained[0]):,}' if trained else '–', f'{rate:.3g}']
     body.append([name, *(cost if name != UNTOUCHED.name else ['0', '–']), *(
-      show(over_seeds(found, stage, field, name=name), digits)
+      show(over_seeds(records, stage, field, name=name), digits)
       for _, stage, field, digits in figures)])
   head = ['method', 'trained by SFT', 'SFT rate', *(title for title, *_ in figures)]
-  notes = [_beside_lora(found, names, *figure[:3]) for figure in figures
+  notes = [_beside_lora(records, names, *figure[:3]) for figure in figures
            if figure[0] != 'perplexity']
-  return head, body, [*filter(None, notes), *about(found)]
+  return head, body, [*filter(None, notes), *about(records)]
 
 
-def _beside_lora(found: Rows, names: Sequence[str], title: str, stage: str, field: str) -> str:
+def _beside_lora(records: Rows, names: Sequence[str], title: str, stage: str, field: str) -> str:
   """Which methods differ from LoRA by more than chance, by differences of the same seed."""
-  lora = by_seed(found, stage, field, name='lora')
+  lora = by_seed(records, stage, field, name='lora')
   if len(lora) < 2:
     return ''
-  signs = surely({name: difference(by_seed(found, stage, field, name=name), lora)
+  signs = surely({name: difference(by_seed(records, stage, field, name=name), lora)
                   for name in names if name != 'lora'})
   better, worse = ('falls', 'rises') if 'loss' in field else ('rises', 'falls')
   return (f'{title}, differences to lora of the same seed (95 % t-interval without 0): better '
@@ -94,10 +94,10 @@ def _beside_lora(found: Rows, names: Sequence[str], title: str, stage: str, fiel
 
 def plot(results: Mapping[str, Any], file: str) -> None:
   """A line a method, from the least test loss, a panel a figure; LoRA's interval is shaded."""
-  found = results['rows']
-  names = supervised.by_loss(found)
+  records = results['rows']
+  names = supervised.by_loss(records)
   panels = [(title, values) for title, stage, field, _ in FIGURES if title != 'perplexity'
-            and any((values := {name: over_seeds(found, stage, field, name=name)
+            and any((values := {name: over_seeds(records, stage, field, name=name)
                                 for name in names}).values())]
   figure, axes = charts.new(9.0, 0.9 + 0.24 * len(names), len(panels))
   for axis, (title, values) in zip(axes, panels):

@@ -221,10 +221,10 @@ def table(results: Mapping[str, Any]) -> Table:
   for judge in every(_families(results)):
     accuracy = show(over_seeds(rows, 'reward', 'pair_accuracy', **judge._asdict()), 3)
     for kind, title in KINDS.items():
-      if not (found := gains(rows, judge, kind)):
+      if not (paths := gains(rows, judge, kind)):
         continue
-      top, loss = curves.fall(found)
-      body.append([str(judge), accuracy, title, *_cells(kind, found, top)])
+      top, loss = curves.fall(paths)
+      body.append([str(judge), accuracy, title, *_cells(kind, paths, top)])
       totals[kind] += loss.n > 1
       if loss.n > 1 and loss.low > 0:
         falls[kind].append(f'{judge} by {loss.mean:.3f}')
@@ -239,8 +239,8 @@ def table(results: Mapping[str, Any]) -> Table:
       f'{"; ".join(falls[kind]) or "none"}.' for kind, title in KINDS.items() if totals[kind])]
 
 
-def _cells(kind: str, found: Sequence[Curve], top: Mapping[str, Any]) -> list[str]:
-  end, form = curves.over_seeds(found)[-1], curves.fitted(kind, found)
+def _cells(kind: str, paths: Sequence[Curve], top: Mapping[str, Any]) -> list[str]:
+  end, form = curves.over_seeds(paths)[-1], curves.fitted(kind, paths)
   shown = [f'{x:.3f}' for x in form[:4]] if form else ['–'] * 4
   return [show(top[GOLD], 3, '+'), f'{top["d"]:.2f}', show(end[GOLD], 3, '+'), f'{end["d"]:.2f}',
           show(end[PROXY], 2, '+'), *shown]

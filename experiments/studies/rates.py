@@ -43,22 +43,22 @@ def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> Table:
   """The dev loss of every method at each of its learning rates, the least marked."""
-  found, body, edges = results['rows'], [], []
-  times = sorted({row['times'] for row in found})
-  for name in dict.fromkeys(row['peft'] for row in found):
-    losses = [over_seeds(found, 'sft', 'loss', peft=name, times=t) for t in times]
+  records, body, edges = results['rows'], [], []
+  times = sorted({row['times'] for row in records})
+  for name in dict.fromkeys(row['peft'] for row in records):
+    losses = [over_seeds(records, 'sft', 'loss', peft=name, times=t) for t in times]
     known = [x.mean for x in losses if x]
     least = min(known, default=None)
     if len(known) > 1 and least in (known[0], known[-1]):
       edges.append(name)
     cells = []
     for t, loss in zip(times, losses):
-      rate = next((r['learning_rate'] for r in found if (r['peft'], r['times']) == (name, t)), None)
       mean, sign, half = show(loss, 4).partition(' ± ')
       mean = f'**{mean}**' if loss and loss.mean == least else mean
-      cells.append(f'{mean}{sign}{half} at {rate:.3g}' if loss else mean)
+      rates = [r['learning_rate'] for r in records if (r['peft'], r['times']) == (name, t)]
+      cells.append(f'{mean}{sign}{half} at {rates[0]:.3g}' if loss else mean)
     body.append([name, *cells])
   head = ['method', *(f'its rate times {t:g}' for t in times)]
   return head, body, [
     'SFT loss on dev at a learning rate; the least of a method is bold.',
-    f'The least is at an edge of what was tried: {", ".join(edges) or "none"}.', *about(found)]
+    f'The least is at an edge of what was tried: {", ".join(edges) or "none"}.', *about(records)]

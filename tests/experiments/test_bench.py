@@ -64,9 +64,9 @@ def inside(monkeypatch):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """Weights of the size 'check'."""
-  made = tmp_path_factory.mktemp('weights')
-  weights.write(made, 'check', 'float32')
-  return made
+  place = tmp_path_factory.mktemp('weights')
+  weights.write(place, 'check', 'float32')
+  return place
 
 
 def play(monkeypatch, *arguments):
@@ -180,9 +180,9 @@ def test_the_last_json_line_of_a_contestant_counts():
 
 def test_everybody_has_the_same_malloc_and_an_empty_cache(monkeypatch, tmp_path):
   monkeypatch.delenv('MALLOC_TOP_PAD_', raising=False)
-  made = processes.environment(str(tmp_path))
-  assert int(made['MALLOC_TOP_PAD_']) > 0 and made['JAX_PLATFORMS'] == 'cpu'
-  assert made['JAX_COMPILATION_CACHE_DIR'].startswith(str(tmp_path))
+  environment = processes.environment(str(tmp_path))
+  assert int(environment['MALLOC_TOP_PAD_']) > 0 and environment['JAX_PLATFORMS'] == 'cpu'
+  assert environment['JAX_COMPILATION_CACHE_DIR'].startswith(str(tmp_path))
 
 
 def test_a_contestant_that_fails_or_does_not_end_is_quoted():
@@ -193,12 +193,12 @@ def test_a_contestant_that_fails_or_does_not_end_is_quoted():
 
 
 def test_contestants_are_those_that_the_machine_has(monkeypatch):
-  found = lambda have: monkeypatch.setattr(
+  install = lambda have: monkeypatch.setattr(
     rivals.importlib.util, 'find_spec', lambda name: name in have or None)
-  found({'peft', 'trl'})
+  install({'peft', 'trl'})
   assert rivals.chosen('rm', (), '', '') == ['perl', 'peft', 'trl']
   assert rivals.chosen('rl', (), '', 'python')[-1] == 'tunix'
-  found({'peft'})
+  install({'peft'})
   assert rivals.chosen('rl', (), 'gpu', '') == ['perl', 'peft', 'perl_full', 'peft_compiled']
   assert rivals.chosen('rm', ('peft_merged', 'peft', 'perl'), '', '') == ['perl', 'peft']
 
@@ -220,7 +220,7 @@ def test_every_aim_is_of_a_contestant_of_the_suite():
 
 def scripted(monkeypatch, rows):
   """Contestants whose rows are given: {module: rows or errors in turn}."""
-  turns = {name: iter(found) for name, found in rows.items()}
+  turns = {name: iter(results) for name, results in rows.items()}
   started = []
 
   def run(command, **options):
@@ -250,13 +250,13 @@ def played(names, rounds=1, **options):
 def test_speed_is_the_median_of_the_ratios_within_rounds(monkeypatch):
   scripted(monkeypatch, {'ours': seconds(1., 2., 4.), 'peer_peft': seconds(2., 2., 2.),
                          'peer_tunix': seconds(3., 8., 8.)})
-  found = played(['perl', 'peft', 'tunix'], 3, tunix='python-of-tunix')
-  assert found['speed_against'] == {'peft': 1., 'tunix': 3.}
-  assert found['ratios']['peft'] == [2., 1., .5] and found['memory_against']['peft'] == 1.
-  assert found['share_of_gemm_rate']['perl'] == pytest.approx(cost.gflop('rm', 'tiny') / 2 / 100)
-  assert found['runs']['perl'][0]['tokens_per_second'] == 32 * 256 and found['agrees']
-  assert '| rm | tiny | tunix | 8 |' in contest.table([found])
-  assert '| 3.00 (2.00 to 4.00) | 2.0 |' in contest.table([found])
+  result = played(['perl', 'peft', 'tunix'], 3, tunix='python-of-tunix')
+  assert result['speed_against'] == {'peft': 1., 'tunix': 3.}
+  assert result['ratios']['peft'] == [2., 1., .5] and result['memory_against']['peft'] == 1.
+  assert result['share_of_gemm_rate']['perl'] == pytest.approx(cost.gflop('rm', 'tiny') / 2 / 100)
+  assert result['runs']['perl'][0]['tokens_per_second'] == 32 * 256 and result['agrees']
+  assert '| rm | tiny | tunix | 8 |' in contest.table([result])
+  assert '| 3.00 (2.00 to 4.00) | 2.0 |' in contest.table([result])
 
 
 def test_shares_of_a_gpu_are_of_its_stated_peak_and_bandwidth(monkeypatch):
@@ -264,19 +264,19 @@ def test_shares_of_a_gpu_are_of_its_stated_peak_and_bandwidth(monkeypatch):
   scripted(monkeypatch, {'ours': [row]})
   case = contest.Case('decode', '1b', ['perl'])
   case.play(1, '/weights')
-  found = case.result()
-  assert found['share_of_stated_peak']['perl'] == pytest.approx(
+  result = case.result()
+  assert result['share_of_stated_peak']['perl'] == pytest.approx(
     cost.gflop('decode', '1b') / 2 / 989_000)
-  assert found['share_of_bandwidth']['perl'] == pytest.approx(
+  assert result['share_of_bandwidth']['perl'] == pytest.approx(
     cost.decode_bytes('1b', 'bfloat16') / 4.8e12 / 2)
 
 
 def test_contestants_that_compute_something_else_are_marked(monkeypatch):
   scripted(monkeypatch, {'ours': seconds(1.), 'peer_peft': seconds(1., loss=1.0009),
                          'peer_trl': seconds(1., loss=1.002)})
-  found = played(['perl', 'peft', 'trl'])
-  assert found['agrees'] is False and found['disagree'] == ['trl']
-  assert 'DISAGREES' in contest.table([found]) and plot.bars([found])[1]['agrees'] is False
+  result = played(['perl', 'peft', 'trl'])
+  assert result['agrees'] is False and result['disagree'] == ['trl']
+  assert 'DISAGREES' in contest.table([result]) and plot.bars([result])[1]['agrees'] is False
 
 
 def test_agreement_is_relative_to_ours_and_nan_disagrees():
@@ -300,10 +300,10 @@ def test_who_disagrees_ends_the_program_with_an_error(monkeypatch, tmp_path):
 def test_a_contestant_that_fails_is_kept_as_an_error_and_does_not_end_the_rest(monkeypatch):
   started = scripted(monkeypatch, {
     'ours': seconds(1., 1.), 'peer_peft': ['no room', {}], 'peer_trl': seconds(2., 2.)})
-  found = played(['perl', 'peft', 'trl'], 2)
-  assert found['runs']['peft'][0]['error'] == 'no room' and len(found['runs']['peft']) == 1
-  assert started.count('peer_peft') == 1 and found['speed_against'] == {'trl': 2.0}
-  assert 'failed' in contest.table([found]) and found['agrees']
+  result = played(['perl', 'peft', 'trl'], 2)
+  assert result['runs']['peft'][0]['error'] == 'no room' and len(result['runs']['peft']) == 1
+  assert started.count('peer_peft') == 1 and result['speed_against'] == {'trl': 2.0}
+  assert 'failed' in contest.table([result]) and result['agrees']
 
 
 def test_nothing_starts_after_the_budget(monkeypatch):
@@ -333,13 +333,13 @@ def test_a_wrong_name_on_the_command_line_is_refused(capsys):
 def test_the_gpu_preset_runs_ours_and_peft_in_every_suite(inside, folder, monkeypatch, tmp_path):
   pytest.importorskip('peft')
   monkeypatch.setattr(benchmarks, 'write_weights', lambda *_: {'check': str(folder)})
-  found = play(
+  result = play(
     monkeypatch, '--preset=gpu', '--size=check', '--suite=rm,sft,decode,rl', '--rounds=1',
     '--steps=1', '--warmup=0', '--contestants=perl,peft', f'--json={tmp_path}/found.json',
     f'--plot={tmp_path}/found.png')
-  assert [case['suite'] for case in found['cases']] == ['rm', 'sft', 'decode', 'rl']
-  assert found['commit'] and found['hardware']['platform'] == 'cpu'
-  for case in found['cases']:
+  assert [case['suite'] for case in result['cases']] == ['rm', 'sft', 'decode', 'rl']
+  assert result['commit'] and result['hardware']['platform'] == 'cpu'
+  for case in result['cases']:
     ours, theirs = (case['runs'][name][0] for name in ('perl', 'peft'))
     for row in (ours, theirs):
       assert row['median_seconds'] > 0 and row['peak_memory_bytes'] > 0 and row['versions']
@@ -351,11 +351,11 @@ def test_the_gpu_preset_runs_ours_and_peft_in_every_suite(inside, folder, monkey
 
 def test_full_tuning_begins_with_the_same_loss_in_bfloat16(inside, monkeypatch, tmp_path):
   pytest.importorskip('peft')
-  found = play(
+  result = play(
     monkeypatch, '--preset=gpu', '--size=check', '--suite=rm', '--rounds=1', '--steps=1',
     '--warmup=0', '--dtype=bfloat16', '--contestants=perl_full,peft',
     f'--json={tmp_path}/found.json')
-  (case,) = found['cases']
+  (case,) = result['cases']
   assert case['agrees'] and set(case['checks']) == {'perl_full', 'peft'}
   assert 'perl_full' not in case['share_of_gemm_rate']
 
@@ -434,9 +434,9 @@ def test_a_profile_of_a_step_is_printed_and_written(inside, tmp_path, monkeypatc
     'benchmarks', '--suite=rm', '--size=check', f'--profile={tmp_path}/trace',
     f'--json={tmp_path}/profile.json'])
   benchmarks.main()
-  found = json.loads((tmp_path / 'profile.json').read_text())
-  assert {'operation', 'milliseconds', 'calls'} == set(found['profiles']['rm_check'][0])
-  assert found['versions'] and '| operation |' in capsys.readouterr().out
+  result = json.loads((tmp_path / 'profile.json').read_text())
+  assert {'operation', 'milliseconds', 'calls'} == set(result['profiles']['rm_check'][0])
+  assert result['versions'] and '| operation |' in capsys.readouterr().out
 
 
 # --- Loading

@@ -45,10 +45,10 @@ def test_results_carry_the_means(tmp_path, monkeypatch):
     (row['fold'], row['reward']) for row in rows if row['peft'] == name])
   monkeypatch.setattr(_finished, 'summaries', lambda folder, stages: {'reward': folder})
   options = argparse.Namespace(peft='lora,full', folds=2)
-  found = crossvalidate.collect(Spec(COFFEE, [], str(tmp_path)), options)
-  assert found['mean_over_folds']['lora']['auc'] == pytest.approx(.75)
-  assert [row['fold'] for row in found['rows']] == [0, 1, 0, 1]
-  assert found['bag_of_words'] == [.5, .5] and found['folds'] == [0, 1]
+  collected = crossvalidate.collect(Spec(COFFEE, [], str(tmp_path)), options)
+  assert collected['mean_over_folds']['lora']['auc'] == pytest.approx(.75)
+  assert [row['fold'] for row in collected['rows']] == [0, 1, 0, 1]
+  assert collected['bag_of_words'] == [.5, .5] and collected['folds'] == [0, 1]
 
 
 def test_named_inputs_are_shared_and_others_are_the_folds_own(tmp_path):

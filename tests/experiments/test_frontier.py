@@ -25,7 +25,7 @@ def stage(workdir, name, seed, gold, kl):
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
+def results(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('frontier')
   for seed in (0, 1):
     stage(workdir, 'reinforce', seed, 0.7 + 0.01 * seed, 4.0)
@@ -35,29 +35,29 @@ def found(tmp_path_factory):
   return algorithms.collect(Spec('configs/demo.py', [], str(workdir)), options)
 
 
-def test_rows_are_collected_with_their_curves(found):
-  assert [(row['name'], row['seed']) for row in found['rows'][:3]] == [
+def test_rows_are_collected_with_their_curves(results):
+  assert [(row['name'], row['seed']) for row in results['rows'][:3]] == [
     ('reinforce', 0), ('reinforce', 1), ('ppo', 0)]
-  assert found['commit'] == 'c' and 'commit' not in found['rows'][0]['rl']
-  assert found['rows'][0]['curve'] == [
+  assert results['commit'] == 'c' and 'commit' not in results['rows'][0]['rl']
+  assert results['rows'][0]['curve'] == [
     {'step': 0, 'reward': 0.0, 'gold_reward': 0.7, 'kl': 0.0},
     {'step': 4, 'reward': 2.8, 'gold_reward': 0.7, 'kl': 16.0}]
-  assert frontier.mean_path(found, 'ppo', 'reward') == [(0.0, 0.0), (2.0, pytest.approx(3.64))]
+  assert frontier.mean_path(results, 'ppo', 'reward') == [(0.0, 0.0), (2.0, pytest.approx(3.64))]
 
 
-def test_the_table_is_of_means_with_intervals_and_what_surely_differs(found):
-  head, body = frontier.lines(found)
+def test_the_table_is_of_means_with_intervals_and_what_surely_differs(results):
+  head, body = frontier.lines(results)
   assert head == ['', 'gold reward', 'reward', 'KL, nats']
   assert [row[0] for row in body] == ['before RL', 'ppo', 'reinforce', 'reinforce/batch_mean']
   # Two seeds: t = 12.706, s / sqrt 2 = 0.01.
   assert body[1][1:3] == ['0.910 ± 0.127', '1.820 ± 0.254'] and body[0][1] == '0.500'
-  above, below, last = algorithms.table(found)[2]
+  above, below, last = algorithms.table(results)[2]
   assert above == 'Surely above reinforce in gold reward, by differences of the same seed: ppo.'
   assert below.endswith('none.') and 'seeds 0, 1' in last
 
 
-def test_the_responses_to_the_optimum_are_those_of_the_slowest_seed(found, tmp_path):
-  assert 'optimum' not in found and frontier.responses_to_optimum(found, 'ppo') == '–'
+def test_the_responses_to_the_optimum_are_those_of_the_slowest_seed(results, tmp_path):
+  assert 'optimum' not in results and frontier.responses_to_optimum(results, 'ppo') == '–'
   point = lambda step, gold: {'step': step, 'gold_reward': gold}
   curves = {('ppo', 0): [point(0, 0.1), point(5, 0.9), point(10, 0.8)],
             ('ppo', 1): [point(0, 0.1), point(5, 0.89), point(10, 0.96)],
@@ -92,8 +92,8 @@ def test_verdicts_on_sun_et_al_are_by_the_interval():
   assert not regularizers.verdicts({'rows': known['rows'][:2]})
 
 
-def test_charts_are_drawn(found, tmp_path):
-  algorithms.plot(found, str(tmp_path / 'x.png'))
+def test_charts_are_drawn(results, tmp_path):
+  algorithms.plot(results, str(tmp_path / 'x.png'))
   assert (tmp_path / 'x.png').stat().st_size > 5000
 
 

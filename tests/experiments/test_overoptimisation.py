@@ -42,20 +42,20 @@ def finished(row, seed, *, beta=0.1, kinds=('best_of_n', 'rl')):
 @pytest.mark.parametrize('kind, highest', [('best_of_n', 1.5), ('rl', math.exp(2))])
 def test_forms_are_recovered(kind, highest):
   d = np.linspace(0, 4, 9)
-  found = fits.fit(kind, d, fits.predicted(kind, fits.Fit(0.3, 0.1, 0, 1, 0), d))
-  np.testing.assert_allclose(found[:3], (0.3, 0.1, 0.0), atol=1e-12)
-  assert found.explained == pytest.approx(1) and found.points == 8  # d = 0 says nothing
-  assert fits.peak(kind, found) == pytest.approx(highest)
-  near = fits.predicted(kind, found, [0.99 * highest, highest, 1.01 * highest])
+  fit = fits.fit(kind, d, fits.predicted(kind, fits.Fit(0.3, 0.1, 0, 1, 0), d))
+  np.testing.assert_allclose(fit[:3], (0.3, 0.1, 0.0), atol=1e-12)
+  assert fit.explained == pytest.approx(1) and fit.points == 8  # d = 0 says nothing
+  assert fits.peak(kind, fit) == pytest.approx(highest)
+  near = fits.predicted(kind, fit, [0.99 * highest, highest, 1.01 * highest])
   assert near[1] == near.max()
-  assert fits.peak(kind, found._replace(beta=-0.1)) == math.inf
+  assert fits.peak(kind, fit._replace(beta=-0.1)) == math.inf
 
 
 def test_forms_by_hand():
   assert fits.predicted('best_of_n', fits.Fit(2, 0.5, 0, 1, 0), [0, 3]).tolist() == [0, 1.5]
   assert fits.predicted('rl', fits.Fit(2, 0.5, 0, 1, 0), [1])[0] == 2.0
-  found = fits.fit('best_of_n', [1, 1, 2, 2], [1, 3, 2, 2])  # means 2 and 2: 2 = a - b, 1 = a - 2 b
-  np.testing.assert_allclose(found[:4], (3, 1, math.sqrt(0.5), 0), atol=1e-12)
+  fit = fits.fit('best_of_n', [1, 1, 2, 2], [1, 3, 2, 2])  # means 2 and 2: 2 = a - b, 1 = a - 2 b
+  np.testing.assert_allclose(fit[:4], (3, 1, math.sqrt(0.5), 0), atol=1e-12)
   assert fits.fit('rl', [0, 1, 2], [0, 1, 2]) is None
 
 
@@ -68,9 +68,9 @@ def test_gains_are_over_the_anchor():
 
 
 def test_seeds_are_joined_by_step_and_the_fall_is_theirs():
-  made = lambda *gold: [{'step': i, 'd': float(i), 'reward': 0.0, 'gold_reward': g}
+  curve_of = lambda *gold: [{'step': i, 'd': float(i), 'reward': 0.0, 'gold_reward': g}
                         for i, g in enumerate(gold)]
-  seeds = [made(0.0, 0.4, 0.1), made(0.0, 0.2, 0.1, 9.0)]
+  seeds = [curve_of(0.0, 0.4, 0.1), curve_of(0.0, 0.2, 0.1, 9.0)]
   joined = curves.over_seeds(seeds)
   assert [p['step'] for p in joined] == [0, 1, 2]
   assert joined[1]['gold_reward'].mean == pytest.approx(0.3)
@@ -132,11 +132,11 @@ def test_runs_are_read_from_their_folders(tmp_path):
   (folder / 'metrics.jsonl').write_text(''.join(map('{}\n'.format, map(
     json.dumps, [*curve('rl', 1, 0.5), {'step': 1, 'train/reward': 3}]))))
   results = study.collect(spec(tmp_path), OPTIONS)
-  found, = results['rows']
-  assert found['seed'] == 4 and found['reward']['pair_accuracy'] == 0.7
-  assert len(found['rl']) == 13 and 'best_of_n' not in found
-  assert set(found['rl'][0]) == {'step', 'kl', 'reward', 'gold_reward', 'entropy'}
-  assert found['seconds'] == {'reward': 2, 'rl': None} and results['seeds'] == [4]
+  row, = results['rows']
+  assert row['seed'] == 4 and row['reward']['pair_accuracy'] == 0.7
+  assert len(row['rl']) == 13 and 'best_of_n' not in row
+  assert set(row['rl'][0]) == {'step', 'kl', 'reward', 'gold_reward', 'entropy'}
+  assert row['seconds'] == {'reward': 2, 'rl': None} and results['seeds'] == [4]
   fit, = results['fits']
   assert (fit['kind'], fit['pairs']) == ('rl', 500)
   assert fit['alpha'] == pytest.approx(1) and fit['peak'] == pytest.approx(math.e)

@@ -85,8 +85,8 @@ def test_a_result_file_is_printed_and_drawn(tmp_path, capsys):
 ])
 def test_a_wrong_command_is_explained(flags, error, capsys):
   assert program.main(flags) == 2
-  said = capsys.readouterr().err
-  assert said.startswith('error: expected') and error in said
+  message = capsys.readouterr().err
+  assert message.startswith('error: expected') and error in message
 
 
 def test_fields_are_listed_without_a_workdir(capsys):
@@ -179,9 +179,9 @@ def test_folders_are_read_in_the_order_of_their_seeds(tmp_path):
     save(tmp_path / name / 'rl' / 'summary.json', {'kl': 1})
   (tmp_path / 'seed2' / _jobs.LOCK).touch()
   assert [(k, f.name) for k, f in _finished.folders(tmp_path, 'a')] == [(2, 'a'), (10, 'a')]
-  found = {(k, f.name): _finished.summaries(f, ('sft', 'rl'))
+  summaries = {(k, f.name): _finished.summaries(f, ('sft', 'rl'))
            for k, f in _finished.folders(tmp_path)}
-  assert found[2, 'b'] == {'rl': {'kl': 1}} and found[2, _jobs.LOCK] == {}
+  assert summaries[2, 'b'] == {'rl': {'kl': 1}} and summaries[2, _jobs.LOCK] == {}
 
 
 def test_facts_that_differ_stay_in_their_summaries():
@@ -197,11 +197,11 @@ def test_facts_that_differ_stay_in_their_summaries():
 
 
 def test_t_interval_by_hand():
-  found = _estimates.estimate([0.70, 0.72, 0.74])
+  interval = _estimates.estimate([0.70, 0.72, 0.74])
   half = T_2 * 0.02 / math.sqrt(3)
-  assert (found.mean, found.n) == (pytest.approx(0.72), 3)
-  assert found.low == pytest.approx(0.72 - half) and found.high == pytest.approx(0.72 + half)
-  assert _estimates.show(found, 2) == f'0.72 ± {half:.2f}'
+  assert (interval.mean, interval.n) == (pytest.approx(0.72), 3)
+  assert interval.low == pytest.approx(0.72 - half) and interval.high == pytest.approx(0.72 + half)
+  assert _estimates.show(interval, 2) == f'0.72 ± {half:.2f}'
 
 
 def test_one_seed_has_no_interval_and_none_no_estimate():

@@ -78,10 +78,10 @@ def finished(name, peft, seed, loss, **more):
 
 
 def test_methods_are_told_from_lora_by_differences_of_a_seed():
-  found = [finished(name, name, seed, loss + 0.1 * seed + 0.001 * noise)
+  records = [finished(name, name, seed, loss + 0.1 * seed + 0.001 * noise)
            for name, loss in (('lora', 0.5), ('ia3', 0.6), ('dora', 0.5))
            for seed, noise in enumerate((0, 1, -1))]
-  head, body, notes = methods.table({'rows': found})
+  head, body, notes = methods.table({'rows': records})
   assert head[0] == 'method' and [line[0] for line in body][-1] == 'ia3'
   assert any('SFT loss' in note and 'better none; worse ia3' in note for note in notes)
   assert any('exact match' in note and 'worse ia3' in note for note in notes)
@@ -91,13 +91,13 @@ def test_methods_are_told_from_lora_by_differences_of_a_seed():
 def test_the_grid_says_whether_it_agrees(ordered):
   better = {'q': 0.0, 'q,v': 0.1, 'q,k,v,o': 0.12} if ordered else dict.fromkeys(
     grid.TARGETS, 0.0)
-  found = [finished(f'{t.replace(",", "")}_r{r}', 'lora', seed, 0.6 - better[t] - 0.001 * i)
+  records = [finished(f'{t.replace(",", "")}_r{r}', 'lora', seed, 0.6 - better[t] - 0.001 * i)
            for t in grid.TARGETS for i, r in enumerate(grid.RANKS) for seed in (0, 1)]
-  _, body, notes = grid.table({'rows': found})
+  _, body, notes = grid.table({'rows': records})
   assert len(body) == 3 * 4
   assert ('at 5 of 5 ranks: agrees' in notes[0]) == ordered
   assert ('at 0 of 5 ranks: does not' in notes[0]) == (not ordered)
-  assert grid.table({'rows': found[:-2]})[2][0].startswith('Not all of the grid is finished')
+  assert grid.table({'rows': records[:-2]})[2][0].startswith('Not all of the grid is finished')
 
 
 @pytest.mark.parametrize('seeds', [(0,), (0, 1, 2)])
@@ -115,18 +115,18 @@ def test_charts_are_drawn_of_one_seed_and_of_more(seeds, tmp_path):
 
 
 def test_figures_that_no_row_has_are_no_columns():
-  found = [finished('lora', 'lora', 0, 0.5), finished('ia3', 'ia3', 0, 0.4)]
-  assert 'RM AUC' not in methods.table({'rows': found})[0]
-  found[0]['reward'] = {'auc': 0.7}
-  head, body, _ = methods.table({'rows': found})
+  records = [finished('lora', 'lora', 0, 0.5), finished('ia3', 'ia3', 0, 0.4)]
+  assert 'RM AUC' not in methods.table({'rows': records})[0]
+  records[0]['reward'] = {'auc': 0.7}
+  head, body, _ = methods.table({'rows': records})
   assert head[-1] == 'RM AUC' and [line[-1] for line in body] == ['–', '0.700']
 
 
 def test_the_best_rate_is_bold():
-  found = [finished(f'{name}_x{f:g}', name, 0, loss) | {'times': f, 'learning_rate': 0.01 * f}
+  records = [finished(f'{name}_x{f:g}', name, 0, loss) | {'times': f, 'learning_rate': 0.01 * f}
            for name, losses in (('lora', (0.6, 0.5, 0.7)), ('ia3', (0.6, 0.5)))
            for f, loss in zip((0.3, 1.0, 3.0), losses)]
-  _, body, notes = rates.table({'rows': found})
+  _, body, notes = rates.table({'rows': records})
   assert body == [
     ['lora', '0.6000 at 0.003', '**0.5000** at 0.01', '0.7000 at 0.03'],
     ['ia3', '0.6000 at 0.003', '**0.5000** at 0.01', '–']]
@@ -143,11 +143,11 @@ def test_a_small_comparison_is_run_once_and_written(tmp_path, capsys):
     again = capsys.readouterr().out
   assert '| lora |' in first and '| prompt |' in first
   assert again.count('skipped: finished before') == 2 + 1 + 4
-  found = json.loads((tmp_path / 'found.json').read_text())
-  assert [row['name'] for row in found['rows']] == ['lora', 'prompt']
-  for row in found['rows']:
+  results = json.loads((tmp_path / 'found.json').read_text())
+  assert [row['name'] for row in results['rows']] == ['lora', 'prompt']
+  for row in results['rows']:
     assert 0 < row['sft']['test_loss'] < 20 and 0 <= row['reward']['pair_accuracy'] <= 1
-  assert found['versions'] and found['hardware']
+  assert results['versions'] and results['hardware']
 
 
 def test_every_method_has_a_factor_of_a_rate():

@@ -189,18 +189,18 @@ def test_collects_every_seed_and_method_full_first(tmp_path):
 
 def test_the_table_by_hand(tmp_path):
   text = rendered(finished(tmp_path))
-  found = cells(text)
+  lines = cells(text)
   half = T_2 * 0.02 / math.sqrt(3)
-  assert found['RM AUC, test'][:3] == [f'0.730 ± {half:.3f}', f'0.720 ± {half:.3f}', '–']
-  assert found['RL reward, test'][0] == f'0.100 → 1.200 ± {T_2 * .1 / math.sqrt(3):.3f}'
-  assert found['RM trainable parameters'][:2] == ['1,000,000', '20,000']
-  assert found['RM trainable, % of the model'][:2] == ['100.00', '2.00']
-  assert found['RM peak memory, MiB'] == [
+  assert lines['RM AUC, test'][:3] == [f'0.730 ± {half:.3f}', f'0.720 ± {half:.3f}', '–']
+  assert lines['RL reward, test'][0] == f'0.100 → 1.200 ± {T_2 * .1 / math.sqrt(3):.3f}'
+  assert lines['RM trainable parameters'][:2] == ['1,000,000', '20,000']
+  assert lines['RM trainable, % of the model'][:2] == ['100.00', '2.00']
+  assert lines['RM peak memory, MiB'] == [
     '200.0', '100.0', '50 % of full', '43 to 56 % of full']
-  assert found['RM step, ms'] == ['600', '400', '1.50 times full', '1.5 to 1.9 times full']
-  assert found['RL peak memory, MiB'][-1] == '74 to 80 % of full'
-  assert found['RL step, ms'][-1] == '1.05 to 1.3 times full'
-  assert 'RM pair accuracy, test' not in found and 'Gold reward, test' not in found
+  assert lines['RM step, ms'] == ['600', '400', '1.50 times full', '1.5 to 1.9 times full']
+  assert lines['RL peak memory, MiB'][-1] == '74 to 80 % of full'
+  assert lines['RL step, ms'][-1] == '1.05 to 1.3 times full'
+  assert 'RM pair accuracy, test' not in lines and 'Gold reward, test' not in lines
   assert 'paper (other tasks and models)' in text
 
 
@@ -247,8 +247,8 @@ def test_ratios_are_of_seeds_that_both_have(tmp_path):
   (tmp_path / 'seed0' / 'full' / 'reward' / 'summary.json').unlink()
   path = tmp_path / 'seed0' / 'lora' / 'reward' / 'summary.json'
   save(path, {**json.loads(path.read_text()), 'step_seconds': 100.})
-  found = cells(rendered(tmp_path))
-  assert found['RM step, ms'][2] == '1.50 times full'
+  lines = cells(rendered(tmp_path))
+  assert lines['RM step, ms'][2] == '1.50 times full'
 
 
 def test_csv_and_latex(tmp_path):
@@ -278,6 +278,6 @@ def test_result_file_renders_as_the_runs_do(tmp_path, capsys):
 
 
 def test_results_hold_the_stages_that_rows_share(tmp_path):
-  found = collected(finished(tmp_path))
-  assert list(found['shared_stages']) == ['base/pretrain', 'seed0/sft', 'seed1/sft', 'seed2/sft']
-  assert found['shared_stages']['base/pretrain'] == {'loss': 2.0}
+  results = collected(finished(tmp_path))
+  assert list(results['shared_stages']) == ['base/pretrain', 'seed0/sft', 'seed1/sft', 'seed2/sft']
+  assert results['shared_stages']['base/pretrain'] == {'loss': 2.0}

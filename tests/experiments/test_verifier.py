@@ -28,26 +28,26 @@ def mirror(tmp_path):
 def test_right_solutions_are_accepted_and_corrupted_ones_are_not(mirror, tmp_path, capsys):
   file = tmp_path / 'found.json'
   assert program.main(['verifier', f'--mirror={mirror}', f'--json={file}']) == 0
-  found = json.loads(file.read_text())
-  assert list(found['files'].values()) == [5, 3] and found['commit'] and found['hardware']
-  assert found['published']['as published'] == {
+  report = json.loads(file.read_text())
+  assert list(report['files'].values()) == [5, 3] and report['commit'] and report['hardware']
+  assert report['published']['as published'] == {
     'count': 8, 'accepted': 8, 'share': 1.0, 'surprises': []}
-  assert all(one['accepted'] == one['count'] for one in found['rewritten'].values())
-  assert all(one['accepted'] == 0 for one in found['corrupted'].values())
-  assert {kind: found['corrupted'][kind]['count'] for kind in COUNTS} == COUNTS
-  assert found['rewritten']['typographic minus']['count'] == 1
-  whole = found['corrupted'].pop('all')
-  assert whole['count'] == sum(one['count'] for one in found['corrupted'].values())
+  assert all(one['accepted'] == one['count'] for one in report['rewritten'].values())
+  assert all(one['accepted'] == 0 for one in report['corrupted'].values())
+  assert {kind: report['corrupted'][kind]['count'] for kind in COUNTS} == COUNTS
+  assert report['rewritten']['typographic minus']['count'] == 1
+  whole = report['corrupted'].pop('all')
+  assert whole['count'] == sum(one['count'] for one in report['corrupted'].values())
   assert '| published | as published | 8 | 8 | 100.00 % |' in capsys.readouterr().out
 
 
 def test_a_checker_that_reads_the_wrong_number_is_noticed(monkeypatch):
   monkeypatch.setattr(verifier, 'accepted', lambda texts, answers: [
     str(answer) in text.replace(',', '') for text, answer in zip(texts, answers)])
-  found = verifier.check(ROWS)
-  assert found['corrupted']['right first, then wrong']['share'] == 1.0
-  assert len(found['corrupted']['right first, then wrong']['surprises']) == 3
-  assert found['corrupted']['empty'] == {'count': 8, 'accepted': 0, 'share': 0.0, 'surprises': []}
+  report = verifier.check(ROWS)
+  assert report['corrupted']['right first, then wrong']['share'] == 1.0
+  assert len(report['corrupted']['right first, then wrong']['surprises']) == 3
+  assert report['corrupted']['empty'] == {'count': 8, 'accepted': 0, 'share': 0.0, 'surprises': []}
 
 
 @pytest.mark.parametrize('kind, answer, line', [
@@ -75,9 +75,9 @@ def test_a_mirror_without_gsm8k_is_refused(tmp_path, capsys):
 
 def test_the_published_counts_are_those_of_the_committed_file():
   file = documents.ROOT / 'experiments/results/gsm8k_verifier.json'
-  found, text = json.loads(file.read_text()), ' '.join(documents.published().split())
+  report, text = json.loads(file.read_text()), ' '.join(documents.published().split())
   for name, row in (('published', 'as published'), ('rewritten', 'all'), ('corrupted', 'all')):
-    total = found[name][row]
+    total = report[name][row]
     assert f'{total["accepted"]:,} of {total["count"]:,} ' in text
     if name != 'published':
-      assert f'{len(found[name]) - 1} kinds)' in text
+      assert f'{len(report[name]) - 1} kinds)' in text
