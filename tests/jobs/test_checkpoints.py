@@ -87,13 +87,14 @@ def test_prompts_are_the_chat_template_and_responses_end_with_its_turn(run):
   folder, _ = run
   where = setting(run, 'rl')
   with toyrun.small_world():
-    example = where.examples('dev', 'demonstration')[0]
-    row = where.rows([example], 'demonstration')[0]
+    data = Artefacts(where).data
+    example = data.examples('dev', 'demonstration')[0]
+    row = data.rows([example], 'demonstration')[0]
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
   text = theirs.decode(row['tokens'])
   assert text.startswith('<|im_start|>') and text.endswith('<|im_end|>')
   assert '<|user|>' not in text and '<|agent|>' not in text
-  assert where.tokenizer.eos_id == theirs.convert_tokens_to_ids('<|im_end|>')
+  assert data.tokenizer.eos_id == theirs.convert_tokens_to_ids('<|im_end|>')
   said = theirs.decode(row['tokens'][row['loss_mask']])
   assert said == example.response + '<|im_end|>'
 
@@ -184,7 +185,7 @@ def test_a_job_goes_on_from_an_adapter_of_peft(run, tmp_path):
   where = Run(made, str(tmp_path / 'rl'), 'rl')
   base = Artefacts(where).anchor()
   assert base.digest == pretrained.digest(folder)
-  start = rl._fresh(where, base, 'policy')
+  start = rl.fresh(Artefacts(where), base, 'policy')
   learnt, _ = Artefacts(setting(run, 'sft')).adapter(str(workdir / 'sft'), base)
   jax.tree.map(np.testing.assert_array_equal, start, learnt)
   made = config(folder, sft__adapter=str(tmp_path / 'sft'))
@@ -358,13 +359,13 @@ def test_sft_on_whole_chats(run, tmp_path):
   made = config(folder, sft__whole_chats=True)
   with toyrun.small_world():
     launch.run_stages(made, ('sft',), tmp_path / 'run')
-    rows = Run(made, str(tmp_path / 'run/sft'), 'sft').demonstrations('dev')
+    rows = Artefacts(Run(made, str(tmp_path / 'run/sft'), 'sft')).data.demonstrations('dev')
   assert np.isfinite(toyrun.read(tmp_path / 'run/sft/summary.json')['loss'])
   edges = [np.diff(row['loss_mask'].astype(int)) for row in rows]
   assert max((e == 1).sum() for e in edges) > 1  # several turns in one row
   without = config(folder, sft__whole_chats=True, data__chat_template=False)
   with toyrun.small_world(), pytest.raises(ValueError, match='chat template'):
-    Run(without, str(tmp_path), 'sft').demonstrations('dev')
+    Artefacts(Run(without, str(tmp_path), 'sft')).data.demonstrations('dev')
 
 
 def test_an_anchor_and_a_reward_model_may_be_those_of_peft(run, tmp_path):

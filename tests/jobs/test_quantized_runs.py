@@ -175,11 +175,11 @@ def test_convert_writes_a_quantized_base_that_jobs_read(run, tmp_path, capsys):
 def test_a_plan_knows_the_bytes(run):
   folder, _, made = run
   for stage, quantized in (('sft', True), ('pretrain', False)):
-    planned = plan.Plan(made, '', stage)
+    planned = plan.Plan(made, stage)
     assert (scheme_of(planned.anchor.params) == SCHEME) == quantized
   base = Artefacts(Run(made, '', 'sft')).base().params
   tiny_shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-  assert tiny_shapes(plan.Plan(made, '', 'sft').anchor.params) == tiny_shapes(base)
+  assert tiny_shapes(plan.Plan(made, 'sft').anchor.params) == tiny_shapes(base)
 
 
 def test_a_peft_adapter_lies_over_it_too(run, tmp_path):
