@@ -21,9 +21,9 @@ def splits(labelled: list[Example], n: int, fold: int) -> dict[str, str]:
   groups = np.array([e.group for e in labelled])
   inside, outside = baseline.folds(labels, groups, n)[fold]
   _, dev = baseline.folds(labels[inside], groups[inside], DEV_SHARE)[0]
-  found = dict.fromkeys(groups[inside].tolist(), 'train')
-  found.update(dict.fromkeys(groups[inside][dev].tolist(), 'dev'))
-  return found | dict.fromkeys(groups[outside].tolist(), 'test')
+  assigned = dict.fromkeys(groups[inside].tolist(), 'train')
+  assigned.update(dict.fromkeys(groups[inside][dev].tolist(), 'dev'))
+  return assigned | dict.fromkeys(groups[outside].tolist(), 'test')
 
 
 def everything(load: Callable[[str, str], list[Example]], kind: str) -> list[Example]:

@@ -65,8 +65,8 @@ class Run:
 
   def from_checkpoint(self, name: str) -> bool:
     """Whether 'tokenizer' or 'base' is config.model.checkpoint's: no stage makes it."""
-    made = self.config.inputs[name] or PRODUCER[name] in self.config.stages
-    return bool(self.config.model.checkpoint) and not made
+    produced = self.config.inputs[name] or PRODUCER[name] in self.config.stages
+    return bool(self.config.model.checkpoint) and not produced
 
   def input(self, name: str) -> str:
     """The folder of an upstream stage: as the config says, or the sibling of this one.

@@ -117,8 +117,8 @@ class Scorer:
 
 
 def _as_labelled(example: Example, text: str) -> Labelled:
-  asked = chat.as_prompt(example).messages
-  messages = (*asked, {'role': 'assistant', 'content': text}) if asked else ()
+  prompt = chat.as_prompt(example).messages
+  messages = (*prompt, {'role': 'assistant', 'content': text}) if prompt else ()
   return Labelled(example.prompt, text, 0.0, messages=messages)
 
 

@@ -214,10 +214,10 @@ def gathering(
 ) -> dict[str, Program]:
   """What a step runs before its update, by name; arrays of its arguments may be shapes."""
   sample, key = step.sample, spread(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-  asked = prompts['tokens'], prompts['mask'], key
+  inputs = prompts['tokens'], prompts['mask'], key
   rollout = Program(
     sample.func,
-    (*sample.args, roles.of(step.base, 'policy'), state.adapters['policy'], *asked), asked,
+    (*sample.args, roles.of(step.base, 'policy'), state.adapters['policy'], *inputs), inputs,
     sample.keywords)
   sampled = rollout.result(mesh)
   judge = Program(step.rewards.judge, (step.base, step.rewards.frozen, sampled), sampled)

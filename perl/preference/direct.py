@@ -33,8 +33,8 @@ class Judged(NamedTuple):
 
 def reference_logprobs(model: Transformer, frozen: Frozen, batch: Batch) -> jax.Array:
   """f32[B, n]: log pi_ref(y | x) of a batch's responses; as batch['reference'] it saves a pass."""
-  found = pairs.logprobs(model, frozen.base, frozen.reference, pairs.lay_out(batch))
-  return jax.lax.stop_gradient(found).reshape(len(batch['weight']), -1)
+  logprobs = pairs.logprobs(model, frozen.base, frozen.reference, pairs.lay_out(batch))
+  return jax.lax.stop_gradient(logprobs).reshape(len(batch['weight']), -1)
 
 
 def make_judge(
@@ -51,16 +51,16 @@ def make_judge(
 
   def drift(adapter: Tree, frozen: Frozen, batch: Batch) -> jax.Array:
     length = min(batch['tokens'].shape[1] + longest_response, longest)
-    said = pairs.mismatched(batch, length)
-    now, before = (pairs.logprobs(model, frozen.base, each, said)
+    others = pairs.mismatched(batch, length)
+    now, before = (pairs.logprobs(model, frozen.base, each, others)
                    for each in (jax.lax.stop_gradient(adapter), frozen.reference))
     # A filler row repeats the one before it, whose prompt would meet its own response.
     counts = batch['weight'] * jnp.roll(batch['weight'], -1)
     return preferences.kto_drift(now - before, counts)
 
   def judge(adapter: Tree, frozen: Frozen, batch: Batch) -> Judged:
-    found, weight = read(model, method, adapter, frozen, batch), batch['weight']
-    column = lambda i: jax.tree.map(lambda x: x[:, i], found)
+    responses, weight = read(model, method, adapter, frozen, batch), batch['weight']
+    column = lambda i: jax.tree.map(lambda x: x[:, i], responses)
     if method.examples == 'preference':
       sides = {'chosen': (column(0), weight), 'rejected': (column(1), weight)}
       loss, more = method.loss(column(0), column(1)), _of_pairs(method, column, weight)
@@ -69,7 +69,7 @@ def make_judge(
       sides = {'chosen': (column(0), weight * up), 'rejected': (column(0), weight * (1.0 - up))}
       loss, more = method.loss(column(0), up, z), {'drift': Mean.of(z)}
     metrics = _of_sides(method, sides) | more
-    return Judged(Mean.of(loss, weight), metrics, method.reward(found))
+    return Judged(Mean.of(loss, weight), metrics, method.reward(responses))
 
   return judge
 
@@ -95,13 +95,13 @@ def read(
   model: Transformer, method: Any, adapter: Tree, frozen: Frozen, batch: Batch
 ) -> Responses:
   """The responses of a batch, [B, n]; the reference is read where it is needed and not known."""
-  said, shape = pairs.lay_out(batch), (len(batch['weight']), COLUMNS[method.examples])
-  now = pairs.logprobs(model, frozen.base, adapter, said).reshape(shape)
+  rows, shape = pairs.lay_out(batch), (len(batch['weight']), COLUMNS[method.examples])
+  now = pairs.logprobs(model, frozen.base, adapter, rows).reshape(shape)
   before = jnp.zeros(shape)
   if method.reference:
     known = batch.get('reference')
     before = reference_logprobs(model, frozen, batch) if known is None else known
-  return Responses(now, before, said.responses.sum(-1).astype(jnp.float32).reshape(shape))
+  return Responses(now, before, rows.responses.sum(-1).astype(jnp.float32).reshape(shape))
 
 
 def _of_pairs(method: Any, column: Callable, weight: jax.Array) -> dict[str, Mean]:
@@ -113,10 +113,10 @@ def _of_sides(
   method: Any, sides: dict[str, tuple[Responses, jax.Array]]
 ) -> dict[str, Mean]:
   """Of each side, in nats a response: log-prob, implicit reward, log-ratio to the reference."""
-  found = {}
-  for name, (said, weight) in sides.items():
-    found[f'{name}_logprob'] = Mean.of(said.logprobs, weight)
-    found[f'{name}_reward'] = Mean.of(method.reward(said), weight)
+  metrics = {}
+  for name, (responses, weight) in sides.items():
+    metrics[f'{name}_logprob'] = Mean.of(responses.logprobs, weight)
+    metrics[f'{name}_reward'] = Mean.of(method.reward(responses), weight)
     if method.reference:
-      found[f'{name}_log_ratio'] = Mean.of(said.ratio, weight)
-  return found
+      metrics[f'{name}_log_ratio'] = Mean.of(responses.ratio, weight)
+  return metrics

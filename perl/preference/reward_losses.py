@@ -62,9 +62,9 @@ def make_loss(
 
   def both(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scores f32[B] of chosen and rejected, of one forward of 2 B rows."""
-    said = pairs.lay_out(batch)
-    prompts = dict(start=said.prompt + 1, shared=2) if said.prompt else {}
-    r = score(adapter, base, said.tokens, said.mask, said.responses, key, **prompts)
+    layout = pairs.lay_out(batch)
+    prompts = dict(start=layout.prompt + 1, shared=2) if layout.prompt else {}
+    r = score(adapter, base, layout.tokens, layout.mask, layout.responses, key, **prompts)
     return r[::2], r[1::2]
 
   def pairwise(adapter: Tree, base: Tree, batch: Batch, key: jax.Array):

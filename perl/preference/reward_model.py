@@ -39,8 +39,8 @@ def combine(
   if how not in ENSEMBLES:
     raise ValueError(f'expected rl.ensemble among {", ".join(ENSEMBLES)}, found {how!r}')
   mean, spread = scores.mean(0), scores.var(0)
-  found = {'mean': mean, 'minimum': scores.min(0), 'uncertainty': mean - penalty * spread}
-  return found[how], spread
+  combined = {'mean': mean, 'minimum': scores.min(0), 'uncertainty': mean - penalty * spread}
+  return combined[how], spread
 
 
 def scores(

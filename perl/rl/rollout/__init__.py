@@ -77,16 +77,16 @@ def rollout(
   common = dict(length=max_new_tokens, eos_id=eos_id, pad_id=pad_id, cache=cache)
   repeated = lambda x: jnp.repeat(x, samples, 0)
   if continuous.fewer(slots, rows) is None:
-    found = batch.respond(model, parts, tokens, mask, keys, draw, samples=samples, **common)
+    responses = batch.respond(model, parts, tokens, mask, keys, draw, samples=samples, **common)
   else:
-    found = continuous.respond(
+    responses = continuous.respond(
       model, parts, repeated(tokens), repeated(mask), keys, draw, slots=slots, **common)
   join = lambda first, rest: jnp.concatenate([repeated(first), rest], 1)
   nothing = jnp.zeros(tokens.shape, bool)
   return Rollout(
-    tokens=join(tokens, found.tokens), mask=join(mask, found.mask),
-    response_mask=join(nothing, found.mask),
-    logprobs=join(nothing.astype(jnp.float32), found.logprobs), finished=found.finished,
+    tokens=join(tokens, responses.tokens), mask=join(mask, responses.mask),
+    response_mask=join(nothing, responses.mask),
+    logprobs=join(nothing.astype(jnp.float32), responses.logprobs), finished=responses.finished,
   )
 
 

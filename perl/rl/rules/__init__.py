@@ -89,7 +89,7 @@ class Rules:
     Raises:
       ValueError: a rule gives another number of rewards, or some that are not finite.
     """
-    found = {}
+    rewards = {}
     for name, rule in self.rules.items():
       values = self.of_tokens[name](tokens, mask) if name in self.of_tokens else rule(
         examples, responses, self.dataset)
@@ -97,8 +97,8 @@ class Rules:
       if values.shape != (len(tokens),) or not np.isfinite(values).all():
         raise ValueError(f'expected {len(tokens)} finite rewards of the rule {name}, found '
                          f'{values.tolist()!r:.80}')
-      found[name] = values
-    return found
+      rewards[name] = values
+    return rewards
 
   def total(self, each: dict[str, np.ndarray]) -> np.ndarray:
     """f32[N]: the weighted sum of what `each` found."""
