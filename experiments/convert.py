@@ -1,5 +1,4 @@
 """`python -m experiments.convert` in a checkout: the program of perl/cli/convert.py."""
-
 import sys
 
 from perl import cli

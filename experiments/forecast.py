@@ -1,5 +1,4 @@
 """`python -m experiments.forecast` in a checkout: the program of perl/cli/forecast.py."""
-
 import sys
 
 from perl import cli

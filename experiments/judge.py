@@ -1,5 +1,4 @@
 """`python -m experiments.judge` in a checkout: the program of perl/cli/judge.py."""
-
 import sys
 
 from perl import cli

@@ -1,5 +1,4 @@
 """`python -m experiments.launch` in a checkout: the program of perl/cli/launch.py."""
-
 import sys
 
 from perl import cli

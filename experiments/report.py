@@ -1,5 +1,4 @@
 """`python -m experiments.report` in a checkout: the program of perl/cli/report.py."""
-
 import sys
 
 from perl import cli

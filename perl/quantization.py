@@ -44,8 +44,7 @@ def _check(shape: tuple[int, ...], scheme: Scheme) -> None:
   if _divisor(shape[-2], scheme.block, 1 if scheme.kind == 'int8' else 2) < 1:
     raise ValueError(
       f'expected an even number of inputs and a block of at least 2 for {scheme.kind}, found '
-      f'{shape[-2]} inputs and blocks of {scheme.block}; use int8, or a larger block'
-    )
+      f'{shape[-2]} inputs and blocks of {scheme.block}; use int8, or a larger block')
 
 
 def _divisor(number: int, most: int, step: int) -> int:

@@ -153,8 +153,7 @@ def product(x: jax.Array, w: Quantized) -> jax.Array:
   if w.ndim != 2:
     raise ValueError(
       f'expected one quantized matrix [I, O] in a product, found shape {list(w.shape)}; take a '
-      'layer with jax.tree.map(lambda x: x[i], w), or dequantize'
-    )
+      'layer with jax.tree.map(lambda x: x[i], w), or dequantize')
   return x @ w.dequantize()
 
 

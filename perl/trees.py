@@ -57,8 +57,7 @@ def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise ValueError(
         f'expected a pattern that matches a projection, found {pattern!r}, which matches none{hint}'
-        f' What can be matched: {", ".join(names) or "nothing"}'
-      )
+        f' What can be matched: {", ".join(names) or "nothing"}')
     chosen.update(found)
   return [n for n in names if n in chosen]
 
@@ -105,16 +104,14 @@ def partition(tree: Tree, chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
   `combine` is the inverse. None is an empty tree, so gradients and optimizers pass over it.
   """
   take = lambda keep: jax.tree_util.tree_map_with_path(
-    lambda p, x: x if chosen(path_string(p)) == keep else None, tree
-  )
+    lambda p, x: x if chosen(path_string(p)) == keep else None, tree)
   return take(True), take(False)
 
 
 def combine(first: Tree, second: Tree) -> Tree:
   """The tree whose leaves are those of `first`, and those of `second` where `first` has None."""
   return jax.tree.map(
-    lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
-  )
+    lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)
 
 
 def nest(leaves: dict[str, object]) -> dict:

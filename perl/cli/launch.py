@@ -77,8 +77,7 @@ def summarize(workdir: pathlib.Path) -> dict:
   """The summaries of the finished stages, by stage, and the optimum if one of them knows it."""
   summaries = {
     stage: _load(workdir / stage / 'summary.json')
-    for stage in STAGES if identity.is_finished(workdir / stage)
-  }
+    for stage in STAGES if identity.is_finished(workdir / stage)}
   optima = [s['gold_optimum'] for s in summaries.values() if s.get('gold_optimum') is not None]
   return {**summaries, **({'gold_optimum': optima[-1]} if optima else {})}
 

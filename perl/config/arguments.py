@@ -29,8 +29,7 @@ def split(text: str) -> dict[str, str]:
     if not equals or not name:
       raise ConfigError(
         f'expected name=value,name=value after the experiment, found {piece!r}; '
-        'write for example coffee:size=tiny,peft=lora'
-      )
+        'write for example coffee:size=tiny,peft=lora')
     if name in out:
       raise ConfigError(f'expected each argument once, found {name!r} twice; keep one')
     out[name] = value
@@ -55,8 +54,7 @@ def parse(text: str, declared: Mapping[str, Argument]) -> SimpleNamespace:
     if name not in declared:
       raise ConfigError(
         f'expected an argument among {", ".join(declared)}, found {name!r}'
-        f'{nearest(name, declared)}'
-      )
+        f'{nearest(name, declared)}')
     values[name] = _typed(name, value, declared[name])
   return SimpleNamespace(**values)
 
@@ -74,8 +72,7 @@ def _typed(name: str, text: str, argument: Argument) -> Any:
     names = [str(choice) for choice in argument.choices]
     raise ConfigError(
       f'expected argument {name} to be one of {", ".join(names)}, found {text!r}'
-      f'{nearest(text, names) or "; choose one"}'
-    )
+      f'{nearest(text, names) or "; choose one"}')
   return value
 
 

@@ -91,15 +91,13 @@ def check_overrides(overrides: Sequence[str], flag_names: Sequence[str] = ()) ->
     if path is None:
       raise ConfigError(
         f'expected flags of this program or --config.<field>=<value>, found {text!r}'
-        f'{nearest(name, flag_names) or "; see --help"}'
-      )
+        f'{nearest(name, flag_names) or "; see --help"}')
     if path not in FIELDS:
       inside = [p for p in FIELDS if p.startswith(f'{path}.')]
       hint = f'; it is a section of {", ".join(inside)}' if inside else nearest(path, FIELDS)
       raise ConfigError(
         f'expected --config.<field> to name a field, found {path!r}{hint} '
-        '(--help_fields lists them all)'
-      )
+        '(--help_fields lists them all)')
     takes_value = not equals
 
 
@@ -141,8 +139,7 @@ def load(spec: str) -> ConfigDict:
   if not inspect.signature(get_config).parameters:
     raise ConfigError(
       f'expected no arguments for {name}, found {text!r}; override fields with '
-      '--config.<field>=<value>'
-    )
+      '--config.<field>=<value>')
   return get_config(text)
 
 
@@ -154,8 +151,7 @@ def saved(path: pathlib.Path) -> ConfigDict:
       raise ConfigError(
         f'expected the fields of perl/config/schema.py in {path}, found {name!r}'
         f'{nearest(name, FIELDS)}; '
-        'it was saved by another version: check that out, or remove the field'
-      )
+        'it was saved by another version: check that out, or remove the field')
     fixed = tuple(value) if isinstance(value, list) else value
     config.update_from_flattened_dict({name: fixed})
   return config
@@ -209,8 +205,7 @@ def help_fields(config: ConfigDict) -> str:
   """Every field as 'path = value' with its meaning, unit and source below."""
   values = flatten(config)
   return '\n'.join(
-    f'{path} = {values[path]!r}\n    {field.doc()}' for path, field in FIELDS.items()
-  )
+    f'{path} = {values[path]!r}\n    {field.doc()}' for path, field in FIELDS.items())
 
 
 def differences(config: ConfigDict) -> str:

@@ -37,8 +37,7 @@ def identity(config: Mapping | ConfigDict, stage: str) -> dict[str, Any]:
   own = {
     path: value for path, value in flat.items()
     if path.split('.')[0] in STAGES[stage].sections
-    and (path not in FIELDS or FIELDS[path].identity)
-  }
+    and (path not in FIELDS or FIELDS[path].identity)}
   for name in inputs(config, stage):
     own[f'inputs.{name}'] = os.path.normpath(flat[f'inputs.{name}'] or '.')
     if from_checkpoint(config, name):
@@ -69,8 +68,7 @@ def check_same(config: ConfigDict, stage: str, folder: pathlib.Path) -> None:
   lines = [
     f'  {path}: expected {expected.get(path, "no such field")!r}, '
     f'found {recorded.get(path, "no such field")!r}'
-    for path in sorted({*expected, *recorded}) if expected.get(path) != recorded.get(path)
-  ]
+    for path in sorted({*expected, *recorded}) if expected.get(path) != recorded.get(path)]
   if lines:
     raise ConfigError('\n'.join([
       f'stage {stage} in {folder} was run with another config:', *lines,

@@ -28,8 +28,7 @@ def validate(config: ConfigDict) -> list[str]:
     ConfigError: with everything that is wrong, each as expected, found, remedy.
   """
   problems = [
-    problem for path, value in flatten(config).items() for problem in _value(path, value)
-  ]
+    problem for path, value in flatten(config).items() for problem in _value(path, value)]
   for check in (_stages, _batches, _sampling, *checks.CHECKS, _targets, _mesh, _parts, _folds,
                 _buckets, _starts, _checkpoint, _quantized):
     problems.extend(check(config))

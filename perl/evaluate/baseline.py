@@ -73,8 +73,7 @@ def cross_validate(examples: Sequence[Labelled], n: int = 5) -> list[float]:
   pick = lambda where: [examples[i] for i in where]
   return [
     classification.auc(fit_predict(pick(inside), pick(outside)), np.asarray(labels)[outside])
-    for inside, outside in folds(labels, groups, n)
-  ]
+    for inside, outside in folds(labels, groups, n)]
 
 
 def _texts(examples: Sequence[Labelled]) -> np.ndarray:

@@ -113,5 +113,4 @@ def _check_lengths(groups: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
   if not len(groups) or any(length != len(groups) for length in lengths):
     raise ValueError(
       f'expected arrays with one entry for each of the rows that have a group, at least one, found '
-      f'{len(groups)} groups and lengths {lengths}; pass the same rows everywhere'
-    )
+      f'{len(groups)} groups and lengths {lengths}; pass the same rows everywhere')

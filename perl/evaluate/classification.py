@@ -73,8 +73,7 @@ def reliability(scores: Sequence[float], labels: Sequence[float], bins: int = 10
     {'low': b / bins, 'high': (b + 1) / bins, 'count': int((which == b).sum()),
      'predicted': float(probability[which == b].mean()),
      'observed': float(labels[which == b].mean())}
-    for b in np.unique(which).tolist()
-  ]
+    for b in np.unique(which).tolist()]
 
 
 def calibration_error(

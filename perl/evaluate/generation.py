@@ -38,8 +38,7 @@ def summarize(
       report[name] = mean(column)
       if bootstrap:
         report[f'{name}_low'], report[f'{name}_high'] = group_bootstrap(
-          mean, groups, column, n=bootstrap, seed=seed
-        )
+          mean, groups, column, n=bootstrap, seed=seed)
   report |= {f'distinct_{n}': distinct(tokens, n) for n in (1, 2)}
   return {**report, 'repetition': repetition(tokens), 'responses': len(tokens)}
 

@@ -64,8 +64,7 @@ def _loop(params: dict[str, Any], times: Iterator[int]) -> int:
   if length is None:
     raise ValueError(
       'expected loops of known length (scans), found a while loop with matrix products; say how '
-      'often it runs (loops=...)'
-    )
+      'often it runs (loops=...)')
   return length * sum(_inside(part, times) for part in parts)
 
 
@@ -73,8 +72,7 @@ def _has_products(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
   return any(
     equation.primitive.name == 'dot_general' or any(
       _has_products(inner) for value in equation.params.values() for inner in _jaxprs(value))
-    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns
-  )
+    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns)
 
 
 def _jaxprs(value: Any) -> Iterator[ClosedJaxpr | Jaxpr]:

@@ -64,8 +64,7 @@ class Fields:
       wanted = ' or '.join(map(repr, allowed or (None,)))
       raise Unsupported(
         f'expected {name} to be {wanted} in config.json, found {value!r}; '
-        'that is not supported, use a model without it'
-      )
+        'that is not supported, use a model without it')
 
   def choice(self, name: str, default: str, known: Mapping[str, str]) -> str:
     """The field through a table of names.
@@ -77,8 +76,7 @@ class Fields:
     if value not in known:
       raise Unsupported(
         f'expected {name} among {", ".join(known)} in config.json, found {value!r}; that is not '
-        'supported, use a model with one of these'
-      )
+        'supported, use a model with one of these')
     return known[value]
 
   def check_rest(self) -> None:
@@ -89,10 +87,8 @@ class Fields:
     """
     rest = {
       name: value for name, value in self._values.items()
-      if name not in self._read and name not in _IRRELEVANT and value not in (None, False, [], {})
-    }
+      if name not in self._read and name not in _IRRELEVANT and value not in (None, False, [], {})}
     if rest:
       raise Unsupported(
         f'expected fields of config.json that are known, found {rest}; they may change the '
-        'mathematics and are not supported; if they do not, remove them from the file'
-      )
+        'mathematics and are not supported; if they do not, remove them from the file')

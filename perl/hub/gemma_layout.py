@@ -42,8 +42,7 @@ _SOURCES = {  # our path -> (their array, our index into it)
 }
 _SOURCES_FUSED = _SOURCES | {
   f'{naming.BLOCK}attn/{name}/kernel': ('layer_{}/attn/qkv_einsum', i)
-  for i, name in enumerate('qkv')
-}
+  for i, name in enumerate('qkv')}
 _THEIRS = {theirs for theirs, _ in (*_SOURCES.values(), *_SOURCES_FUSED.values())}
 _LAYER = re.compile(r'layer_(\d+)/')
 
@@ -92,8 +91,7 @@ def measure(leaves: dict[str, Leaf]) -> dict[str, int | bool]:
     if shape is None or len(shape) != axes:
       raise CorruptTensors(
         f'expected an array {name} with {axes} axes, found '
-        f'{"none of that name" if shape is None else list(shape)}; fetch the checkpoint again'
-      )
+        f'{"none of that name" if shape is None else list(shape)}; fetch the checkpoint again')
     return shape
 
   vocabulary, width = dims(_EMBEDDING, 2)
@@ -128,8 +126,7 @@ def published(shape: dict[str, int | bool]) -> Config:
   found = ', '.join(f'{name} {value}' for name, value in shape.items())
   raise Unsupported(
     f'expected the shape of a published size ({known}), found {found}; pass config= with these '
-    'and with what shapes do not say (window, query_scale, ...)'
-  )
+    'and with what shapes do not say (window, query_scale, ...)')
 
 
 def check_config(config: Config, shape: dict[str, int | bool]) -> None:
@@ -143,8 +140,7 @@ def check_config(config: Config, shape: dict[str, int | bool]) -> None:
   if other := [f'{n} {wanted[n]} (found {found[n]})' for n in found if found[n] != wanted[n]]:
     raise CorruptTensors(
       f'expected what config= says, found another shape: {", ".join(other)}; the config is of '
-      'another model, or the checkpoint is not whole'
-    )
+      'another model, or the checkpoint is not whole')
 
 
 def parts(ours: Iterable[str], leaves: dict[str, Leaf], config: Config) -> list[Part]:
@@ -163,8 +159,7 @@ def parts(ours: Iterable[str], leaves: dict[str, Leaf], config: Config) -> list[
   if lacking := [path for path in ours if path not in sources]:
     raise Unsupported(
       f'expected a config with the parameters that Gemma has, found also {", ".join(lacking[:4])}; '
-      'use a tied one without biases'
-    )
+      'use a tied one without biases')
   turned = _is_turned(leaves, config)
   _check(leaves, {sources[path][0] for path in ours}, _shapes(config, turned), config.layers)
   found = []
@@ -180,8 +175,7 @@ def _is_turned(leaves: dict[str, Leaf], config: Config) -> bool:
   if config.width == config.mlp_width:
     raise Unsupported(
       f'expected an MLP of another width than the model, found {config.width} for both; whether '
-      'its gate is stored transposed cannot be told'
-    )
+      'its gate is stored transposed cannot be told')
   first = leaves.get(_GATING.format(0))
   return first is not None and first.shape == (2, config.mlp_width, config.width)
 
@@ -212,5 +206,4 @@ def _check(
   if rest := sorted(set(leaves) - set(names)):
     raise Unsupported(
       f'expected only arrays that the model has, found also {", ".join(rest[:4])}; that '
-      'architecture is not supported'
-    )
+      'architecture is not supported')

@@ -36,8 +36,7 @@ from perl.types import Tree
 _ROOT = re.compile(r'(params/)?(transformer/)?')
 _PASSED = re.compile(
   # What sees, and what else a training of theirs saves beside 'params'.
-  r'(SigLiPFromPatches_0|vision_encoder)/.*|embedder/mm_.*|(opt_state|collections|step)(/.*)?'
-)
+  r'(SigLiPFromPatches_0|vision_encoder)/.*|embedder/mm_.*|(opt_state|collections|step)(/.*)?')
 _BROKEN = (ValueError, OSError, KeyError, TypeError, RuntimeError)
 """What Orbax and TensorStore raise where files are missing or cut short."""
 
@@ -124,8 +123,7 @@ def _leaves(folder: pathlib.Path) -> dict[str, Leaf]:
     if not gemma_layout.is_known(name) or name in found or not known:
       raise Unsupported(
         f'expected only the weights of the text model of Gemma 1, 2 or 3 in {folder}, found '
-        f'{whole} of dtype {kind}; {_remedy(name, name in found)}'
-      )
+        f'{whole} of dtype {kind}; {_remedy(name, name in found)}')
     found[name] = Leaf(tuple(key.key for key in path), tuple(leaf.shape), known[0])
   return found
 

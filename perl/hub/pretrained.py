@@ -125,8 +125,7 @@ def load_head(folder: str | os.PathLike) -> Tree | None:
   if entry.shape[0] != 1:
     raise Unsupported(
       f'expected a reward model with one label, found {entry.shape[0]} in {folder}; train one with '
-      'num_labels=1'
-    )
+      'num_labels=1')
   kernel = tensors.read(reading.SCORE, entry).astype(np.float32).T
   return {'kernel': jnp.array(kernel), 'bias': jnp.zeros((1,), jnp.float32)}
 
@@ -223,8 +222,7 @@ def _config_json(folder: pathlib.Path) -> dict[str, Any]:
     there = f'{names or "nothing"}, no config.json' if folder.is_dir() else 'no such folder'
     raise FileNotFoundError(
       f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
-      'and safetensors'
-    )
+      'and safetensors')
   try:
     found = json.loads(file.read_text('utf-8'))
     assert isinstance(found, dict)
@@ -242,8 +240,7 @@ def _published_config(folder: pathlib.Path, about: dict, run: dict[str, Any]) ->
     if not name.startswith(known) or end not in _ENDS:
       raise Unsupported(
         f'expected the architecture {known}ForCausalLM or {known}ForSequenceClassification in '
-        f'{folder / "config.json"}, found {name!r}; that is not supported'
-      )
+        f'{folder / "config.json"}, found {name!r}; that is not supported')
   if set(ends.values()) & set(_HEADLESS):
     run = {**run, 'tied': True}  # there is no unembedding, and its logits mean nothing
   return families.parse(about, **run)

@@ -30,8 +30,7 @@ SCORE = 'score.weight'
 
 _IGNORED = re.compile(
   # Buffers of older releases: masks and frequencies, which are computed here.
-  r'.*\.(attn|attention)\.(bias|masked_bias)|.*rotary_emb\.inv_freq'
-)
+  r'.*\.(attn|attention)\.(bias|masked_bias)|.*rotary_emb\.inv_freq')
 _VISION = re.compile(r'(model\.)?(vision_tower|multi_modal_projector)\..*')
 
 
@@ -64,8 +63,7 @@ def renaming(names: Container[str], wanted: list[Tensor]) -> Callable[[str], str
       return lambda name: known(way(name))
   raise CorruptTensors(
     f'expected a tensor {embedding}, found {", ".join(sorted(names)[:4]) or "none"}; '
-    'config.json and the tensors are of different models'
-  )
+    'config.json and the tensors are of different models')
 
 
 def check(
@@ -103,18 +101,15 @@ def _check_one(name: str, entry: Entry | None, shape: tuple[int, ...]) -> None:
   if entry is None:
     raise CorruptTensors(
       f'expected a tensor {name}, found none of that name; config.json and the tensors are of '
-      'different models, or a shard is missing: fetch the checkpoint again'
-    )
+      'different models, or a shard is missing: fetch the checkpoint again')
   if entry.dtype not in tensors.DTYPES:
     raise Unsupported(
       f'expected {name} of dtype {", ".join(tensors.DTYPES)}, found {entry.dtype}; quantized '
-      'checkpoints are not supported, use the one in bfloat16'
-    )
+      'checkpoints are not supported, use the one in bfloat16')
   if entry.shape != shape:
     raise CorruptTensors(
       f'expected {name} of shape {list(shape)}, found {list(entry.shape)} in {entry.file}; '
-      'config.json and the tensors are of different models'
-    )
+      'config.json and the tensors are of different models')
 
 
 def _check_rest(entries, used, way, tied, vision) -> None:
@@ -128,8 +123,7 @@ def _check_rest(entries, used, way, tied, vision) -> None:
     more = f' and {len(rest) - 4} more' if len(rest) > 4 else ''
     raise Unsupported(
       f'expected only tensors that the model has, found also {", ".join(rest[:4])}{more}; that '
-      'architecture is not supported, or config.json is of another model'
-    )
+      'architecture is not supported, or config.json is of another model')
 
 
 def _check_tied(entries: dict[str, Entry], name: str, used: set[str]) -> None:
@@ -139,8 +133,7 @@ def _check_tied(entries: dict[str, Entry], name: str, used: set[str]) -> None:
   if one.shape != other.shape or not np.array_equal(one, other):
     raise CorruptTensors(
       f'expected {name} to be {embedding}, for config.json says tie_word_embeddings, found another '
-      'tensor; set that field to false'
-    )
+      'tensor; set that field to false')
 
 
 def fill(

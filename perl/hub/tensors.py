@@ -81,8 +81,7 @@ def _nothing(folder: pathlib.Path, single: str) -> str:
     return (
       f'expected {single} in {folder}, found {pickles[0]}: a pickle can run code when it is read, '
       'and is never opened here; fetch the safetensors of that model, or convert it where that is '
-      'safe (transformers: save_pretrained)'
-    )
+      'safe (transformers: save_pretrained)')
   there = ', '.join(found[:8]) or 'nothing' if folder.is_dir() else 'no such folder'
   wanted = single if single != SINGLE else f'config.json and {single} or {INDEX}'
   return f'expected {wanted} in {folder}, found {there}; give the folder of a checkpoint'
@@ -111,8 +110,7 @@ def _beside(folder: pathlib.Path, name: Any) -> pathlib.Path:
   if not plain or pathlib.PurePath(name).name != name:
     raise CorruptTensors(
       f'{folder / INDEX}: expected the names of safetensors files in this folder, found {name!r}; '
-      'the index leads elsewhere, do not trust this checkpoint'
-    )
+      'the index leads elsewhere, do not trust this checkpoint')
   if not (folder / name).is_file():
     raise CorruptTensors(
       f'{folder / INDEX}: expected the shard {name}, found no such file; {_REMEDY}')
@@ -139,8 +137,7 @@ def header(file: pathlib.Path) -> dict[str, Entry]:
   entries.pop('__metadata__', None)
   return {
     name: Entry(file, e['dtype'], tuple(e['shape']), *(8 + length + o for o in e['data_offsets']))
-    for name, e in entries.items()
-  }
+    for name, e in entries.items()}
 
 
 def read(name: str, entry: Entry) -> np.ndarray:
@@ -152,8 +149,7 @@ def read(name: str, entry: Entry) -> np.ndarray:
   if entry.dtype not in DTYPES:
     raise CorruptTensors(
       f'{entry.file}: expected {name} of dtype {", ".join(DTYPES)}, found {entry.dtype}; quantized '
-      'checkpoints are not supported, use the one in bfloat16'
-    )
+      'checkpoints are not supported, use the one in bfloat16')
   room = np.empty(entry.bytes + 64, np.uint8)
   buffer = room[-room.ctypes.data % 64 :][: entry.bytes]
   with open(entry.file, 'rb', buffering=0) as stream:

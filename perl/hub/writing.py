@@ -46,8 +46,7 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
     if apart not in ([], ['tied: True, False']):  # a classifier lacks the unembedding
       raise Unsupported(
         f'expected {source} to be of the same model, found other options ({"; ".join(apart)}); '
-        'give the folder that the base was read from'
-      )
+        'give the folder that the base was read from')
     written, family = dict(theirs), families.find(theirs['model_type'])
   else:
     written = families.describe(config, theirs.get('model_type', ''))
@@ -123,8 +122,7 @@ def check_head(head: Tree) -> None:
     raise Unsupported(
       f'expected a head that reads the last hidden state alone, found one that reads '
       f'{", ".join(reads)} too, which transformers has no place for; train it with '
-      '--config.reward.reads="()"'
-    )
+      '--config.reward.reads="()"')
   if float(jnp.abs(head['bias']).max()) > 0:
     logging.warning(
       'the head has a bias of %.4g, and score.weight has none: scores of transformers will be '
@@ -142,8 +140,7 @@ def into_folder(folder: str | os.PathLike, write: Callable[[pathlib.Path], None]
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise FileExistsError(
       f'expected a new or empty folder, found {folder} with something in it; name another one, or '
-      'remove it'
-    )
+      'remove it')
   new = folder.parent / f'{folder.name}.new'
   shutil.rmtree(new, ignore_errors=True)
   new.mkdir(parents=True)

@@ -103,8 +103,7 @@ class Data:
     if self.template is None:
       raise ValueError(
         'expected a tokenizer with a chat template for sft.whole_chats, found none (or '
-        'data.chat_template=false); set sft.whole_chats=false'
-      )
+        'data.chat_template=false); set sft.whole_chats=false')
     config = self.run.config.data
     rows, counts = encoding.encode_chats(
       self.examples(split, 'document'), self.tokenizer, self.template,

@@ -92,8 +92,7 @@ def compose(below: Tree, above: Tree) -> Tree:
   if other is not None:
     raise ValueError(
       f'expected LoRA adapters to put one over the other, found {type(other).__name__}; '
-      "export with --form=merged"
-    )
+      "export with --form=merged")
   for path, node in upper.items():
     nodes[path] = lora.concatenate(nodes[path], node) if path in nodes else node
   return trees.nest(nodes) | ({'head': above['head']} if 'head' in above else {})

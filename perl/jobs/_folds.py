@@ -45,5 +45,4 @@ def examples(
   """
   return [
     example for fixed in SPLITS for example in load(fixed, kind)
-    if assigned.get(example.group, fixed) == split
-  ]
+    if assigned.get(example.group, fixed) == split]

@@ -23,8 +23,7 @@ def make_loss(model: Transformer, *, dropout: bool) -> LossFn:
   def loss(adapter: Tree, base: Tree, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Mean]]:
     rows = Rows(batch['mask'], batch.get('segments'), right_padded=True)
     logprobs = lm.logprobs(
-      model, base, adapter, batch['tokens'], rows, dropout_key=key if dropout else None
-    )
+      model, base, adapter, batch['tokens'], rows, dropout_key=key if dropout else None)
     return losses.next_token(logprobs, batch['loss_mask']), {}
 
   return loss

@@ -13,16 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from perl.data.examples import (
-  Demonstration,
-  Document,
-  Example,
-  Labelled,
-  Preference,
-  Prompt,
-  Ranked,
-  Rated,
-)
+from perl.data.examples import KINDS, Example
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import pretrained
 from perl.jobs._artefacts import Artefacts, Base
@@ -167,15 +158,13 @@ class Plan:
     config = self.run.config.data
     prompt, response = 'p' * (config.max_prompt_tokens - 1), 'r' * (config.max_response_tokens - 1)
     other = 's' * max(1, len(response))
-    return {
-      'document': lambda: Document(prompt + 'p' + response),
-      'demonstration': lambda: Demonstration(prompt, response),
-      'labelled': lambda: Labelled(prompt, response, 1.0),
-      'preference': lambda: Preference(prompt, response, other),
-      'ranked': lambda: Ranked(prompt, (response, other)),  # filled up to K
-      'rated': lambda: Rated(prompt, response, 1.0),
-      'prompt': lambda: Prompt(prompt),
-    }[kind]()
+    texts = {
+      'document': (prompt + 'p' + response,), 'demonstration': (prompt, response),
+      'labelled': (prompt, response, 1.0), 'preference': (prompt, response, other),
+      'ranked': (prompt, (response, other)),  # filled up to K
+      'rated': (prompt, response, 1.0), 'prompt': (prompt,),
+    }
+    return KINDS[kind](*texts[kind])
 
   def adapter(self, make: Callable[[Base], Tree]) -> Tree:
     """make(anchor) by shapes, on the mesh."""

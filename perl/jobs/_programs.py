@@ -1,12 +1,10 @@
 """The compiled programs of each trained stage, on shapes alone: each job says which they are."""
 
-from collections.abc import Sequence
-
 from ml_collections import ConfigDict
 
 from perl import choices
 from perl.jobs import TRAINED
-from perl.jobs._plan import Plan, Program, Stage
+from perl.jobs._plan import Plan, Stage
 from perl.train import step as steps
 from perl.types import Tree
 
@@ -28,11 +26,6 @@ def learner(config: ConfigDict, name: str) -> tuple[Tree, steps.TrainState]:
   """
   plan = Plan(config, name)
   return plan.anchor.params, plan.first_state(*_job(name).learns(plan))[0]
-
-
-def programs(config: ConfigDict, names: Sequence[str] = TRAINED) -> dict[str, dict[str, Program]]:
-  """{stage: {program: Program}} of a valid config."""
-  return {name: stage(config, name).programs for name in names}
 
 
 def _job(name: str):

@@ -135,5 +135,4 @@ def _scores(model, base, adapter, tokens, mask, prompt_tokens) -> jax.Array:
 def _features(model, base, adapter, tokens, mask, prompt_tokens, *, reads) -> jax.Array:
   response_mask, rows = masked.after(mask, prompt_tokens), Rows(mask, right_padded=True)
   return lm.head_features(
-    model, base, adapter, tokens, rows, reads=reads, response_mask=response_mask
-  )
+    model, base, adapter, tokens, rows, reads=reads, response_mask=response_mask)

@@ -96,5 +96,4 @@ def _samples(data: Data, examples: list[Example], before, after) -> list[dict]:
       'reward_before': float(before.scores[i]),
       'reward_after': float(after.scores[i]),
     }
-    for i in chosen
-  ]
+    for i in chosen]

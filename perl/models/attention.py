@@ -74,25 +74,21 @@ def attention(
     return _library(q, k, v, mask, segments, scale, causal, window, offset, lead, impl)
   raise ValueError(
       f"impl: expected 'auto', 'reference', 'blocked', 'xla' or 'cudnn', found {impl!r};"
-      " 'auto' picks the fastest for the platform."
-  )
+      " 'auto' picks the fastest for the platform.")
 
 
 def _check(q, k, v, mask):
   if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0]:
     raise ValueError(
         'attention: expected q [B, T, H, K] and k, v [B, S, G, K], found '
-        f'{q.shape}, {k.shape}, {v.shape}; reshape the projections to heads first.'
-    )
+        f'{q.shape}, {k.shape}, {v.shape}; reshape the projections to heads first.')
   if q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3]:
     raise ValueError(
         f'attention: expected key heads that divide {q.shape[2]} query heads of width '
-        f'{q.shape[3]}, found {k.shape[2]} of width {k.shape[3]}; see heads, kv_heads, head_dim.'
-    )
+        f'{q.shape[3]}, found {k.shape[2]} of width {k.shape[3]}; see heads, kv_heads, head_dim.')
   if mask is not None and mask.shape != k.shape[:2]:
     raise ValueError(
-        f'attention: expected mask [B, S] = {k.shape[:2]}, found {mask.shape}; it marks the keys.'
-    )
+        f'attention: expected mask [B, S] = {k.shape[:2]}, found {mask.shape}; it marks the keys.')
 
 
 def _choose(q: jax.Array, softcap: float | None) -> str:

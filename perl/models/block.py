@@ -100,8 +100,7 @@ class Block(nn.Module):
     after = lambda name, y: site(
       self, f'{name}_adapter', norm(f'{name}_post_norm')(y) if config.post_norm else y)
     attended, kept = Attention(config, name='attn')(
-      norm('attn_norm')(x), positions, context, layer, read
-    )
+      norm('attn_norm')(x), positions, context, layer, read)
     attended = after('attn', attended)
     x = context.take(x, read)
     source = x if config.parallel else x + attended

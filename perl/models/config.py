@@ -13,12 +13,10 @@ _LLAMA_3_1 = Scaling('llama3', 8.0, 8192)
 _LLAMA_3_2 = Scaling('llama3', 32.0, 8192)
 _LIKE_GEMMA = dict(
   norm_offset=True, norm_eps=1e-6, activation='gelu_tanh', embed_scale=True, vocab_size=256_000,
-  max_positions=8192
-)
+  max_positions=8192)
 _LIKE_GEMMA_2 = dict(
   **_LIKE_GEMMA, post_norm=True, attention_softcap=50.0, final_softcap=30.0, window=4096,
-  query_scale=256**-0.5
-)
+  query_scale=256**-0.5)
 
 
 def _gemma_3(layers: int, *, large: bool = True, **shape: Any) -> dict[str, Any]:
@@ -27,8 +25,7 @@ def _gemma_3(layers: int, *, large: bool = True, **shape: Any) -> dict[str, Any]
     else dict(window=512, max_positions=32_768)
   own = dict(
     layers=layers, window_layers=tuple((i + 1) % 6 > 0 for i in range(layers)), post_norm=True,
-    qk_norm=True, query_scale=256**-0.5, rope_theta=1e6, rope_local_theta=1e4, vocab_size=262_144
-  )
+    qk_norm=True, query_scale=256**-0.5, rope_theta=1e6, rope_local_theta=1e4, vocab_size=262_144)
   return {**_LIKE_GEMMA, **own, **size, **shape}
 
 
@@ -150,13 +147,11 @@ class Config:
   def __post_init__(self):
     if self.heads % self.kv_heads:
       raise ValueError(
-        f'expected kv_heads to divide heads, found {self.kv_heads} and {self.heads}; change either'
-      )
+        f'expected kv_heads to divide heads, found {self.kv_heads} and {self.heads}; change either')
     if self.window_layers and (self.window is None or len(self.window_layers) != self.layers):
       raise ValueError(
         f'expected window_layers of {self.layers} layers and a window, found '
-        f'{len(self.window_layers)} and {self.window}; change either'
-      )
+        f'{len(self.window_layers)} and {self.window}; change either')
     choices = dict(
       norm=('rms', 'layer'), activation=('silu', 'gelu', 'gelu_tanh', 'relu'),
       position=('rope', 'learnt'), remat=REMAT,
@@ -164,8 +159,7 @@ class Config:
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
         raise ValueError(
-          f'expected {field} to be one of {allowed}, found {getattr(self, field)!r}; choose one'
-        )
+          f'expected {field} to be one of {allowed}, found {getattr(self, field)!r}; choose one')
     for field in ('dtype', 'param_dtype'):
       jnp.dtype(getattr(self, field))
 
@@ -173,8 +167,7 @@ class Config:
   def windows(self) -> tuple[int | None, ...]:
     """The window of each layer, in tokens; None where it sees all."""
     return tuple(
-      self.window if has else None for has in self.window_layers or (True,) * self.layers
-    )
+      self.window if has else None for has in self.window_layers or (True,) * self.layers)
 
 
 REMAT = ('none', 'products', 'attention', 'layer')
@@ -190,8 +183,7 @@ def differences(one: Config, other: Config) -> list[str]:
   """What two models differ in: 'field: value, value', run fields aside."""
   pairs = {
     f.name: (getattr(one, f.name), getattr(other, f.name))
-    for f in dataclasses.fields(Config) if f.name not in RUN_FIELDS
-  }
+    for f in dataclasses.fields(Config) if f.name not in RUN_FIELDS}
   return [f'{name}: {a!r}, {b!r}' for name, (a, b) in pairs.items() if a != b]
 
 
@@ -210,8 +202,7 @@ def from_dict(fields: dict) -> Config:
   if unknown := sorted(set(fields) - known):
     raise ValueError(
       f'expected the fields of perl.models.config.Config, found {unknown[0]!r}; the file is of '
-      'another version'
-    )
+      'another version')
   options = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
   if isinstance(options.get('remat'), bool):  # as files of older versions have it
     options['remat'] = 'layer' if options['remat'] else 'none'
@@ -243,6 +234,5 @@ def sized(size: str, *, vocab_size: int | None = None, **overrides) -> Config:
   if own is not None and vocab_size is not None and vocab_size > own:
     raise ValueError(
       f'expected a tokenizer of at most {own} tokens for {size!r}, found {vocab_size}; '
-      'use the tokenizer that was published with the model'
-    )
+      'use the tokenizer that was published with the model')
   return Config(**{**options, 'vocab_size': own or vocab_size, **overrides})

@@ -94,8 +94,7 @@ def prefill(
     raise ValueError(
       f'expected at most {config.max_positions} tokens of prompt and response, for which '
       f'this model has learnt positions, found {needed}; lower '
-      'rl.max_new_tokens or the prompts'
-    )
+      'rl.max_new_tokens or the prompts')
   context = Rows(mask)
   positions = context.positions() + parts.lead
   x = model.apply(parts.whole, tokens, positions, method='embed_tokens')

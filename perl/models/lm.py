@@ -166,8 +166,7 @@ def _head(adapter: Tree) -> Tree:
   if 'head' not in adapter:
     raise ValueError(
       f'expected an adapter with a head, found only {sorted(adapter) or "an empty adapter"}; '
-      'make it with peft.adapters.init(..., head=True)'
-    )
+      'make it with peft.adapters.init(..., head=True)')
   return adapter['head']
 
 

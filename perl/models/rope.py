@@ -37,8 +37,7 @@ class Scaling:
     if self.kind != 'linear' and self.original_positions < 1:
       raise ValueError(
         f'expected original_positions of at least 1 for {self.kind!r}, found '
-        f'{self.original_positions}; it is the context of the first training'
-      )
+        f'{self.original_positions}; it is the context of the first training')
 
 
 def frequencies(

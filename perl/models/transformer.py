@@ -39,8 +39,7 @@ class Embedding(nn.Module):
     self.table = adapted(self, 'embedding', init, shape, store)
     if config.position == 'learnt':
       self.position_table = adapted(
-        self, 'positions', init, (config.max_positions, config.width), store
-      )
+        self, 'positions', init, (config.max_positions, config.width), store)
     if not config.tied:
       self.head = Projection(config.vocab_size, config, name='lm_head')
 
@@ -55,8 +54,7 @@ class Embedding(nn.Module):
       raise ValueError(
         f'expected at most {config.max_positions} tokens, for which this model has learnt '
         f'positions, found {lead + tokens.shape[1]}; lower data.max_prompt_tokens, '
-        'data.max_response_tokens and rl.max_new_tokens'
-      )
+        'data.max_response_tokens and rl.max_new_tokens')
     x = jnp.take(self.table, tokens, axis=0).astype(config.dtype)
     if config.embed_scale:
       x = x * jnp.asarray(config.width**0.5, x.dtype)

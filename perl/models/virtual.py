@@ -73,8 +73,7 @@ def lay(adapter: Tree | None, lead: Lead, heads: int) -> Tree:
     if (layers := before.keys_values(heads)[0].shape[0]) != (all_of_them := lead.k.shape[0]):
       raise ValueError(
         f'expected a prefix of all {all_of_them} layers below a soft prompt, found one of '
-        f'{layers}; set peft.top_layers=0'
-      )
+        f'{layers}; set peft.top_layers=0')
     pairs = zip(before.keys_values(heads), (lead.k, lead.v))
     lead = Lead(*(jnp.concatenate([a.astype(b.dtype), b], -3) for a, b in pairs))
   attn[SITE[1]] = lead

@@ -66,8 +66,7 @@ def init(
   if trees.count(split(adapter)[0]) == 0:
     raise ValueError(
       f'expected something to train, found no trainable leaf for {method!r} with targets {targets};'
-      f' what can be matched: {", ".join(projections(base))}'
-    )
+      f' what can be matched: {", ".join(projections(base))}')
   return adapter
 
 
@@ -171,8 +170,7 @@ def rebuild(tree: Tree, method: str, options: Mapping[str, Any]) -> Tree:
 def nodes(adapter: Tree) -> dict[str, Any]:
   """{path of the parameter: the adapter object beside it}; a head is none."""
   places = jax.tree_util.tree_leaves_with_path(
-    {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=is_adapter
-  )
+    {k: v for k, v in adapter.items() if k != 'head'}, is_leaf=is_adapter)
   return {trees.path_string(path): node for path, node in places}
 
 
@@ -241,13 +239,11 @@ def _check_mergeable(name: str, delta: Any, leaves: Mapping[str, Any]) -> None:
   if not hasattr(delta, 'merge'):
     raise ValueError(
       f'expected adapters that can be folded into the base, found {type(delta).__name__} at '
-      f'{name}, for which the base has no place; keep the adapter apart: model.apply takes both'
-    )
+      f'{name}, for which the base has no place; keep the adapter apart: model.apply takes both')
   if name not in leaves:
     raise ValueError(
       f'expected an adapter made for this base, found {name!r}, which the base lacks; '
-      'load the base that the adapter was trained on'
-    )
+      'load the base that the adapter was trained on')
 
 
 def _folded(name: str, fold: Any, leaf: Any, delta: Any) -> jax.Array:
@@ -270,8 +266,7 @@ def stack(adapters: list[Tree]) -> Tree:
   if any(s != shapes[0] for s in shapes[1:]):
     raise ValueError(
       'expected adapters of one structure and one set of shapes, found several; '
-      'stack runs of the same method, targets and (largest) rank'
-    )
+      'stack runs of the same method, targets and (largest) rank')
   return trees.stack(adapters)
 
 

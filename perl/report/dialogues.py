@@ -29,8 +29,7 @@ def _sample(sample: dict) -> str:
   prompt = ''.join(
     f'<p class="turn {speaker}"><b>{SPEAKERS.get(speaker, "Text")}</b> '
     f'<span>{html.escape(text)}</span></p>'
-    for speaker, text in turns(str(sample.get('prompt', '')))
-  )
+    for speaker, text in turns(str(sample.get('prompt', ''))))
   before, after = sample.get('before'), sample.get('after')
   rows = [_response('SFT', before, sample, 'before'), _response('RL', after, sample, 'after')]
   if sample.get('reference') is not None:
@@ -41,8 +40,7 @@ def _sample(sample: dict) -> str:
 def _response(name: str, text, sample: dict, when: str) -> str:
   figures = ', '.join(
     f'{title} {value:.2f}' for key, title in (('gold', 'gold'), ('reward', 'reward'))
-    if isinstance(value := sample.get(f'{key}_{when}'), (int, float))
-  )
+    if isinstance(value := sample.get(f'{key}_{when}'), (int, float)))
   shown = html.escape(str(text)) if text else '<i>nothing</i>'
   note = f' <small>{figures}</small>' if figures else ''
   return f'<div class="{when}"><dt>{name}{note}</dt><dd>{shown}</dd></div>'

@@ -52,8 +52,7 @@ def line_chart(
     f'<figure class="chart"><figcaption>{html.escape(title)}'
     f'{f" <small>{html.escape(y_label)}</small>" if y_label else ""}{_legend(series)}</figcaption>'
     f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(inside)}</svg>'
-    '</figure>'
-  )
+    '</figure>')
 
 
 def finite(points: Sequence[tuple[float | None, float | None]]) -> list[tuple[float, float]]:
@@ -145,8 +144,7 @@ def _curve(series: Series, scale_x, scale_y) -> str:
   dots = ''.join(
     f'<circle class="dot c{series.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
     f'<title>{html.escape(series.name)}: {number(a)}, {b:.5g}</title></circle>'
-    for (x, y), (a, b) in zip(places, series.points)
-  )
+    for (x, y), (a, b) in zip(places, series.points))
   return line + dots
 
 

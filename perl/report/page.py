@@ -44,8 +44,7 @@ def page(workdir: pathlib.Path) -> str:
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     f'<title>{html.escape(name)}</title>\n<style>\n{STYLE}</style></head>\n<body><main>'
-    + '\n'.join(filter(None, sections)) + '</main></body></html>\n'
-  )
+    + '\n'.join(filter(None, sections)) + '</main></body></html>\n')
 
 
 def section(title: str, body: str) -> str:
@@ -58,8 +57,7 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
   cell = lambda text: f'<td>{html.escape(str(text))}</td>'
   body = ''.join(
     f'<tr><th scope="row">{html.escape(str(first))}</th>{"".join(map(cell, rest))}</tr>'
-    for first, *rest in rows
-  )
+    for first, *rest in rows)
   if not body:
     return ''
   top = ''.join(f'<th scope="col">{html.escape(text)}</th>' for text in head)
@@ -144,8 +142,7 @@ def _reward_rows(summaries: dict[str, dict]) -> list[tuple[str, str, str, str]]:
   constant = {'auc': 0.5, 'balanced_accuracy': 0.5, 'accuracy': reward.get('majority_rate')}
   return [
     (title, figure(*bounds(name)), figure(*bounds(f'baseline_{name}')), figure(constant.get(name)))
-    for name, title in REWARD if is_number(reward.get(name))
-  ]
+    for name, title in REWARD if is_number(reward.get(name))]
 
 
 def figure(value: Any, low: Any = None, high: Any = None) -> str:
@@ -175,8 +172,7 @@ def provenance(summaries: dict[str, dict]) -> str:
     (stage, duration(s.get('wall_seconds')), duration(s.get('step_seconds')),
      megabytes(s.get('peak_memory_bytes')), count(s.get('parameters_trainable')),
      count(s.get('parameters_total')))
-    for stage, s in summaries.items()
-  ]
+    for stage, s in summaries.items()]
   head = ('Stage', 'wall time', 'a step', 'peak memory', 'trainable', 'parameters')
   facts: dict[str, dict[str, None]] = {}
   for s in summaries.values():  # stages of one pipeline may have been run by different code

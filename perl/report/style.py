@@ -10,8 +10,7 @@ STYLE = '''
   :root {
     --ink: #e6e6e3; --soft: #a0a5ab; --paper: #16181b; --raised: #1e2125; --rule: #363a40;
     --c0: #85aef0; --c1: #f0975a; --c2: #77c796; --c3: #c39ceb;
-  }
-}
+  }}
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif; }

@@ -57,8 +57,7 @@ class Checkpoints:
     if keep_last < 1 or keep_best < 0 or best_mode not in ('max', 'min'):
       raise ValueError(
         "expected keep_last >= 1, keep_best >= 0 and best_mode 'max' or 'min', "
-        f'found {keep_last}, {keep_best}, {best_mode!r}'
-      )
+        f'found {keep_last}, {keep_best}, {best_mode!r}')
     self._folder = storage.absolute(folder)
     self._keep_last, self._keep_best = keep_last, keep_best
     self._best_metric, self._sign = best_metric, 1 if best_mode == 'max' else -1
@@ -93,8 +92,7 @@ class Checkpoints:
     if step <= newest:
       raise ValueError(
         f'expected a step beyond {newest}, the newest in {self._folder}, found {step}; '
-        'remedy: restore the newest first, or start in an empty folder'
-      )
+        'remedy: restore the newest first, or start in an empty folder')
     storage.on_first_host(self._set_refused_aside)
     self._writer = self._writer or storage.Writer()
     metrics = {name: float(value) for name, value in (metrics or {}).items()}
@@ -168,8 +166,7 @@ class Checkpoints:
     if step is not None and step not in steps:
       raise FileNotFoundError(
         f'expected a checkpoint of step {step} in {self._folder}, found {steps}; '
-        'remedy: ask for one of these'
-      )
+        'remedy: ask for one of these')
     for candidate in [step] if step is not None else reversed(steps):
       folder = self._folder / str(candidate)
       try:
@@ -189,8 +186,7 @@ class Checkpoints:
     if steps:
       raise CorruptError(
         f'expected a whole checkpoint in {self._folder}, found only broken ones: {steps}; '
-        'remedy: remove the folder to start afresh'
-      )
+        'remedy: remove the folder to start afresh')
     return None
 
   def _score(self, step: int) -> float | None:

@@ -30,20 +30,17 @@ def check_meta(expected: dict, found: dict, *, hint: str = '') -> None:
   lines = [
     f'  {name}: expected {value!r}, found {found.get(name, "nothing")!r}'
     for name, value in expected.items()
-    if name not in found or found[name] != value
-  ]
+    if name not in found or found[name] != value]
   if lines:
     raise MismatchError(
       'the checkpoint was made with other settings:\n' + '\n'.join(lines)
-      + f'\nremedy: give the settings of the checkpoint, or another workdir or input{hint}'
-    )
+      + f'\nremedy: give the settings of the checkpoint, or another workdir or input{hint}')
 
 
 def handler() -> ocp.CompositeCheckpointHandler:
   """Orbax's reader and writer of the two parts of a checkpoint."""
   return ocp.CompositeCheckpointHandler(
-    tree=ocp.PyTreeCheckpointHandler(), about=ocp.JsonCheckpointHandler()
-  )
+    tree=ocp.PyTreeCheckpointHandler(), about=ocp.JsonCheckpointHandler())
 
 
 def flatten(tree: Tree, name: str = 'tree') -> dict[str, Any]:
@@ -92,17 +89,14 @@ def storable(path: str, x: Any) -> Any:
   if not isinstance(x, jax.Array | np.ndarray) or x.dtype == object:
     raise TypeError(
       f'expected nested dicts of arrays, found {type(x).__name__} at {path!r}; '
-      'remedy: flax.serialization.to_state_dict'
-    )
+      'remedy: flax.serialization.to_state_dict')
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     raise TypeError(
-      f'expected an array of numbers, found a typed key at {path!r}; remedy: jax.random.key_data'
-    )
+      f'expected an array of numbers, found a typed key at {path!r}; remedy: jax.random.key_data')
   if not x.size:
     raise ValueError(
       f'expected an array with elements, found shape {x.shape} at {path!r}; '
-      'remedy: leave the empty array out of the tree'
-    )
+      'remedy: leave the empty array out of the tree')
   return x
 
 
@@ -163,8 +157,7 @@ def _check_leaves(folder: epath.Path, wanted: dict, stored: dict) -> None:
     more = [f'  and {len(lines) - SHOWN} more'] if len(lines) > SHOWN else []
     raise MismatchError(
       f'{folder} holds another tree:\n' + '\n'.join(lines[:SHOWN] + more)
-      + '\nremedy: give the model, adapter and optimizer settings of the checkpoint'
-    )
+      + '\nremedy: give the model, adapter and optimizer settings of the checkpoint')
 
 
 def _place(x: Any) -> Any:

@@ -217,8 +217,7 @@ class _Run:
       raise FloatingPointError(
         f'expected a finite loss and gradient, found NaN or infinity within the {len(rows)} steps '
         f'before step {done}; the last good checkpoint is {good}. '
-        'Lower the learning rate or clip_norm, or look at the data of those steps'
-      )
+        'Lower the learning rate or clip_norm, or look at the data of those steps')
     return rows
 
   def measure(self, state: TrainState, done: int) -> dict[str, float]:

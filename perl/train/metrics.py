@@ -74,8 +74,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     if not isinstance(row, dict):
       raise ValueError(
         f'{path}, line {number}: expected a JSON object, found {line[:80]!r}; '
-        'remedy: repair or remove the line'
-      )
+        'remedy: repair or remove the line')
     rows.append(row)
   return rows
 

@@ -48,8 +48,7 @@ def mesh(
   if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
     raise ValueError(
       f'expected mesh axes {AXES} whose product is the {len(devices)} devices, found {sizes}; '
-      'set one of config.mesh.* to -1'
-    )
+      'set one of config.mesh.* to -1')
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -115,8 +114,7 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
   if rows % spread:
     raise ValueError(
       f'expected a batch that divides over the {spread} devices of the mesh, found {rows} rows; '
-      'change batch_size, or config.mesh.data and config.mesh.fsdp'
-    )
+      'change batch_size, or config.mesh.data and config.mesh.fsdp')
   sharding = batch_sharding(mesh)
   put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
   return {name: put(x) for name, x in batch.items()}

@@ -215,7 +215,6 @@ def _cut(x: jax.Array, parts: int, together: int) -> jax.Array:
     groups = f' of {together} rows in turn' if together > 1 else ''
     raise ValueError(
       f'expected a batch that {parts} parts{groups} divide, found {x.shape[0]} rows; '
-      'change batch_size, microbatches or minibatches'
-    )
+      'change batch_size, microbatches or minibatches')
   groups = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
   return groups.reshape(parts, -1, *x.shape[1:])

@@ -153,8 +153,7 @@ def verify(folder: epath.Path) -> None:
     if found != expected:
       raise CorruptError(
         f'{folder}: expected {name} of {expected[0]} bytes (CRC-32 {expected[1]}), '
-        f'found {found[0]} bytes (CRC-32 {found[1]}); {remedy}'
-      )
+        f'found {found[0]} bytes (CRC-32 {found[1]}); {remedy}')
 
 
 def read_about(folder: epath.Path) -> dict:
@@ -201,8 +200,7 @@ def load_tree(
   folder = absolute(folder)
   if not folder.exists():
     raise FileNotFoundError(
-      f'expected a saved tree at {folder}, found nothing; remedy: run the stage that makes it'
-    )
+      f'expected a saved tree at {folder}, found nothing; remedy: run the stage that makes it')
   verify(folder)
   return read_tree(folder, like, shardings, change), read_about(folder)['meta']
 

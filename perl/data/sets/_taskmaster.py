@@ -16,12 +16,12 @@ from perl.data.examples import (
   SPLITS,
   Demonstration,
   Document,
-  Example,
   Labelled,
   Preference,
   Prompt,
   check_request,
 )
+from perl.data.sources.records import Load
 from perl.data.sources.tfds import Source, records
 from perl.data.text import dialogue
 
@@ -80,25 +80,42 @@ MAKERS = {
 KINDS = tuple(MAKERS)
 
 
-def examples(source: Source, split: str, kind: str, mirror: str, data_dir: str, *,
-             apart: bool = False) -> list[Example]:
-  """The examples of a split; see `load` of the datasets.
+def loader(source: Source, *, apart: bool = False) -> Load:
+  """The `load` of a dataset, for which its data are given: no seed changes them.
 
-  `apart` leaves out the dialogues that open like a judged one of any split: what a base or an
-  anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
+  Documents and demonstrations (every agent turn) are of the dialogues; thumbs, preferences (same
+  context, opposite thumbs) and prompts (distinct contexts) of the judged turns.
+
+  Args of `load`:
+    split, kind: 'train', 'dev' or 'test'; one of KINDS.
+    mirror: a folder laid out like the public home; '' downloads from there.
+    data_dir: where prepared data is kept; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+  Args:
+    source: the dataset.
+    apart: leave out the dialogues that open like a judged one of any split: what a base or an
+      anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
+
+  Raises:
+    ValueError: an unknown split or kind, an empty split, a malformed file.
+    OSError: the files are neither under the mirror nor can be downloaded.
   """
-  check_request(source.name, split, kind, KINDS)
-  part, make = MAKERS[kind]
-  rows = records(source, part, split, mirror, data_dir)
-  if apart and part == 'dialogues':
-    judged = {dialogue.split_key(row['turns']) for other in SPLITS
-              for row in records(source, 'thumbs', other, mirror, data_dir)}
-    rows = [row for row in rows if dialogue.split_key(row['turns']) not in judged]
-  result = make(rows)
-  if not result:
-    raise ValueError(f'{source.name}: expected examples of kind {kind!r} in split {split!r}; found '
-                     'none; add files to the mirror')
-  return result
+  def load(split, kind, *, mirror='', data_dir='', seed=0):
+    del seed
+    check_request(source.name, split, kind, KINDS)
+    part, make = MAKERS[kind]
+    rows = records(source, part, split, mirror, data_dir)
+    if apart and part == 'dialogues':
+      judged = {dialogue.split_key(row['turns']) for other in SPLITS
+                for row in records(source, 'thumbs', other, mirror, data_dir)}
+      rows = [row for row in rows if dialogue.split_key(row['turns']) not in judged]
+    examples = make(rows)
+    if not examples:
+      raise ValueError(f'{source.name}: expected examples of kind {kind!r} in split {split!r}; '
+                       'found none; add files to the mirror')
+    return examples
+
+  return load
 
 
 def response_metrics(prompt: str, response: str, reference: str, *,

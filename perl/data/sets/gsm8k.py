@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data.examples import Example
 from perl.data.sources import records, tfds
 from perl.data.text import dialogue
 
@@ -49,16 +48,8 @@ SOURCE = tfds.Source(
   """@article{cobbe2021gsm8k, title={Training Verifiers to Solve Math Word Problems},
   author={Cobbe et al.}, journal={arXiv:2110.14168}, year={2021}}""")
 KINDS = dict.fromkeys(('document', 'demonstration', 'prompt'), ('main',))
-
-
-def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
-         seed: int = 0) -> list[Example]:
-  """The examples of one split; meta['answer'] is the right number.
-
-  Args and errors: see `records.examples`; `seed` is not used, the data are given.
-  """
-  del seed
-  return records.examples(SOURCE, KINDS, split, kind, mirror=mirror, data_dir=data_dir)
+"""meta['answer'] of an example is the right number."""
+load = records.loader(SOURCE, KINDS)
 
 
 def answer_of(text: str) -> decimal.Decimal | None:

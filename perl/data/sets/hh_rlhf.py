@@ -15,10 +15,9 @@ import collections
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data.examples import Example
 from perl.data.sources import records, tfds
 from perl.data.text import dialogue
 
@@ -84,18 +83,9 @@ def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str,
 SOURCE = tfds.Source(
   'hh_rlhf', 'https://raw.githubusercontent.com/anthropics/hh-rlhf/master',
   {part: tfds.Part((f'{part}/train.jsonl.gz', f'{part}/test.jsonl.gz'),
-                       functools.partial(_read, part)) for part in PARTS},
+                   functools.partial(_read, part)) for part in PARTS},
   """@article{bai2022training, title={Training a Helpful and Harmless Assistant with Reinforcement
   Learning from Human Feedback}, author={Bai et al.}, journal={arXiv:2204.05862}, year={2022}}""")
 KINDS = dict.fromkeys(('document', 'demonstration', 'preference', 'prompt'), PARTS)
-
-
-def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: int = 0,
-         parts: Sequence[str] = ()) -> list[Example]:
-  """The examples of one split; documents and demonstrations are the chosen side.
-
-  Args and errors: see `records.examples`; `seed` is not used, the data are given.
-  """
-  del seed
-  return records.examples(SOURCE, KINDS, split, kind, mirror=mirror, data_dir=data_dir,
-                                parts=parts)
+"""Documents and demonstrations are the chosen side."""
+load = records.loader(SOURCE, KINDS)

@@ -13,7 +13,6 @@ Splits are the published ones; a post is its own group.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data.examples import Example
 from perl.data.sources import records, tfds
 
 _POSTS = {f'datasets/tldr_3_filtered/{name}.jsonl': split
@@ -63,13 +62,5 @@ SOURCE = tfds.Source(
   author={Stiennon et al.}, booktitle={NeurIPS}, year={2020}}""")
 KINDS = {'document': ('posts',), 'demonstration': ('posts',), 'preference': ('comparisons',),
          'prompt': ('posts',)}
-
-
-def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
-         seed: int = 0) -> list[Example]:
-  """The examples of one split; preferences are the comparisons, all else comes from the posts.
-
-  Args and errors: see `records.examples`; `seed` is not used, the data are given.
-  """
-  del seed
-  return records.examples(SOURCE, KINDS, split, kind, mirror=mirror, data_dir=data_dir)
+"""Preferences are the comparisons, all else comes from the posts."""
+load = records.loader(SOURCE, KINDS)

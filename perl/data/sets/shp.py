@@ -9,10 +9,9 @@ comparison is: its authors train on those of at least 2.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data.examples import Example
 from perl.data.sources import records, tfds
 
 PARTS = ('askacademia', 'askanthropology', 'askbaking', 'askcarguys', 'askculinary', 'askdocs',
@@ -40,18 +39,9 @@ def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str,
 SOURCE = tfds.Source(
   'shp', 'https://huggingface.co/datasets/stanfordnlp/SHP/resolve/main',
   {part: tfds.Part(tuple(f'{part}/{name}.json' for name in _FILES),
-                       functools.partial(_read, part)) for part in PARTS},
+                   functools.partial(_read, part)) for part in PARTS},
   """@inproceedings{ethayarajh2022understanding, title={Understanding Dataset Difficulty with
   V-Usable Information}, author={Ethayarajh et al.}, booktitle={ICML}, year={2022}}""")
 KINDS = dict.fromkeys(('document', 'demonstration', 'preference', 'prompt'), PARTS)
-
-
-def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: int = 0,
-         parts: Sequence[str] = ()) -> list[Example]:
-  """The examples of one split; documents and demonstrations are the preferred comments.
-
-  Args and errors: see `records.examples`; `seed` is not used, the data are given.
-  """
-  del seed
-  return records.examples(SOURCE, KINDS, split, kind, mirror=mirror, data_dir=data_dir,
-                                parts=parts)
+"""Documents and demonstrations are the preferred comments."""
+load = records.loader(SOURCE, KINDS)

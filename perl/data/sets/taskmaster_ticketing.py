@@ -9,7 +9,6 @@ base that is pretrained on a fold's dialogues has seen some of its answers, so c
 models over a base that has not.
 """
 
-from perl.data.examples import Example
 from perl.data.sets import _taskmaster as taskmaster
 from perl.data.sets import _taskmaster_files as files
 
@@ -35,25 +34,7 @@ _FILES = files.numbered('TM-3-2020/reward', 'reward', 8)
 SOURCE = files.source('taskmaster_ticketing', dialogues=(_FILES, files.approved_dialogues),
                       thumbs=(_FILES, files.thumbs))
 KINDS = taskmaster.KINDS
-
-
-def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
-         seed: int = 0) -> list[Example]:
-  """The examples of one split ('train', 'dev', 'test') and kind.
-
-  Args:
-    kind: 'document', 'demonstration' (every agent turn), 'labelled', 'preference' (same context,
-      opposite thumbs) or 'prompt' (distinct contexts).
-    mirror: a folder laid out like the public home (TM-3-2020/...); '' downloads from there.
-    data_dir: where prepared data is kept; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    seed: not used; the data are given.
-
-  Raises:
-    ValueError: an unknown split or kind, an empty split, a malformed file.
-    OSError: the files are neither under the mirror nor can be downloaded.
-  """
-  del seed
-  return taskmaster.examples(SOURCE, split, kind, mirror, data_dir)
+load = taskmaster.loader(SOURCE)
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:

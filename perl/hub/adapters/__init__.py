@@ -79,8 +79,7 @@ def load(
   if base_digest and own.get('base_digest', base_digest) != base_digest:
     raise tensors.CorruptTensors(
       f'expected an adapter over the base with digest {base_digest[:12]}, found one over '
-      f'{own["base_digest"][:12]} in {folder}; load the base that it was trained on'
-    )
+      f'{own["base_digest"][:12]} in {folder}; load the base that it was trained on')
   found = {name: tensors.read(name, entry).astype(np.float32) for name, entry in entries.items()}
   if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
     logging.warning('expected finite weights in %s, found NaN or infinity in %s', folder, bad[0])
@@ -180,7 +179,7 @@ def _form(adapter: Tree, base: Tree) -> tuple[ModuleType, dict[str, Any]]:
     rest = trees.spread(base, rest)
   nodes = adapters.nodes(rest)
   for path, node in nodes.items():
-    if not any(form.fits(path, node) for form in FORMATS.values()):
+    if not any(_fits(form, path, node) for form in FORMATS.values()):
       remedy = 'merge it into the base and save that: pretrained.save'
       if not hasattr(node, 'merge') and not hasattr(node, 'spread'):
         remedy = 'the base has none either: keep it as its stage saved it'
@@ -188,7 +187,7 @@ def _form(adapter: Tree, base: Tree) -> tuple[ModuleType, dict[str, Any]]:
         f'expected LoRA adapters or others of {", ".join(FORMATS)}, found {type(node).__name__} at '
         f'{path}, which PEFT\'s format has no place for; {remedy}')
   for form in FORMATS.values():
-    if all(form.fits(path, node) for path, node in nodes.items()):
+    if all(_fits(form, path, node) for path, node in nodes.items()):
       return form, nodes
   kinds = sorted({type(node).__name__ for node in nodes.values()})
   raise Unsupported(
@@ -209,7 +208,11 @@ def _read_head(found: dict[str, np.ndarray], own: dict, base: Tree) -> Tree | No
   if kernel.shape != (1, width):
     raise tensors.CorruptTensors(
       f'expected {names[0]} of shape {[1, width]}, one label over this base, found '
-      f'{list(kernel.shape)}; it is of another base, or no reward model'
-    )
+      f'{list(kernel.shape)}; it is of another base, or no reward model')
   bias = jnp.asarray([own.get('head_bias', 0.0)], jnp.float32)
   return {'kernel': jnp.array(kernel.T), 'bias': bias}
+
+
+def _fits(form: ModuleType, path: str, node: Any) -> bool:
+  """Whether the adapter at this path has a place in the format."""
+  return isinstance(node, form.NODES) and getattr(form, 'AT', bool)(path)

@@ -68,8 +68,7 @@ def parse(file: pathlib.Path) -> dict[str, Any]:
     found = sorted(p.name for p in file.parent.iterdir())[:8] if file.parent.is_dir() else []
     raise FileNotFoundError(
       f'expected {file.name} in {file.parent}, found {", ".join(found) or "nothing"}; give the '
-      'folder that PEFT saved'
-    )
+      'folder that PEFT saved')
   try:
     return dict(json.loads(file.read_text('utf-8')))
   except (ValueError, TypeError) as error:
@@ -127,14 +126,12 @@ def check(
   wrong |= {
     name: value for name, value in about.items()
     if name not in {*expected, *read, 'peft_type'} | _IRRELEVANT
-    and value not in (None, False, [], {}, '')
-  }
+    and value not in (None, False, [], {}, '')}
   if wrong:
     what = what or f'known options of peft_type {about["peft_type"]}'
     raise Unsupported(
       f'expected {what} in {file}, found {wrong}; that is not supported: merge such an '
-      'adapter where it was made, and load the merged model'
-    )
+      'adapter where it was made, and load the merged model')
 
 
 def describe(

@@ -65,8 +65,7 @@ def by_module(
     if match is None:
       raise Unsupported(
         f'expected tensors called {expected} or score, found {full}; that part of PEFT is not '
-        'supported here'
-      )
+        'supported here')
     out.setdefault(match[1], {})[match[2]] = x
   return out
 
@@ -88,8 +87,7 @@ def drop_copies(found: dict[str, np.ndarray], base: Tree) -> None:
       if own.shape != copy.shape or not np.allclose(own, copy, rtol=1e-2, atol=1e-6):
         raise Unsupported(
           f'expected {full} to be the base\'s own, found another: an adapter with an extended or '
-          'trained vocabulary is not supported; merge it where it was made, and load that model'
-        )
+          'trained vocabulary is not supported; merge it where it was made, and load that model')
 
 
 # --- Fused projections
@@ -108,8 +106,7 @@ def split(x: np.ndarray, tensor: Tensor, heads: int) -> list[np.ndarray]:
   if x.shape[-1] % (3 * max(heads, 1)):
     raise tensors.CorruptTensors(
       f'expected B of {tensor.theirs} with rows for {heads} heads, found {x.shape[-1]}; the '
-      'adapter is of another base'
-    )
+      'adapter is of another base')
   published = x if tensor.form == 'columns' else x.T  # as the base has it
   return [np.asarray(part) for part in tensor.split(published, heads)]
 
@@ -127,8 +124,7 @@ def check_heads(tensor: Tensor, heads: int) -> None:
   if tensor.form == 'heads' and not heads:
     raise ValueError(
       f'expected the number of heads, for {tensor.theirs} holds queries, keys and values by head; '
-      'found none, pass heads=model.config.heads'
-    )
+      'found none, pass heads=model.config.heads')
 
 
 def check_size(found: int, expected: int, what: str) -> None:
@@ -172,8 +168,7 @@ def lay(
     there = sorted(map(name, those))
     raise tensors.CorruptTensors(
       f'expected an adapter of modules that this base has ({", ".join(there)}), found '
-      f'{next(iter(left), "none at all")}; it is of another architecture or depth: load its base'
-    )
+      f'{next(iter(left), "none at all")}; it is of another architecture or depth: load its base')
   return trees.nest(out)
 
 
@@ -197,8 +192,7 @@ def last(path: str, parts: list[Any]) -> list[Any]:
   if missing:
     raise Unsupported(
       f'expected an adapter of {path} in every layer, or in the last ones alone, found none in '
-      f'layer {missing[0]}; merge it where it was made, and load the merged model'
-    )
+      f'layer {missing[0]}; merge it where it was made, and load the merged model')
   return parts[first:]
 
 
@@ -235,8 +229,7 @@ def lift(
   if left:
     raise Unsupported(
       f'expected adapters of this base\'s projections, found one at {next(iter(left))}; '
-      'load the base that it was trained on'
-    )
+      'load the base that it was trained on')
   return out
 
 

@@ -15,18 +15,15 @@ from perl.hub.naming import Tensor
 from perl.peft.methods.ia3 import Inputs, Outputs
 from perl.types import Tree
 
+NODES = (Inputs, Outputs)
+"""Adapters that have a place in the format."""
+
 
 class Piece(NamedTuple):
   """IA3 of one published module in one layer."""
 
   factors: np.ndarray  # f32[I] or f32[O]
   feedforward: bool  # of the input
-
-
-def fits(path: str, node: Any) -> bool:
-  """Whether the adapter at this path has a place in the format."""
-  del path
-  return isinstance(node, (Inputs, Outputs))
 
 
 def load(

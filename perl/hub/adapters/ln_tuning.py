@@ -14,12 +14,12 @@ from perl.peft.methods.full import Full
 from perl.peft.methods.lntuning import is_norm
 from perl.types import Tree
 
+NODES = (Full,)
+"""Adapters that have a place in the format."""
+AT = is_norm
+"""Where: path -> bool."""
+
 _SITE = 'ln_tuning_layers'
-
-
-def fits(path: str, node: Any) -> bool:
-  """Whether the adapter at this path has a place in the format."""
-  return isinstance(node, Full) and is_norm(path)
 
 
 def load(

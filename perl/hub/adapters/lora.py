@@ -24,6 +24,9 @@ from perl.peft.methods.lora import LoRA
 from perl.peft.methods.pissa import PiSSA
 from perl.types import Tree
 
+NODES = (LoRA, DoRA, PiSSA, AdaLoRA)
+"""Adapters that have a place in the format."""
+
 
 class Piece(NamedTuple):
   """LoRA or DoRA of one published module in one layer."""
@@ -37,12 +40,6 @@ class Piece(NamedTuple):
   def size(self) -> int:
     """How many numbers are trained."""
     return self.a.size + self.b.size + (0 if self.m is None else self.m.size)
-
-
-def fits(path: str, node: Any) -> bool:
-  """Whether the adapter at this path has a place in the format."""
-  del path
-  return isinstance(node, (LoRA, DoRA, PiSSA, AdaLoRA))
 
 
 # --- Reading
@@ -91,8 +88,7 @@ def from_tensors(found: dict[str, np.ndarray], config: LoraConfig) -> dict[str, 
       raise tensors.CorruptTensors(
         f'expected A [{rank}, I] and B [O, {rank}] of {module}, found '
         f'{ {side: list(x.shape) for side, x in sorted(sides.items())} }; the tensors do not fit '
-        f'adapter_config.json'
-      )
+        f'adapter_config.json')
     if config.dora:
       _check_magnitude(module, m, sides['B'].shape[0])
     pieces[module] = Piece(sides['A'].T, sides['B'].T, config.scale(module), m)
@@ -103,13 +99,11 @@ def _check_magnitude(module: str, m: np.ndarray | None, columns: int) -> None:
   if m is None:
     raise Unsupported(
       f'expected lora_magnitude_vector of {module}, for use_dora is true, found none; that is not '
-      'supported: merge such an adapter where it was made, and load the merged model'
-    )
+      'supported: merge such an adapter where it was made, and load the merged model')
   if m.shape != (columns,):
     raise tensors.CorruptTensors(
       f'expected lora_magnitude_vector [{columns}] of {module}, found {list(m.shape)}; the tensors '
-      'do not fit one another'
-    )
+      'do not fit one another')
 
 
 def _split(piece: Piece, tensor: Tensor, heads: int) -> list[Piece]:
@@ -134,8 +128,7 @@ def _stack(path: str, parts: list[Piece | None], shape, config: LoraConfig) -> L
     if piece.a.shape[0] != rows or piece.b.shape[1] != columns:
       raise tensors.CorruptTensors(
         f'expected an adapter of {path.removesuffix("/kernel")}, {rows} x {columns}, found one of '
-        f'{piece.a.shape[0]} x {piece.b.shape[1]}; it is of another base'
-      )
+        f'{piece.a.shape[0]} x {piece.b.shape[1]}; it is of another base')
     r = piece.a.shape[1]
     a[i, :, :r], b[i, :r], scale[i] = piece.a, piece.b, piece.scale
   by_layer = path.startswith('layers/')
@@ -182,8 +175,7 @@ def disassemble(nodes: dict[str, Any], base: Tree, heads: int) -> dict[str, Piec
   if len({isinstance(node, DoRA) for node in nodes.values()}) > 1:
     raise Unsupported(
       'expected LoRA alone or DoRA alone, which is one flag of PEFT\'s format, found both in one '
-      'tree; merge it into the base and save that: pretrained.save'
-    )
+      'tree; merge it into the base and save that: pretrained.save')
 
   def cut(path: str, node: LoRA | DoRA) -> Piece | None:
     del path
@@ -229,8 +221,7 @@ def _fused_lengths(pieces: list[Piece | None], tensor: Tensor, heads: int) -> np
   if any(m is None for m in lengths):
     raise Unsupported(
       f'expected DoRA of queries, keys and values alike, which are one module of the base, '
-      f'{tensor.theirs}, found some of them; merge it into the base and save that: pretrained.save'
-    )
+      f'{tensor.theirs}, found some of them; merge it into the base and save that: pretrained.save')
   return modules.join(lengths, tensor, heads)
 
 

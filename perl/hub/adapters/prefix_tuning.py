@@ -15,11 +15,8 @@ from perl.hub.config_json import Unsupported
 from perl.peft.methods.prefix import SITE, Prefix
 from perl.types import Tree
 
-
-def fits(path: str, node: Any) -> bool:
-  """Whether the adapter at this path has a place in the format."""
-  del path
-  return isinstance(node, Prefix)
+NODES = (Prefix,)
+"""Adapters that have a place in the format."""
 
 
 def load(

@@ -11,11 +11,8 @@ from perl.hub.adapters import _virtual_tokens as virtual_tokens
 from perl.peft.methods.prompt import SITE, Prompt
 from perl.types import Tree
 
-
-def fits(path: str, node: Any) -> bool:
-  """Whether the adapter at this path has a place in the format."""
-  del path
-  return isinstance(node, Prompt)
+NODES = (Prompt,)
+"""Adapters that have a place in the format."""
 
 
 def load(

@@ -19,6 +19,9 @@ from perl.hub.naming import Tensor
 from perl.peft.methods.vera import VeRA
 from perl.types import Tree
 
+NODES = (VeRA,)
+"""Adapters that have a place in the format."""
+
 _PAIR = ('base_model.vera_A', 'base_model.vera_B')
 _READ = ('vera_dropout', 'd_initial', 'init_weights', 'projection_prng_key')
 
@@ -30,12 +33,6 @@ class Piece(NamedTuple):
   scale: np.ndarray  # f32[O], b
   a: np.ndarray  # f32[I, r]
   b: np.ndarray  # f32[r, O]
-
-
-def fits(path: str, node: Any) -> bool:
-  """Whether the adapter at this path has a place in the format."""
-  del path
-  return isinstance(node, VeRA)
 
 
 def load(

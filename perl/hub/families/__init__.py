@@ -25,8 +25,7 @@ def find(model_type: str) -> ModuleType:
   if model_type not in known:
     raise Unsupported(
       f'expected a model_type among {", ".join(known)}, found {model_type!r}; '
-      'add it as a file of perl/hub/families, or use a model of a known family'
-    )
+      'add it as a file of perl/hub/families, or use a model of a known family')
   return choices.find(__name__, model_type)
 
 
@@ -72,5 +71,4 @@ def describe(config: Config, model_type: str = '') -> dict[str, Any]:
   nearest = min(lacking, key=lambda name: len(lacking[name]))
   raise Unsupported(
     f'expected options that a published family has, found none that has all of these; {nearest!r} '
-    f'differs in {"; ".join(lacking[nearest])} (ours, its); save the base as an Orbax tree instead'
-  )
+    f'differs in {"; ".join(lacking[nearest])} (ours, its); save the base as an Orbax tree instead')

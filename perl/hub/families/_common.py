@@ -15,8 +15,7 @@ ACTIVATIONS = {
 """transformers' name -> ours; several of theirs are one function."""
 
 OUR_ACTIVATIONS = {
-  'silu': 'silu', 'gelu': 'gelu', 'relu': 'relu', 'gelu_tanh': 'gelu_pytorch_tanh'
-}
+  'silu': 'silu', 'gelu': 'gelu', 'relu': 'relu', 'gelu_tanh': 'gelu_pytorch_tanh'}
 
 
 def read_llama(fields: Fields, *, activation: str = 'hidden_act', default: str = 'silu') -> dict:
@@ -101,15 +100,13 @@ def read_scaling(rope: dict[str, Any], positions: int) -> Scaling | None:
   else:
     raise Unsupported(
       f"expected rotary positions of type 'default', 'linear', 'llama3' or 'yarn' in config.json, "
-      f'found {kind!r}; that is not supported, use a model without it'
-    )
+      f'found {kind!r}; that is not supported, use a model without it')
   rope.pop('original_max_position_embeddings', None)  # of no effect in the other kinds
   lacking = [name for name, value in options.items() if value is None]
   if rope or lacking:
     raise Unsupported(
       f'expected the options of {kind!r} rotary positions in config.json, found '
-      f'{f"none called {lacking[0]}" if lacking else f"also {rope}"}; that is not supported'
-    )
+      f'{f"none called {lacking[0]}" if lacking else f"also {rope}"}; that is not supported')
   numbers = {n: v if n in ('truncate', 'original_positions') else float(v)
              for n, v in options.items()}
   return Scaling(kind, **numbers) if options else None
@@ -153,8 +150,7 @@ def read_windows(fields: Fields, layers: int, default: list[bool], window: int |
     if len(types) != layers or not set(types) <= set(known):
       raise Unsupported(
         f'expected layer_types of {layers} layers among {", ".join(known)} in config.json, found '
-        f'{types}; that is not supported'
-      )
+        f'{types}; that is not supported')
     default = [known[name] for name in types]
   if window is None or not any(default):
     return {}

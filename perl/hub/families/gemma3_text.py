@@ -32,8 +32,7 @@ def _read_rope(fields: Fields, options: dict) -> dict[str, Any]:
   if common.read_scaling(local, positions) is not None:
     raise Unsupported(
       f'expected rotary positions without scaling in layers with a window, found {local}; that is '
-      'not supported'
-    )
+      'not supported')
   scaling = common.read_scaling(whole, positions)
   alone = 'window' not in options or (theta == local_theta and scaling is None)
   return {

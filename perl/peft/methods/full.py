@@ -30,8 +30,7 @@ class Full(struct.PyTreeNode):
     """Refused: W' does not tell what W was."""
     raise ValueError(
       'expected a method that can be taken out of merged weights, found full tuning; '
-      'load the base again'
-    )
+      'load the base again')
 
 
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
@@ -46,8 +45,7 @@ def init(key: jax.Array, weight: jax.Array) -> Full:
   if hasattr(weight, 'dequantize'):
     raise ValueError(
       f'expected a base in full precision under full tuning, found {weight.scheme.tag} kernels; '
-      "set model.quantize='', or peft.name to a method that leaves them frozen, such as lora"
-    )
+      "set model.quantize='', or peft.name to a method that leaves them frozen, such as lora")
   # A copy, never the base's own buffer: the adapter's is donated to the step, the base's is not.
   return Full(jnp.array(weight, jnp.float32, copy=True))
 

@@ -95,8 +95,7 @@ def check(shape: tuple[int, ...], rank: int, dropout: float) -> None:
   if not 1 <= rank <= min(rows, columns):
     raise ValueError(
       f'expected a rank from 1 to {min(rows, columns)} for a matrix of {rows} x {columns}, '
-      f'found {rank}; lower config.peft.rank'
-    )
+      f'found {rank}; lower config.peft.rank')
   if not 0.0 <= dropout < 1.0:
     raise ValueError(f'expected a dropout rate in [0, 1), found {dropout}')
 

@@ -38,6 +38,14 @@ class Responses(struct.PyTreeNode):
     return self.replace(logprobs=mean(self.logprobs), reference=mean(self.reference))
 
 
+class Pairs:
+  """What a method says of itself, unless it says otherwise: pairs, beside a reference."""
+
+  examples = 'preference'
+  reference = True
+  drift = False
+
+
 def find(name: str) -> type:
   """The class of a method.
 

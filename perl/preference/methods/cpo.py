@@ -1,28 +1,25 @@
 """CPO (Xu et al. 2024, arXiv 2401.08417): DPO with a uniform reference, and a term of SFT."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
 from perl.objectives import preferences
-from perl.preference.methods import Responses
+from perl.preference.methods import Pairs, Responses
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(Pairs):
   """-log sigmoid(beta (l_w - l_l)) of sums, - alpha times the chosen response's mean log-prob."""
 
-  examples: ClassVar[str] = 'preference'
-  reference: ClassVar[bool] = False
-  drift: ClassVar[bool] = False
+  reference = False
 
   beta: float
   alpha: float
 
-  def reward(self, said: Responses) -> jax.Array:
+  def reward(self, responses: Responses) -> jax.Array:
     """f32[B]: beta log P(y)."""
-    return self.beta * said.logprobs
+    return self.beta * responses.logprobs
 
   def loss(self, chosen: Responses, rejected: Responses) -> jax.Array:
     """f32[B], see objectives.preferences.cpo."""

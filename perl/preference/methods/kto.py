@@ -1,33 +1,31 @@
 """KTO (Ethayarajh et al. 2024, arXiv 2402.01306): thumbs for single responses, no pairs."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
 from perl.objectives import preferences
-from perl.preference.methods import Responses
+from perl.preference.methods import Pairs, Responses
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(Pairs):
   """w (1 - sigmoid(+-beta (log pi / pi_ref - z))), z the drift of mismatched pairs."""
 
-  examples: ClassVar[str] = 'labelled'
-  reference: ClassVar[bool] = True
-  drift: ClassVar[bool] = True
+  examples = 'labelled'
+  drift = True
 
   beta: float
   desirable: float
   undesirable: float
 
-  def reward(self, said: Responses) -> jax.Array:
+  def reward(self, responses: Responses) -> jax.Array:
     """f32[B]: beta (log pi - log pi_ref)."""
-    return self.beta * said.ratio
+    return self.beta * responses.ratio
 
-  def loss(self, said: Responses, label: jax.Array, drift: jax.Array) -> jax.Array:
+  def loss(self, responses: Responses, label: jax.Array, drift: jax.Array) -> jax.Array:
     """f32[B], see objectives.preferences.kto."""
     return preferences.kto(
-      said.ratio, label, drift, beta=self.beta, desirable=self.desirable,
+      responses.ratio, label, drift, beta=self.beta, desirable=self.desirable,
       undesirable=self.undesirable,
     )

@@ -1,27 +1,24 @@
 """ORPO (Hong et al. 2024, arXiv 2403.07691): SFT on the chosen response and an odds ratio."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
 from perl.objectives import preferences
-from perl.preference.methods import Responses
+from perl.preference.methods import Pairs, Responses
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(Pairs):
   """-log P(y_w) - beta log sigmoid(log odds ratio), of means over tokens; its lambda is beta."""
 
-  examples: ClassVar[str] = 'preference'
-  reference: ClassVar[bool] = False
-  drift: ClassVar[bool] = False
+  reference = False
 
   beta: float
 
-  def reward(self, said: Responses) -> jax.Array:
+  def reward(self, responses: Responses) -> jax.Array:
     """f32[B]: beta times the mean log-prob of a token."""
-    return self.beta * said.means.logprobs
+    return self.beta * responses.means.logprobs
 
   def loss(self, chosen: Responses, rejected: Responses) -> jax.Array:
     """f32[B], see objectives.preferences.orpo."""

@@ -1,31 +1,28 @@
 """SLiC-HF (Zhao et al. 2023, arXiv 2305.10425): a margin of log-probs, held by a term of SFT."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
 from perl.objectives import preferences
-from perl.preference.methods import Responses
+from perl.preference.methods import Pairs, Responses
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(Pairs):
   """max(0, delta - log P(y_w) + log P(y_l)) - lambda log P(y_w).
 
   The response that the second term holds to is the chosen one; it takes no other data.
   """
 
-  examples: ClassVar[str] = 'preference'
-  reference: ClassVar[bool] = False
-  drift: ClassVar[bool] = False
+  reference = False
 
   delta: float
   sft: float
 
-  def reward(self, said: Responses) -> jax.Array:
+  def reward(self, responses: Responses) -> jax.Array:
     """f32[B]: log P(y)."""
-    return said.logprobs
+    return responses.logprobs
 
   def loss(self, chosen: Responses, rejected: Responses) -> jax.Array:
     """f32[B]; objectives.preferences.hinge in units of delta."""
