@@ -11,6 +11,9 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -25,6 +28,7 @@ from perl.data.sets import toy
 from perl.jobs import TRAINED
 from perl.train import loop, sharding
 
+ROOT = pathlib.Path(__file__).parents[1]
 ROWS = {'train': 64, 'dev': 16, 'test': 16}
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 QUICK = {
@@ -141,18 +145,55 @@ def rows(folder: str | os.PathLike) -> list[dict]:
   return [{k: v for k, v in json.loads(line).items() if k not in WALL} for line in lines]
 
 
-@pytest.fixture(scope='session')
-def toyrun(tmp_path_factory, worker_id) -> pathlib.Path:
-  """The workdir of the finished pipeline; to be read, never written. Workers share one."""
+def once(tmp_path_factory, worker_id: str, name: str, make: Callable) -> pathlib.Path:
+  """A folder that make(folder) has filled, once a session: workers share it."""
   shared = tmp_path_factory.getbasetemp()
   if worker_id != 'master':
     shared = shared.parent  # the base of all workers
-  with open(shared / 'toyrun.lock', 'w') as lock:
+  with open(shared / f'{name}.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    workdir = shared / 'toyrun'
-    if not (workdir / 'compilations.json').exists():
-      made = config()
-      with small_world() as patch, counted_compilations(patch) as counts:
-        launch.run_stages(made, made.stages, workdir)
-      (workdir / 'compilations.json').write_text(json.dumps(counts))
-  return workdir
+    if not (shared / f'{name}.made').exists():
+      (shared / name).mkdir(exist_ok=True)
+      make(shared / name)
+      (shared / f'{name}.made').touch()
+  return shared / name
+
+
+@pytest.fixture(scope='session')
+def toyrun(tmp_path_factory, worker_id) -> pathlib.Path:
+  """The workdir of the finished pipeline; to be read, never written."""
+  def make(workdir):
+    with small_world() as patch, counted_compilations(patch) as counts:
+      launch.run_stages(config(), config().stages, workdir)
+    (workdir / 'compilations.json').write_text(json.dumps(counts))
+
+  return once(tmp_path_factory, worker_id, 'toyrun', make)
+
+
+def process(folder: pathlib.Path, *words: str, **environ: str) -> subprocess.CompletedProcess:
+  """Runs Python in a folder with none of our variables: nothing of XLA, jax, pytest or perl."""
+  bare = {'PATH': os.environ['PATH'], 'HOME': str(folder), 'LANG': 'C.UTF-8',
+          'PYTHONPATH': str(ROOT)}  # the package under test, whichever one is installed
+  done = subprocess.run([sys.executable, *words], cwd=folder, env=bare | environ, text=True,
+                        capture_output=True)
+  assert done.returncode == 0, done.stderr[-5000:]
+  return done
+
+
+@pytest.fixture(scope='session')
+def clone(tmp_path_factory, worker_id) -> pathlib.Path:
+  """A folder as `make demo` leaves it after a few steps, in runs/demo; what it said is in words/.
+
+  Its model is the demo's own: where matrices are as large as these, the tuned process of a program
+  multiplies them by other kernels than a notebook does, to other last bits.
+  """
+  def make(folder):
+    shutil.copytree(ROOT / 'notebooks', folder / 'notebooks')
+    quick = {name.upper(): str(value) for name, value in QUICK.items()}
+    done = process(folder, '-m', 'perl.cli', 'launch', '--config=demo', '--workdir=runs/demo',
+                   *SMALL, '--config.model.size=micro', **quick)
+    (folder / 'words').mkdir()
+    for name in ('stdout', 'stderr'):
+      (folder / 'words' / name).write_text(getattr(done, name))
+
+  return once(tmp_path_factory, worker_id, 'clone', make)
