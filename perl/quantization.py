@@ -76,8 +76,8 @@ def _quantize(kernel: jax.Array, scheme: Scheme, dtype: Any) -> Quantized:
 
 def _with_qwix(kernel: jax.Array, kind: Any, block: int) -> tuple[jax.Array, jax.Array]:
   """(codes [I, O], scales f32[I / b, O])."""
-  found = qwix.quantize(kernel, kind, channelwise_axes=(1,), tiled_axes={0: block})
-  return found.qvalue, found.scale
+  quantized = qwix.quantize(kernel, kind, channelwise_axes=(1,), tiled_axes={0: block})
+  return quantized.qvalue, quantized.scale
 
 
 def _nearest(kernel: jax.Array, table: tuple, block: int) -> tuple[jax.Array, jax.Array]:
@@ -108,11 +108,11 @@ def _scales(scale: jax.Array, empty: jax.Array) -> tuple[jax.Array, jax.Array, j
   mean = most * (total / (256.0 * jnp.maximum(jnp.sum(~empty), 1)))
   apart = jnp.where(empty, 0.0, scale - mean).reshape(-1)
   group = _divisor(apart.size, SECOND_BLOCK, 1)
-  found = qwix.quantize(apart, jnp.int8, tiled_axes={0: group})
+  quantized = qwix.quantize(apart, jnp.int8, tiled_axes={0: group})
   # So that code * scale is exact in float32, and every program finds the same sum with the mean,
   # whether or not it joins the two operations in one.
-  second = jax.lax.reduce_precision(found.scale, exponent_bits=8, mantissa_bits=15)
-  return found.qvalue.reshape(scale.shape), second, mean
+  second = jax.lax.reduce_precision(quantized.scale, exponent_bits=8, mantissa_bits=15)
+  return quantized.qvalue.reshape(scale.shape), second, mean
 
 
 def quantize_tree(base: Tree, scheme: Scheme | None, *, like: bool = False) -> Tree:

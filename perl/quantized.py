@@ -99,9 +99,9 @@ class Quantized(struct.PyTreeNode):
       return self.scale
     *lead, rows, columns = self.scale.shape
     groups = self.scale.astype(jnp.float32).reshape(*lead, self.second.shape[-1], -1)
-    found = (groups * self.second[..., None]).reshape(self.scale.shape)
+    values = (groups * self.second[..., None]).reshape(self.scale.shape)
     # Below 0 a scale would turn signs about.
-    return jnp.maximum(found + self.mean[..., None, None], 0.0)
+    return jnp.maximum(values + self.mean[..., None, None], 0.0)
 
   def dequantize(self) -> jax.Array:
     """W, computed in float32 and returned in `dtype`."""

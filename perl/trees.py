@@ -29,8 +29,8 @@ def is_leaf(node: object) -> bool:
 
 def flat(tree: Tree) -> dict[str, jax.Array]:
   """The leaves by path, in the tree's order; a quantized kernel is one leaf."""
-  found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-  return {path_string(path): leaf for path, leaf in found}
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return {path_string(path): leaf for path, leaf in leaves}
 
 
 def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -51,14 +51,14 @@ def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
       compiled = re.compile(rf'(?:.*/)?(?:{pattern})')
     except re.error as error:
       raise ValueError(f'expected a regular expression, found {pattern!r}: {error}') from error
-    found = [n for n in names if compiled.fullmatch(n)]
-    if not found:
+    matched = [n for n in names if compiled.fullmatch(n)]
+    if not matched:
       near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise ValueError(
         f'expected a pattern that matches a projection, found {pattern!r}, which matches none{hint}'
         f' What can be matched: {", ".join(names) or "nothing"}')
-    chosen.update(found)
+    chosen.update(matched)
   return [n for n in names if n in chosen]
 
 
@@ -147,11 +147,11 @@ def spread(base: Tree, adapter: Tree) -> Tree:
   roots = [node for node in adapter.values() if hasattr(node, 'spread')]
   if not roots:
     return adapter
-  found: dict[str, Any] = {}
+  nodes: dict[str, Any] = {}
 
   def visit(node: Any, path: str) -> None:
     if not isinstance(node, dict):
-      found[path] = node
+      nodes[path] = node
       return
     for name, child in node.items():
       visit(child, f'{path}/{name}' if path else name)
@@ -159,5 +159,5 @@ def spread(base: Tree, adapter: Tree) -> Tree:
   visit({name: node for name, node in adapter.items() if not hasattr(node, 'spread')}, '')
   for root in roots:
     for path, node in root.spread(base).items():
-      found[path] = found[path].over(node) if path in found else node
-  return nest(found)
+      nodes[path] = nodes[path].over(node) if path in nodes else node
+  return nest(nodes)

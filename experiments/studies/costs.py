@@ -149,7 +149,7 @@ def candidates(
     follows = {field: shapes(**{field: one}) != shapes(**{field: other})
                for field, (one, other) in PROBES.items()}
     sizes = sizes_of(config, shapes)
-    rows += [Choice(name, *asked, sizes) for asked in itertools.product(
+    rows += [Choice(name, *choice, sizes) for choice in itertools.product(
       targets if follows['targets'] else [None], ranks if follows['rank'] else [None])]
   return rows
 
@@ -199,7 +199,7 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
     (elements), 'share' (of the base's), 'adapter_bytes', 'optimizer_bytes'} summed over what learns
     (in rl policy and critic), and with a forecast {'peak_bytes', 'held_bytes', 'flops'} per device.
   """
-  config, asked = choice.config(config), dataclasses.asdict(choice)
+  config, about = choice.config(config), dataclasses.asdict(choice)
   try:
     base, state = _learner(config, stage)
     figures = sizes(base, state, roles=stage == 'rl')
@@ -207,8 +207,8 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
       compiled = measure.stage(measure.build(config, stage), stage)
       figures |= {name: compiled[name] for name in ('peak_bytes', 'held_bytes', 'flops')}
   except ConfigError as error:
-    return {**asked, 'refused': str(error)}
-  return {**asked, **figures}
+    return {**about, 'refused': str(error)}
+  return {**about, **figures}
 
 
 def sizes(base: Tree, state: Any, *, roles: bool) -> dict[str, int | float]:
@@ -247,10 +247,10 @@ def table(results: Mapping[str, Any]) -> Table:
 def _cells(row: Mapping[str, Any], width: int) -> list[str]:
   size_of = [str(row['rank'])] if row['rank'] else []
   size_of += [f'{name} {value}' for name, value in row['sizes'].items()]
-  asked = [row['method'], ', '.join(row['targets'] or ()) or 'its own', ', '.join(size_of) or '–']
+  first = [row['method'], ', '.join(row['targets'] or ()) or 'its own', ', '.join(size_of) or '–']
   if 'refused' in row:
-    return [*asked, 'refused', *[''] * (width - 4)]
-  cells = [*asked, f'{row["trainable"]:,}', f'{row["share"]:.4%}'.rstrip('%'),
+    return [*first, 'refused', *[''] * (width - 4)]
+  cells = [*first, f'{row["trainable"]:,}', f'{row["share"]:.4%}'.rstrip('%'),
            size(row['adapter_bytes']), size(row['optimizer_bytes'])]
   if 'flops' in row:
     cells += [size(row['peak_bytes']), f'{row["flops"] / TERA:,.4g}']

@@ -58,9 +58,9 @@ def folds(
   Raises:
     ValueError: fewer than n groups.
   """
-  found = len(set(groups))
-  if not 2 <= n <= found:
-    raise ValueError(f'expected between 2 and {found} folds (there are {found} groups), found {n}; '
+  count = len(set(groups))
+  if not 2 <= n <= count:
+    raise ValueError(f'expected between 2 and {count} folds (there are {count} groups), found {n}; '
                      'set another data.folds, or give the examples their groups')
   labels = np.asarray(labels).astype(int)
   split = StratifiedGroupKFold(n, shuffle=True, random_state=0).split(labels, labels, list(groups))

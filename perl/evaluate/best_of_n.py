@@ -48,12 +48,12 @@ def expected(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
   # The best of n lies among the least r with chance C(r, n) / C(m, n).
   among = np.zeros(m + 1)
   among[n:] = np.cumprod(np.append(1.0, 1 - n / np.arange(m, n, -1)))[::-1]
-  found = np.empty(len(proxy))
+  means = np.empty(len(proxy))
   for i, (scores, values) in enumerate(zip(proxy, value)):
     ranked = np.sort(scores)
     below, upto = (np.searchsorted(ranked, scores, side) for side in ('left', 'right'))
-    found[i] = ((among[upto] - among[below]) / (upto - below)) @ values
-  return found
+    means[i] = ((among[upto] - among[below]) / (upto - below)) @ values
+  return means
 
 
 def _check(proxy: np.ndarray, value: np.ndarray, n: int) -> None:

@@ -91,9 +91,9 @@ def with_intervals(
     return report
   degenerate = 0
   for name, statistic in statistics.items():
-    found = group_replicates(statistic, groups, *arrays, n=n, seed=seed)
-    degenerate = max(degenerate, found.degenerate)
-    report[f'{name}_low'], report[f'{name}_high'] = interval(found.values)
+    replicates = group_replicates(statistic, groups, *arrays, n=n, seed=seed)
+    degenerate = max(degenerate, replicates.degenerate)
+    report[f'{name}_low'], report[f'{name}_high'] = interval(replicates.values)
   return {**report, 'degenerate_replicates': degenerate}
 
 

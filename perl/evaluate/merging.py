@@ -111,7 +111,7 @@ def _compared(found: jax.Array, exact: jax.Array) -> jax.Array:
 
 
 def _relative(name: str, pairs: list[jax.Array]) -> dict[str, float]:
-  found = np.asarray(jax.device_get(pairs), np.float64).reshape(-1, 4)
-  (most, largest), (apart, whole) = found[:, :2].max(0, initial=0), found[:, 2:].sum(0)
+  sums = np.asarray(jax.device_get(pairs), np.float64).reshape(-1, 4)
+  (most, largest), (apart, whole) = sums[:, :2].max(0, initial=0), sums[:, 2:].sum(0)
   return {f'{name}_max': float(most / max(largest, 1e-30)),
           f'{name}_rms': float((apart / max(whole, 1e-30)) ** 0.5)}

@@ -80,11 +80,11 @@ def verdicts(
   if not len(prompts) == len(ours) == len(theirs) or not len(prompts):
     raise ValueError(f'expected a response of both to each of the prompts, at least one, found '
                      f'{len(ours)} and {len(theirs)} to {len(prompts)}')
-  found = [np.asarray(judge(prompts, ours, theirs)), -np.asarray(judge(prompts, theirs, ours))]
-  if not all(x.shape == (len(prompts),) and np.isfinite(x).all() for x in found):
+  orders = [np.asarray(judge(prompts, ours, theirs)), -np.asarray(judge(prompts, theirs, ours))]
+  if not all(x.shape == (len(prompts),) and np.isfinite(x).all() for x in orders):
     raise ValueError(f'expected a finite number for each of the {len(prompts)} pairs, found '
-                     f'shapes {[x.shape for x in found]}, some perhaps not finite')
-  return tuple(np.sign(x).astype(int) for x in found)
+                     f'shapes {[x.shape for x in orders]}, some perhaps not finite')
+  return tuple(np.sign(x).astype(int) for x in orders)
 
 
 def report(
@@ -107,11 +107,11 @@ def report(
   shares = {
     'win_rate': (agreed + 1) / 2, 'win': agreed == 1, 'tie': agreed == 0, 'loss': agreed == -1,
     'order_dependent': first != second}
-  found: dict[str, float | int] = {}
+  figures: dict[str, float | int] = {}
   for name, values in shares.items():
     values = np.asarray(values, np.float64)
-    found[name] = float(values.mean())
+    figures[name] = float(values.mean())
     if bootstrap and name != 'order_dependent':
-      found[f'{name}_low'], found[f'{name}_high'] = group_bootstrap(
+      figures[f'{name}_low'], figures[f'{name}_high'] = group_bootstrap(
         np.mean, groups, values, n=bootstrap, seed=seed)
-  return {**found, 'pairs': len(agreed)}
+  return {**figures, 'pairs': len(agreed)}

@@ -25,11 +25,11 @@ def count(jaxpr: ClosedJaxpr | Jaxpr, loops: Sequence[int] = ()) -> int:
     ValueError: `loops` names fewer or more loops than there are.
   """
   times = iter(loops)
-  found = _inside(jaxpr, times)
+  operations = _inside(jaxpr, times)
   if left := list(times):
     raise ValueError(f'expected {len(loops) - len(left)} while loops with matrix products, found '
                      f'{len(loops)} lengths; leave {left} out')
-  return found
+  return operations
 
 
 def _inside(jaxpr: ClosedJaxpr | Jaxpr, times: Iterator[int]) -> int:

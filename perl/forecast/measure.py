@@ -54,9 +54,9 @@ def build(config: ConfigDict, name: str, *, accelerator: bool = True) -> program
 
 def copy(config: ConfigDict, **fields: Any) -> ConfigDict:
   """The config with other values; `fields` are paths with '__' for '.'."""
-  made = config.copy_and_resolve_references()
-  made.update_from_flattened_dict({k.replace('__', '.'): v for k, v in fields.items()})
-  return made
+  changed = config.copy_and_resolve_references()
+  changed.update_from_flattened_dict({k.replace('__', '.'): v for k, v in fields.items()})
+  return changed
 
 
 def options(stage: programs.Stage, *, accelerator: bool = True) -> dict[str, str]:
@@ -86,13 +86,13 @@ def conventional(stage: programs.Stage) -> programs.Stage:
     rest = {k: v for k, v in adapter.items() if k != 'head'}
     return jax.tree.map(lambda x: x.update(dtype=stored), rest) | head
 
-  found = stage._replace(base={}, frozen={r: shrink(a) for r, a in stage.frozen.items()})
+  whole = stage._replace(base={}, frozen={r: shrink(a) for r, a in stage.frozen.items()})
   if 'rewards' not in stage.programs:
-    return found
+    return whole
   judging = stage.programs['rewards']
   base, judges, *others = judging.arguments
-  judging = judging._replace(arguments=(base, {r: found.frozen[r] for r in judges}, *others))
-  return found._replace(programs=stage.programs | {'rewards': judging})
+  judging = judging._replace(arguments=(base, {r: whole.frozen[r] for r in judges}, *others))
+  return whole._replace(programs=stage.programs | {'rewards': judging})
 
 
 def held(stage: programs.Stage, name: str) -> dict[str, int]:
@@ -121,9 +121,9 @@ def device_bytes(tree: Tree) -> int:
 
 def program(stage: programs.Stage, name: str, **how: Any) -> dict[str, int]:
   """Bytes of one compiled program; 'transient_bytes' is what it needs beside what is held."""
-  found = stage.programs[name]
-  parts = memory.analysis(found.compile(options(stage, **how)))
-  batch = device_bytes(found.batch)
+  compiled = stage.programs[name]
+  parts = memory.analysis(compiled.compile(options(stage, **how)))
+  batch = device_bytes(compiled.batch)
   results = parts['outputs_bytes'] - parts['aliases_bytes']
   return parts | {'batch_bytes': batch,
                   'transient_bytes': batch + results + parts['temporaries_bytes']}
@@ -131,9 +131,9 @@ def program(stage: programs.Stage, name: str, **how: Any) -> dict[str, int]:
 
 def operations(stage: programs.Stage, name: str) -> float:
   """Floating-point operations of one run of a program, per device, if they are evenly split."""
-  found = stage.programs[name]
-  loops = turns(found) if name == 'rollout' else ()
-  return flops.count(found.trace().jaxpr, loops) / devices(stage)
+  run = stage.programs[name]
+  loops = turns(run) if name == 'rollout' else ()
+  return flops.count(run.trace().jaxpr, loops) / devices(stage)
 
 
 def turns(sampling: programs.Program) -> list[int]:
@@ -187,10 +187,10 @@ def cache_bytes(stage: programs.Stage) -> int:
   rows, count = (len(tokens), options['samples']) if at_a_time is None else (at_a_time, 1)
 
   def cache(base, policy, tokens, mask):
-    _, found = decode.prefill(
+    _, kv = decode.prefill(
       model, decode.parts(model, base, policy), tokens[:rows], mask[:rows],
       options['max_new_tokens'], count=count, kind=options['cache'])
-    return found.prompt, found.own
+    return kv.prompt, kv.own
 
   return device_bytes(jax.eval_shape(cache, base, policy, tokens, mask)) // ways(stage)
 
@@ -201,8 +201,8 @@ def stage(built: programs.Stage, name: str, **how: Any) -> dict[str, Any]:
   trained = {r: a for r, a in roles(built, name).items() if r not in built.frozen}
   ran = {p: program(built, p, **how) | {'flops': operations(built, p)} for p in built.programs}
   total = sum(parts.values())
-  for found in ran.values():
-    found['peak_bytes'] = total + found['transient_bytes']
+  for figures in ran.values():
+    figures['peak_bytes'] = total + figures['transient_bytes']
   return {
     'batch_size': rows(built),
     'devices': devices(built),
@@ -212,7 +212,7 @@ def stage(built: programs.Stage, name: str, **how: Any) -> dict[str, Any]:
     'gradients_bytes': sum(device_bytes(adapters.split(a)[0]) for a in trained.values()),
     'cache_bytes': cache_bytes(built),
     'programs': ran,
-    'peak_bytes': max(found['peak_bytes'] for found in ran.values()),
-    'flops': sum(found['flops'] for found in ran.values()),
+    'peak_bytes': max(figures['peak_bytes'] for figures in ran.values()),
+    'flops': sum(figures['flops'] for figures in ran.values()),
     'trainable': {role: adapters.count(adapter) for role, adapter in trained.items()},
   }

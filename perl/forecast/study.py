@@ -56,8 +56,8 @@ def build(config: ConfigDict, stage: str, column: str, *, accelerator: bool) -> 
   """The stage by shapes, as one of COLUMNS has it."""
   if column == 'configured':
     return measure.build(config, stage, accelerator=accelerator)
-  made = measure.build(measure.full(config), stage, accelerator=accelerator)
-  return measure.conventional(made)
+  whole = measure.build(measure.full(config), stage, accelerator=accelerator)
+  return measure.conventional(whole)
 
 
 def least_seconds(flops: float, device: Device, dtype: str) -> float | None:
@@ -89,8 +89,8 @@ def largest_batch(config: ConfigDict, stage: str, column: str, limit: int, known
     if rows == known['batch_size']:
       return known['programs'][program]['peak_bytes']
     print(f'{stage}, {column}: {program} of {rows} rows', file=sys.stderr, flush=True)
-    found = measure.program(built(rows), program, accelerator=accelerator)
-    return known['held_bytes'] + found['transient_bytes']
+    figures = measure.program(built(rows), program, accelerator=accelerator)
+    return known['held_bytes'] + figures['transient_bytes']
 
   section = runs.decided(config)[stage]
   parts = [section.get(name, 1) for name in ('microbatches', 'minibatches', 'samples')]

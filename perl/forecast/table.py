@@ -72,15 +72,15 @@ def describe(config: ConfigDict, stage: str, found: Mapping[str, Any],
 
 
 def _says(figures: Mapping[str, Any], device: Device) -> str:
-  said = [verdict(figures['peak_bytes'], device)]
+  words = [verdict(figures['peak_bytes'], device)]
   if figures.get('largest_batch') == 0:
-    said += ['no batch fits']
+    words += ['no batch fits']
   elif 'largest_batch' in figures:
-    said += [f'the largest batch that fits is {figures["largest_batch"]:,}']
+    words += [f'the largest batch that fits is {figures["largest_batch"]:,}']
   if figures['least_seconds'] is not None:
-    said += [f'a step takes at least {figures["least_seconds"]:.3g} s (its operations at the peak '
+    words += [f'a step takes at least {figures["least_seconds"]:.3g} s (its operations at the peak '
              'rate, nothing else)']
-  return '; '.join(said)
+  return '; '.join(words)
 
 
 def notes(config: ConfigDict, device: Device | None) -> list[str]:

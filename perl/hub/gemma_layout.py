@@ -135,9 +135,9 @@ def check_config(config: Config, shape: dict[str, int | bool]) -> None:
   Raises:
     CorruptTensors: names every field that differs.
   """
-  found = shape | {'norm_offset': True, 'gated': True}
-  wanted = {name: getattr(config, name) for name in found}
-  if other := [f'{n} {wanted[n]} (found {found[n]})' for n in found if found[n] != wanted[n]]:
+  fields = shape | {'norm_offset': True, 'gated': True}
+  wanted = {name: getattr(config, name) for name in fields}
+  if other := [f'{n} {wanted[n]} (found {fields[n]})' for n in fields if fields[n] != wanted[n]]:
     raise CorruptTensors(
       f'expected what config= says, found another shape: {", ".join(other)}; the config is of '
       'another model, or the checkpoint is not whole')

@@ -112,7 +112,7 @@ def _leaves(folder: pathlib.Path) -> dict[str, Leaf]:
   """The arrays of the text model by name; that there are no others is checked."""
   with _whole(folder), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
     stored = jax.tree_util.tree_leaves_with_path(handler.metadata(epath.Path(folder)).tree)
-  found: dict[str, Leaf] = {}
+  leaves: dict[str, Leaf] = {}
   for path, leaf in stored:
     whole = trees.path_string(path)
     name = whole[_ROOT.match(whole).end() :].removesuffix('/w')
@@ -120,12 +120,12 @@ def _leaves(folder: pathlib.Path) -> dict[str, Leaf]:
       continue
     kind = str(getattr(leaf, 'dtype', type(leaf).__name__))
     known = [d for d in tensors.DTYPES.values() if d.name == kind]
-    if not gemma_layout.is_known(name) or name in found or not known:
+    if not gemma_layout.is_known(name) or name in leaves or not known:
       raise Unsupported(
         f'expected only the weights of the text model of Gemma 1, 2 or 3 in {folder}, found '
-        f'{whole} of dtype {kind}; {_remedy(name, name in found)}')
-    found[name] = Leaf(tuple(key.key for key in path), tuple(leaf.shape), known[0])
-  return found
+        f'{whole} of dtype {kind}; {_remedy(name, name in leaves)}')
+    leaves[name] = Leaf(tuple(key.key for key in path), tuple(leaf.shape), known[0])
+  return leaves
 
 
 def _remedy(name: str, twice: bool) -> str:
@@ -170,8 +170,8 @@ def _restore(
     {leaves[name].keys: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
   args = ocp.args.PyTreeRestore(item=how, restore_args=how, partial_restore=True)
   with _whole(folder):
-    found = traverse_util.flatten_dict(reader.restore(folder, args=args))
-  return {name: found[leaves[name].keys] for name in names}
+    arrays = traverse_util.flatten_dict(reader.restore(folder, args=args))
+  return {name: arrays[leaves[name].keys] for name in names}
 
 
 def _stream(

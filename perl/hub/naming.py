@@ -136,7 +136,7 @@ def tensors(paths: Iterable[str]) -> list[Tensor]:
     ValueError: a parameter that the convention has no name for.
   """
   paths = list(paths)
-  names, found = convention(paths), {}
+  names, published = convention(paths), {}
   for path in paths:
     try:
       theirs, form = _name(path, names)
@@ -145,11 +145,11 @@ def tensors(paths: Iterable[str]) -> list[Tensor]:
         f'expected parameters that published models have, found {path!r}; such a base cannot be '
         'written as one, save it as an Orbax tree'
       ) from None
-    found.setdefault((theirs, form), []).append(path)
+    published.setdefault((theirs, form), []).append(path)
   order = {'q': 0, 'k': 1, 'v': 2}
   fused = lambda path: order.get(path.split('/')[-2], 0)
   return [Tensor(theirs, tuple(sorted(ours, key=fused)), form)
-          for (theirs, form), ours in found.items()]
+          for (theirs, form), ours in published.items()]
 
 
 def _name(path: str, names: Convention) -> tuple[str, str]:

@@ -32,12 +32,12 @@ def outputs(
 
     model = peft.PeftModel.from_pretrained(model, adapter).eval()
   with torch.no_grad():
-    found = model(
+    result = model(
       input_ids=torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long(),
       position_ids=positions,
     ).logits.float().numpy()
   if not scored:
-    return found
+    return result
   own = pathlib.Path(adapter) / 'perl.json'  # a bias, which theirs has no place for
   bias = json.loads(own.read_text()).get('head_bias', 0.0) if adapter and own.is_file() else 0.0
-  return found[:, 0] + bias
+  return result[:, 0] + bias

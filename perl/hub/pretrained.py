@@ -208,8 +208,8 @@ def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[st
   names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
   if tokenizer is None:
     return {name: about.get(name) for name in names}
-  found = dict(zip(names, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)))
-  return {name: about[name] if about.get(name) is not None else found[name] for name in names}
+  ids = dict(zip(names, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)))
+  return {name: about[name] if about.get(name) is not None else ids[name] for name in names}
 
 
 # --- Published folders
@@ -224,13 +224,13 @@ def _config_json(folder: pathlib.Path) -> dict[str, Any]:
       f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
       'and safetensors')
   try:
-    found = json.loads(file.read_text('utf-8'))
-    assert isinstance(found, dict)
+    fields = json.loads(file.read_text('utf-8'))
+    assert isinstance(fields, dict)
   except (ValueError, AssertionError) as error:
     raise tensors.CorruptTensors(
       f'{file}: expected a JSON object, found {error or "another value"}; fetch it again'
     ) from error
-  return found
+  return fields
 
 
 def _published_config(folder: pathlib.Path, about: dict, run: dict[str, Any]) -> Config:

@@ -198,10 +198,10 @@ def _warn_of(bad: Iterable[str]) -> None:
 
 
 @jax.jit
-def _lost(dense: jax.Array, found: Quantized) -> jax.Array:
+def _lost(dense: jax.Array, quantized: Quantized) -> jax.Array:
   """f32[2]: the sums of squares of what quantization takes away, and of the kernel."""
   dense = dense.astype(jnp.float32)
-  apart = found.astype(jnp.float32).dequantize() - dense
+  apart = quantized.astype(jnp.float32).dequantize() - dense
   return jnp.stack([jnp.sum(jnp.square(apart)), jnp.sum(jnp.square(dense))])
 
 

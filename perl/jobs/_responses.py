@@ -120,8 +120,8 @@ def respond(
   for batch, out in _rollouts(run, data, base, policy, rows, key, temperature, samples):
     weight = np.repeat(batch['weight'], samples)
     index = (samples * batch['index'][:, None] + np.arange(samples)).ravel()
-    asked = [examples[i] for i in np.repeat(batch['index'], samples)]
-    scores, kl = _judged(judge, base, out, asked)
+    prompts = [examples[i] for i in np.repeat(batch['index'], samples)]
+    scores, kl = _judged(judge, base, out, prompts)
     tokens, mask, finished, logprobs = jax.device_get(
       (out.tokens, out.response_mask, out.finished, out.logprobs.sum(-1)))
     for i in np.flatnonzero(weight):
@@ -144,8 +144,8 @@ def compared(
   score = getattr(data.dataset, 'response_metrics', lambda *_: {})
   own = [data.tokenizer.decode(ids, skip_special=False)
          for ids in data.tokenizer.encode_batch([turn.response for turn in turns])]
-  rows = [score(turn.prompt, text, said)
-          for turn, text, said in zip(turns, responses.texts, own)]
+  rows = [score(turn.prompt, text, turn_text)
+          for turn, text, turn_text in zip(turns, responses.texts, own)]
   names = sorted({name for row in rows for name in row})
   return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 

@@ -104,5 +104,5 @@ class Block(nn.Module):
     attended = after('attn', attended)
     x = context.take(x, read)
     source = x if config.parallel else x + attended
-    made = after('mlp', MLP(config, name='mlp')(norm('mlp_norm')(source)))
-    return (x + attended + made if config.parallel else source + made), kept
+    mlp = after('mlp', MLP(config, name='mlp')(norm('mlp_norm')(source)))
+    return (x + attended + mlp if config.parallel else source + mlp), kept

@@ -60,8 +60,8 @@ def attention(
 
 
 def _forward(q, k, v, seen, options):
-  found = _in_groups(functools.partial(_group_forward, options), q, k, v, seen)
-  out, log_sum = checkpoint_name(found, 'attended')
+  outputs = _in_groups(functools.partial(_group_forward, options), q, k, v, seen)
+  out, log_sum = checkpoint_name(outputs, 'attended')
   return out, (q, k, v, seen, out, log_sum)
 
 
@@ -93,8 +93,8 @@ def _in_groups(function, q, k, *others):
   shapes = jax.eval_shape(lambda: function(*part(0)))
 
   def step(i, results):
-    found = function(*part(i))
-    return tuple(jax.lax.dynamic_update_index_in_dim(r, f, i, 1) for r, f in zip(results, found))
+    outputs = function(*part(i))
+    return tuple(jax.lax.dynamic_update_index_in_dim(r, f, i, 1) for r, f in zip(results, outputs))
 
   empty = tuple(jnp.zeros((s.shape[0], groups, *s.shape[1:]), s.dtype) for s in shapes)
   results = jax.lax.fori_loop(0, groups, step, empty)

@@ -60,15 +60,15 @@ def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = 
 
 def _side_by_side(layer: dict[str, Tree]) -> dict[str, Tree]:
   """The collections of a Block, with products of the same input in one where none is adapted."""
-  params, adapter, made = layer['params'], layer.get('adapter', {}), {}
+  params, adapter, joined = layer['params'], layer.get('adapter', {}), {}
   for module, names in TOGETHER.items():
     own = params[module]
     if is_quantized(own.get(names[0], {}).get('kernel')):
       continue  # blocks of scales do not lie side by side
     if all(n in own for n in names) and not any(n in adapter.get(module, {}) for n in names):
-      made[module] = {'_'.join(names): jax.tree.map(
+      joined[module] = {'_'.join(names): jax.tree.map(
         lambda *columns: jnp.concatenate(columns, -1), *(own[n] for n in names))}
-  return {**layer, 'together': made} if made else layer
+  return {**layer, 'together': joined} if joined else layer
 
 
 def prefill(
@@ -176,8 +176,8 @@ def _loops(parts: Parts, layers: int) -> Iterator[tuple[int, int, Callable[[jax.
     own = top_layers.take(adapter, slice(start, stop), layers)
 
     def at(i, own=own, start=start):
-      found = {'params': pick(base, i)}
-      return {**found, 'adapter': pick(own, i - start)} if own else found
+      layer = {'params': pick(base, i)}
+      return {**layer, 'adapter': pick(own, i - start)} if own else layer
 
     yield start, stop, at
 

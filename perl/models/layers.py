@@ -42,14 +42,14 @@ def kernel_of(
   Raises:
     ValueError: a quantized kernel of another shape.
   """
-  found = module.variables.get('params', {}).get('kernel')
-  if not isinstance(found, Quantized):
+  kernel = module.variables.get('params', {}).get('kernel')
+  if not isinstance(kernel, Quantized):
     return module.param('kernel', init, shape, dtype)
-  if found.shape != shape:
+  if kernel.shape != shape:
     raise ValueError(
       f'expected a quantized kernel of shape {list(shape)} at {"/".join(module.path)}, found '
-      f'{list(found.shape)}; quantize the base of this model')
-  return found
+      f'{list(kernel.shape)}; quantize the base of this model')
+  return kernel
 
 
 class Projection(nn.Module):

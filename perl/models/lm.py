@@ -273,17 +273,17 @@ def head_features(
     model, base, adapter, tokens, mask, dropout_key, read=None if reads else last,
     early='early' in reads, shared=shared, start=start)
   at_last = jnp.take_along_axis(h, last[:, None, None], 1) if reads else h
-  found = [at_last[:, 0].astype(jnp.float32)]
+  features = [at_last[:, 0].astype(jnp.float32)]
   of_response = real if response_mask is None else real & response_mask
   if 'mean' in reads:
     for part in (of_response, real & ~response_mask):
-      found.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
+      features.append(masked.masked_mean(h.astype(jnp.float32), part[..., None], axis=1))
   if 'early' in reads:
-    found.append(masked.masked_mean(early.astype(jnp.float32), of_response[..., None], axis=1))
+    features.append(masked.masked_mean(early.astype(jnp.float32), of_response[..., None], axis=1))
   if 'likelihood' in reads:
     logprobs = logprobs_of(model, base, adapter, h[:, :-1], tokens, mask)
-    found.append(likelihood_features(logprobs, of_response))
-  return jnp.concatenate(found, -1)
+    features.append(likelihood_features(logprobs, of_response))
+  return jnp.concatenate(features, -1)
 
 
 def likelihood_features(logprobs: jax.Array, mask: jax.Array) -> jax.Array:

@@ -65,8 +65,8 @@ def _count(node: Any) -> int:
 def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:
   """The tree with each node replaced; where it is replaced by None, it is left out."""
   if isinstance(tree, dict):
-    found = {name: _each(function, child) for name, child in tree.items()}
-    return {name: child for name, child in found.items() if child is not None}
+    layers = {name: _each(function, child) for name, child in tree.items()}
+    return {name: child for name, child in layers.items() if child is not None}
   parts = getattr(tree, 'parts', None)  # adapters one over the other, each of its own depth
   if parts is None:
     return function(tree)

@@ -132,13 +132,13 @@ class Transformer(nn.Module):
 
   def blocks(self) -> dict[str, Any]:
     """{'params': ..., 'adapter': ...} of one Block, stacked; a soft prompt is a prefix in it."""
-    found = {name: tree['layers']['block'] for name, tree in self.variables.items()
+    stacks = {name: tree['layers']['block'] for name, tree in self.variables.items()
              if 'layers' in tree}
-    prompt = self.embed.soft_prompt(virtual.length(found.get('adapter')))
+    prompt = self.embed.soft_prompt(virtual.length(stacks.get('adapter')))
     if prompt is None:
-      return found
-    lead = virtual.of_prompt(self.config, found, prompt)
-    return {**found, 'adapter': virtual.lay(found.get('adapter'), lead, self.config.kv_heads)}
+      return stacks
+    lead = virtual.of_prompt(self.config, stacks, prompt)
+    return {**stacks, 'adapter': virtual.lay(stacks.get('adapter'), lead, self.config.kv_heads)}
 
   def unembed(self, h: jax.Array) -> jax.Array:
     """Logits f32[..., V] of hidden states f[..., D]."""

@@ -56,12 +56,12 @@ def of_prompt(config: Config, blocks: dict[str, Tree], x: jax.Array) -> Lead:
   block = Block(config, parent=None)
   context = Rows(jnp.ones((1, len(x)), bool), right_padded=True)
   positions = jnp.arange(len(x))[None] + length(blocks.get('adapter'))
-  x, found = x[None], []
+  x, layers = x[None], []
   for i, layer in enumerate(layers_of(config)):
     apply = lambda x, weights, layer=layer: block.apply(weights, x, positions, context, layer)
     x, kept = jax.checkpoint(apply)(x, top_layers.layer(blocks, i, config.layers))
-    found.append(kept)
-  return Lead(*(jnp.stack([y[0] for y in side]) for side in zip(*found)))
+    layers.append(kept)
+  return Lead(*(jnp.stack([y[0] for y in side]) for side in zip(*layers)))
 
 
 def lay(adapter: Tree | None, lead: Lead, heads: int) -> Tree:

@@ -99,21 +99,21 @@ def over(base: Tree, below: Tree, above: Tree) -> Tree:
     below: an adapter that is not to change; its head is left out.
     above: an adapter made for the same base.
   """
-  found = {path: Over(_parts(node), len(_parts(node)))
+  nodes = {path: Over(_parts(node), len(_parts(node)))
            for path, node in adapters.nodes(trees.spread(base, below)).items()}
   for path, node in adapters.nodes(above).items():
-    found[path] = found[path].over(node) if path in found else node
-  return trees.nest(found) | ({'head': above['head']} if 'head' in above else {})
+    nodes[path] = nodes[path].over(node) if path in nodes else node
+  return trees.nest(nodes) | ({'head': above['head']} if 'head' in above else {})
 
 
 def upper(adapter: Tree) -> Tree:
   """What lies over what is frozen: the inverse of `over`."""
-  found = {}
+  top = {}
   for path, node in adapters.nodes(adapter).items():
     parts = node.parts[node.frozen:] if isinstance(node, Over) else (node,)
     if parts:
-      found[path] = parts[0] if len(parts) == 1 else Over(parts)
-  return trees.nest(found) | ({'head': adapter['head']} if 'head' in adapter else {})
+      top[path] = parts[0] if len(parts) == 1 else Over(parts)
+  return trees.nest(top) | ({'head': adapter['head']} if 'head' in adapter else {})
 
 
 def _parts(node: Any) -> tuple[Any, ...]:

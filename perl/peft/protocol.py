@@ -79,8 +79,8 @@ class Kind(NamedTuple):
 
 def classes(module: ModuleType) -> list[type]:
   """Of a method's adapters: its own, or where it has none those that it takes from another."""
-  found = [c for c in vars(module).values() if isinstance(c, type) and is_adapter(c)]
-  return [c for c in found if c.__module__ == module.__name__] or found
+  kinds = [c for c in vars(module).values() if isinstance(c, type) and is_adapter(c)]
+  return [c for c in kinds if c.__module__ == module.__name__] or kinds
 
 
 def is_adapter(node: Any) -> bool:

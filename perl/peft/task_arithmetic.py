@@ -31,11 +31,11 @@ def weighted_sum(base: Tree, terms: Sequence[Tree], weights: Sequence[float]) ->
     raise ValueError(f'expected a weight for each adapter, found {len(terms)} adapters and '
                      f'{len(weights)} weights')
   leaves = trees.flat(base)
-  found: dict[str, list] = {}
+  parts: dict[str, list] = {}
   for term, weight in zip(terms, weights):
     for path, node in adapters.nodes(term).items():
-      found.setdefault(path, []).append((node, weight))
-  out = trees.nest({path: _sum(path, pairs, leaves.get(path)) for path, pairs in found.items()})
+      parts.setdefault(path, []).append((node, weight))
+  out = trees.nest({path: _sum(path, pairs, leaves.get(path)) for path, pairs in parts.items()})
   heads = [(term['head'], c) for term, c in zip(terms, weights) if 'head' in term]
   if heads:
     scaled = [jax.tree.map(lambda x, c=c: c * x, head) for head, c in heads]

@@ -57,9 +57,9 @@ def load(
       f'expected a dense base, or one quantized as {scheme.tag}, in {folder}, found {saved.tag}; '
       "set model.quantize='' to take it as it is, or load the dense base that it was made of")
   if saved is not None:
-    made, plain = quantize_tree(like, saved, like=True), flax.serialization.to_state_dict
-    tree, meta = storage.load_tree(folder, like=plain(made), shardings=plain(places(made)))
-    return flax.serialization.from_state_dict(made, tree), meta
+    shapes, plain = quantize_tree(like, saved, like=True), flax.serialization.to_state_dict
+    tree, meta = storage.load_tree(folder, like=plain(shapes), shardings=plain(places(shapes)))
+    return flax.serialization.from_state_dict(shapes, tree), meta
   if scheme is None:
     return storage.load_tree(folder, like=like, shardings=places(like))
   spots = trees.flat(places(quantize_tree(like, scheme, like=True)))

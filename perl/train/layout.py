@@ -129,10 +129,10 @@ def read_tree(
     how |= {n: x for n, x in stored.items() if is_empty(x)}
     restore = lambda **args: reader.restore(
       folder, args=ocp.args.Composite(tree=ocp.args.PyTreeRestore(**args))).tree
-    finish = lambda name, found: _finish(wanted[name], found[name], places[name])
+    finish = lambda name, restored: _finish(wanted[name], restored[name], places[name])
     if change is None:
-      found = restore(restore_args=how)
-      made = lambda name: finish(name, found)
+      restored = restore(restore_args=how)
+      made = lambda name: finish(name, restored)
     else:
       made = lambda name: change(name.removeprefix('tree/'), finish(name, restore(
         item={name: how[name]}, restore_args={name: how[name]}, partial_restore=True)))

@@ -13,12 +13,12 @@ def analysis(compiled: jax.stages.Compiled) -> dict[str, int]:
 
   Donated arguments share their bytes with results (alias) and count once.
   """
-  found = compiled.memory_analysis()
+  stats = compiled.memory_analysis()
   parts = {
-    'arguments': found.argument_size_in_bytes,
-    'outputs': found.output_size_in_bytes,
-    'temporaries': found.temp_size_in_bytes,
-    'aliases': found.alias_size_in_bytes,
+    'arguments': stats.argument_size_in_bytes,
+    'outputs': stats.output_size_in_bytes,
+    'temporaries': stats.temp_size_in_bytes,
+    'aliases': stats.alias_size_in_bytes,
   }
   total = parts['arguments'] + parts['outputs'] + parts['temporaries'] - parts['aliases']
   return {f'{name}_bytes': int(size) for name, size in parts.items()} | {'total_bytes': int(total)}

@@ -22,8 +22,8 @@ def loss(loss_fn: LossFn, members: int) -> LossFn:
   mapped = jax.vmap(loss_fn, in_axes=(0, None, None, 0))
 
   def of_stack(adapters: Tree, base: Tree, batch: Batch, key: jax.Array):
-    found = mapped(adapters, base, batch, jax.random.split(key, members))
-    return jax.tree.map(lambda x: x.sum(0), found)  # totals and weights add
+    losses = mapped(adapters, base, batch, jax.random.split(key, members))
+    return jax.tree.map(lambda x: x.sum(0), losses)  # totals and weights add
 
   return of_stack
 

@@ -40,13 +40,13 @@ def commit(file: str | os.PathLike = __file__) -> str:
 
 def versions() -> dict[str, str]:
   """{package: version} of Python and the packages that decide a result and are installed."""
-  found = {'python': platform.python_version()}
+  known = {'python': platform.python_version()}
   for name in PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      known[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return found
+  return known
 
 
 def hardware() -> dict[str, str | int]:

@@ -94,8 +94,8 @@ def make_train_step(
 
   def gradient(trained, fixed, base, batch, key, weights):
     def total(trained):
-      found, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)
-      terms = _terms(found)
+      losses, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)
+      terms = _terms(losses)
       over = weights or {name: term.weight for name, term in terms.items()}
       parts = [term.total / _positive(over[name]) for name, term in terms.items()]
       return functools.reduce(jnp.add, parts), metrics
@@ -110,8 +110,8 @@ def make_train_step(
     keys = jax.random.split(key, microbatches)
 
     def weigh(part):  # masks alone: the compiler drops the model from it
-      found, _ = loss_fn(trees.combine(trained, fixed), base, *part)
-      return {name: term.weight for name, term in _terms(found).items()}
+      losses, _ = loss_fn(trees.combine(trained, fixed), base, *part)
+      return {name: term.weight for name, term in _terms(losses).items()}
 
     weights = jax.tree.map(lambda x: x.sum(0), jax.lax.map(weigh, (parts, keys)))
     first = gradient(trained, fixed, base, jax.tree.map(lambda x: x[0], parts), keys[0], weights)

@@ -147,13 +147,13 @@ def verify(folder: epath.Path) -> None:
     raise CorruptError(f'{folder}: expected a readable {FILES}, found {error}; {remedy}') from error
   for name, expected in table.items():
     try:
-      found = _checksum(folder / name)
+      checksum = _checksum(folder / name)
     except OSError as error:
       raise CorruptError(f'{folder}: expected {name}, found {error}; {remedy}') from error
-    if found != expected:
+    if checksum != expected:
       raise CorruptError(
         f'{folder}: expected {name} of {expected[0]} bytes (CRC-32 {expected[1]}), '
-        f'found {found[0]} bytes (CRC-32 {found[1]}); {remedy}')
+        f'found {checksum[0]} bytes (CRC-32 {checksum[1]}); {remedy}')
 
 
 def read_about(folder: epath.Path) -> dict:

@@ -120,12 +120,12 @@ def _shared_prompt(row: Row) -> int:
 
 def _facts(rows: Sequence[Row]) -> dict[str, np.ndarray]:
   """What is one number a row; those that the kind has."""
-  found = {name: np.array([row[name] for row in rows], dtype)
+  facts = {name: np.array([row[name] for row in rows], dtype)
            for name, dtype in (('margin', np.float32), ('label', np.float32),
                                ('rating', np.float32),
                                ('prompt_tokens', np.int32), ('index', np.int32))
            if name in rows[0]}
-  return found | {'weight': np.ones(len(rows), np.float32)}
+  return facts | {'weight': np.ones(len(rows), np.float32)}
 
 
 def _pad(sequences: Sequence[np.ndarray], length: int, fill: Any,

@@ -121,11 +121,11 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_
   for index, (example, *ids) in enumerate(zip(examples, *columns)):
     before = dict(limits.counts)
     try:
-      found = _rows(kind, example, dict(zip(_TEXTS[kind], ids)), limits)
+      encoded = _rows(kind, example, dict(zip(_TEXTS[kind], ids)), limits)
     except Overlong:
       limits.counts.update(before, filtered=before['filtered'] + 1)
       continue
-    rows += [{'index': index, **row} for row in found]
+    rows += [{'index': index, **row} for row in encoded]
   limits.counts.update(examples=len(examples), rows=len(rows))
   if not rows:
     raise ValueError(f'encode: expected rows of kind {kind}; found none left of {len(examples)} '
@@ -154,12 +154,12 @@ def encode_chats(documents: Sequence[Document], tokenizer: Tokenizer, template: 
   counts = {'examples': len(documents), 'rows': 0, 'filtered': 0, 'truncated': 0, 'silent': 0}
   rows = []
   for index, document in enumerate(documents):
-    ids, said = chat.encode_document(tokenizer, template, document)
+    ids, learnt = chat.encode_document(tokenizer, template, document)
     if len(ids) > max_tokens:
       counts['filtered' if overlong == 'filter' else 'truncated'] += 1
       if overlong == 'filter':
         continue
-    tokens, loss_mask = np.array(ids[:max_tokens], np.int32), np.array(said[:max_tokens], bool)
+    tokens, loss_mask = np.array(ids[:max_tokens], np.int32), np.array(learnt[:max_tokens], bool)
     loss_mask[:1] = False  # nothing comes before it
     if not loss_mask.any():
       counts['silent'] += 1

@@ -109,8 +109,8 @@ class PackedPlan:
   def __call__(self, batch: int) -> tuple[int, list[list[int]]]:
     """(capacity, batch_size packs of row numbers) of batch number `batch`, counted from 0."""
     places = range(int(batch) * self._batch_size, (int(batch) + 1) * self._batch_size)
-    found = [divmod(place, self.packs_per_epoch) for place in places]
-    return self._capacity, [self._epoch(epoch)[position] for epoch, position in found]
+    numbers = [divmod(place, self.packs_per_epoch) for place in places]
+    return self._capacity, [self._epoch(epoch)[position] for epoch, position in numbers]
 
   def _plan_epoch(self, epoch: int) -> list[list[int]]:
     rng = epoch_rng(self._seed, epoch)
@@ -150,11 +150,11 @@ def auto_buckets(lengths: Sequence[int], count: int = 4, multiple: int = 16) -> 
   for _ in range(min(count, len(edges))):
     costs, cut = _one_more_bucket(costs, edges, below)
     cuts.append(cut)
-  found, end = [], len(edges)
+  buckets, end = [], len(edges)
   for cut in reversed(cuts):
-    found.append(int(edges[end - 1]))
+    buckets.append(int(edges[end - 1]))
     end = cut[end]
-  return tuple(reversed(found))
+  return tuple(reversed(buckets))
 
 
 def _one_more_bucket(costs: np.ndarray, edges: np.ndarray,

@@ -190,9 +190,9 @@ def batches(rows: Sequence[Row], *, kind: str, batch_size: int, seed: int,
   else:
     plan = _Plan(edges, numbers, batch_size, seed)
   if not plan.batches_in(1):
-    found = f'{len(rows)} in {plan.packs_per_epoch} packs' if packed else len(rows)
+    size = f'{len(rows)} in {plan.packs_per_epoch} packs' if packed else len(rows)
     raise ValueError(f'batches: expected at least batch_size={batch_size} '
-                     f'{"packs of rows" if packed else "rows"}; found {found}; '
+                     f'{"packs of rows" if packed else "rows"}; found {size}; '
                      'lower batch_size or add data')
 
   def batch(number: int) -> dict[str, np.ndarray]:

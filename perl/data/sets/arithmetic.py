@@ -106,9 +106,9 @@ def _calculation(rng: random.Random, split: str, digits: int) -> Calculation:
   """One of the split."""
   while True:
     b, a = sorted((rng.randint(2, 9), rng.randint(max(2, 10 ** (digits - 1)), 10 ** digits - 1)))
-    found = Calculation(a, rng.choice(tuple(OPERATIONS)), b)
-    if dialogue.split_of(found.group) == split:
-      return found
+    calculation = Calculation(a, rng.choice(tuple(OPERATIONS)), b)
+    if dialogue.split_of(calculation.group) == split:
+      return calculation
 
 
 def _drill(rng: random.Random, split: str, digits: int) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def _problem(rng: random.Random, split: str, digits: int, slip: int = 0) -> dict
   calculation = _calculation(rng, split, digits)
   question, things = _question(rng, calculation)
   # Nobody writes of -3 pears.
-  said = calculation.answer + (slip if calculation.answer + slip >= 0 else -slip)
-  solution = f'{calculation.group}={said} {things}.\n#### {said}'
+  answer = calculation.answer + (slip if calculation.answer + slip >= 0 else -slip)
+  solution = f'{calculation.group}={answer} {things}.\n#### {answer}'
   turns = [records.turn('user', question), records.turn('assistant', solution)]
   return {'messages': turns, 'group': calculation.group,
           'meta': {'answer': str(calculation.answer)}}
@@ -168,9 +168,9 @@ _PATTERNS = tuple((_pattern(text), sign) for sign, text in QUESTIONS)
 
 def answer_of(prompt: str) -> int | None:
   """The right number for a prompt, worked out from its words; None for other text."""
-  found = ((pattern.search(prompt), sign) for pattern, sign in _PATTERNS)
+  matches = ((pattern.search(prompt), sign) for pattern, sign in _PATTERNS)
   return next((Calculation(int(match['a']), sign, int(match['b'])).answer
-               for match, sign in found if match), None)
+               for match, sign in matches if match), None)
 
 
 def gold_reward(prompt: str, response: str) -> float:

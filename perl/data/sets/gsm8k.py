@@ -54,8 +54,8 @@ load = records.loader(SOURCE, KINDS)
 
 def answer_of(text: str) -> decimal.Decimal | None:
   """The number that a solution ends in; None where it names none."""
-  found = text.rpartition('####')[2] if '####' in text else (_BOXED.findall(text) or [text])[-1]
-  numbers = _NUMBER.findall(found)
+  ending = text.rpartition('####')[2] if '####' in text else (_BOXED.findall(text) or [text])[-1]
+  numbers = _NUMBER.findall(ending)
   if not numbers:
     return None
   # After '####' the number comes first; a text that only mentions numbers ends in its answer.
@@ -65,8 +65,8 @@ def answer_of(text: str) -> decimal.Decimal | None:
 
 def correct(response: str, answer: str) -> bool:
   """Whether a response ends in that number: 1,200 is 1200.00."""
-  found = answer_of(response)
-  return found is not None and found == decimal.Decimal(answer)
+  number = answer_of(response)
+  return number is not None and number == decimal.Decimal(answer)
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:

@@ -52,16 +52,16 @@ def present(source: Source, names: Sequence[str], mirror: str) -> dict[str, path
     FileNotFoundError: it holds none of them.
   """
   paths = {name: pathlib.Path(mirror).expanduser() / name for name in names}
-  found = {name: path for name, path in paths.items() if path.is_file()}
-  missing = [name for name in names if name not in found]
-  if not found:
+  files = {name: path for name, path in paths.items() if path.is_file()}
+  missing = [name for name in names if name not in files]
+  if not files:
     raise FileNotFoundError(
       f'{source.name}: expected {_range(names)} under the mirror; found none in {mirror!r}; lay '
       f"the files out as in {source.home}, or set data.mirror to '' to download them")
   if missing:
-    _warn_once(f'{source.name}: the mirror {mirror} holds {len(found)} of {len(names)} files; '
+    _warn_once(f'{source.name}: the mirror {mirror} holds {len(files)} of {len(names)} files; '
                f'missing: {", ".join(missing)}')
-  return found
+  return files
 
 
 def _range(names: Sequence[str]) -> str:
@@ -101,7 +101,7 @@ def _lines(text: str) -> Iterator[Any]:
 
 def each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any]:
   """parse(row) for all rows of all files; errors as in `each_by_file`."""
-  return (found for _, found in each_by_file(files, parse))
+  return (parsed for _, parsed in each_by_file(files, parse))
 
 
 def each_by_file(
@@ -170,9 +170,9 @@ def _of(source: Source) -> Any:
 
   configs = [tfds.core.BuilderConfig(name=name, description='') for name in source.parts]
   base = _builder_class()
-  made = {'name': source.name, 'source': source, 'BUILDER_CONFIGS': configs,
+  members = {'name': source.name, 'source': source, 'BUILDER_CONFIGS': configs,
           '__module__': __name__}
-  return type(base)(source.name, (base,), made, skip_registration=True)
+  return type(base)(source.name, (base,), members, skip_registration=True)
 
 
 def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str, pathlib.Path]:
@@ -188,13 +188,13 @@ def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str
 def folder(source: Source, part: str, mirror: str, data_dir: str) -> pathlib.Path:
   """Where the prepared data lies: a mirror's own folder, named by the content of its files."""
   default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  found = pathlib.Path(data_dir or default).expanduser()
+  root = pathlib.Path(data_dir or default).expanduser()
   if not mirror:
-    return found
+    return root
   digest = hashlib.sha256()
   for name, path in present(source, source.parts[part].files, mirror).items():
     digest.update(f'{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n'.encode())
-  return found / f'mirror-{digest.hexdigest()[:16]}'
+  return root / f'mirror-{digest.hexdigest()[:16]}'
 
 
 def _prepared(make_builder: Callable[[], Any], quiet: bool) -> Any:

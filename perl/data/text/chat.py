@@ -41,8 +41,8 @@ def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
     ValueError: the tokenizer has no template, or it does not render one question and its answer.
   """
   template, probe = Template(tokenizer.chat_template, tokenizer.special_tokens), 'aardvark'
-  asked, answer = {'role': 'user', 'content': 'zebra'}, {'role': 'assistant', 'content': probe}
-  end = template.turn([asked], answer)[1].partition(probe)[2].strip()
+  question, answer = {'role': 'user', 'content': 'zebra'}, {'role': 'assistant', 'content': probe}
+  end = template.turn([question], answer)[1].partition(probe)[2].strip()
   if not end or len(tokenizer.encode(end)) != 1:
     return template, tokenizer
   stopping = tokenizer.stopping_at(end)
@@ -178,8 +178,8 @@ def _texts(template: Template, example: Example, context: list[Message], turns: 
   texts = {'prompt': template.render(context, add_generation_prompt=True, tools=tools)}
   eos, answers = template.special_tokens.get('eos_token', ''), []
   for message in turns:
-    said = _said(template, context, message, tools)
-    answers.append(said.rstrip().removesuffix(eos) if _stops(template, said) else said)
+    spoken = _said(template, context, message, tools)
+    answers.append(spoken.rstrip().removesuffix(eos) if _stops(template, spoken) else spoken)
   if isinstance(example, Ranked):
     return texts | {'responses': tuple(answers)}
   return texts | dict(zip(_RESPONSES[type(example)], answers))

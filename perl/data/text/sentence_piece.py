@@ -69,8 +69,8 @@ class SentencePiece:
     for match in self._pattern.finditer(text) if self._pattern else ():
       if match.start() > end:
         yield end, text[end:match.start()], None
-      found = self._added.get(match[0]) or self._added[match[0].strip()]
-      yield match.start(), match[0], found.id
+      token = self._added.get(match[0]) or self._added[match[0].strip()]
+      yield match.start(), match[0], token.id
       end = match.end()
     if end < len(text):
       yield end, text[end:], None
@@ -83,7 +83,8 @@ class SentencePiece:
       runs = {run for parts in split for start, run, index in parts
               if index is None and (start == 0) is opens}
       runs = sorted(runs)
-      ids |= {(opens, run): found for run, found in zip(runs, processor.encode(runs, out_type=int))}
+      encoded = processor.encode(runs, out_type=int)
+      ids |= {(opens, run): pieces for run, pieces in zip(runs, encoded)}
     return [[i for start, run, index in parts
              for i in (ids[start == 0, run] if index is None else (index,))] for parts in split]
 
@@ -92,8 +93,8 @@ class SentencePiece:
     ids, offsets = [], []
     for start, run, index in self._parts(text):
       if index is None:
-        found, ranges = self._ranges(run, self._later if start else self._processor)
-        ids += found
+        pieces, ranges = self._ranges(run, self._later if start else self._processor)
+        ids += pieces
         offsets += [(start + begin, start + end) for begin, end in ranges]
       else:
         ids.append(index)

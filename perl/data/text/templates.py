@@ -156,8 +156,8 @@ class Template:
     spans = []
     for index, message in enumerate(messages):
       if message.get('role') == 'assistant':
-        prompt, said = self.turn(messages[:index], message, tools)
-        turn = prompt + said.rstrip()
+        prompt, spoken = self.turn(messages[:index], message, tools)
+        turn = prompt + spoken.rstrip()
         if not text.startswith(turn):
           raise _rewritten(index, turn, text)
         spans.append((len(prompt), len(turn)))

@@ -45,13 +45,13 @@ class Tokenizer:
   def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING):
     self._backend, self._files = backend, settings.files
     self._class = settings.tokenizer_class
-    found = _special_ids(backend, settings)
-    self.eos_id = _stop(found['eos_token'], settings)
-    self.bos_id = self.eos_id if found['bos_token'] is None else found['bos_token']
-    self.pad_id = self.eos_id if found['pad_token'] is None else found['pad_token']
+    special = _special_ids(backend, settings)
+    self.eos_id = _stop(special['eos_token'], settings)
+    self.bos_id = self.eos_id if special['bos_token'] is None else special['bos_token']
+    self.pad_id = self.eos_id if special['pad_token'] is None else special['pad_token']
     self.vocab_size = backend.vocab_size
-    self.adds_bos = _adds_bos(backend, settings, found['bos_token'])
-    texts = {name: backend.token(index) for name, index in found.items() if index is not None}
+    self.adds_bos = _adds_bos(backend, settings, special['bos_token'])
+    texts = {name: backend.token(index) for name, index in special.items() if index is not None}
     self.special_tokens = texts | {k: v for k, v in settings.declared.items() if v}
     self.chat_template = settings.chat_template
     # Of those that add bos, as all did once, the digest is what it was.

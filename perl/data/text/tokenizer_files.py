@@ -121,7 +121,7 @@ def _older(tokens: dict[str, int], special: set[str | None]) -> dict[str, Added]
 
 def _template(config: dict[str, Any]) -> str | None:
   """The template of a config: a string, or the default one of several by name."""
-  found = config.get('chat_template')
-  if isinstance(found, list):
-    found = {entry['name']: entry['template'] for entry in found}.get('default')
-  return found
+  template = config.get('chat_template')
+  if isinstance(template, list):
+    template = {entry['name']: entry['template'] for entry in template}.get('default')
+  return template

@@ -42,13 +42,13 @@ class Json:
 
   def content(self, opening: str | None = None) -> bytes:
     """The file, without padding and truncation; it puts `opening`, a token, before a text."""
-    made = self._tokenizer
+    backend = self._tokenizer
     if opening is not None:
-      made = type(made).from_str(made.to_str())
-      made.post_processor = processors.TemplateProcessing(
+      backend = type(backend).from_str(backend.to_str())
+      backend.post_processor = processors.TemplateProcessing(
         single=f'{opening} $A', pair=f'{opening} $A $B',
-        special_tokens=[(opening, made.token_to_id(opening))])
-    return made.to_str(pretty=True).encode('utf-8')
+        special_tokens=[(opening, backend.token_to_id(opening))])
+    return backend.to_str(pretty=True).encode('utf-8')
 
   def identity(self) -> bytes:
     """The file says all."""

@@ -80,13 +80,13 @@ def load(
     raise tensors.CorruptTensors(
       f'expected an adapter over the base with digest {base_digest[:12]}, found one over '
       f'{own["base_digest"][:12]} in {folder}; load the base that it was trained on')
-  found = {name: tensors.read(name, entry).astype(np.float32) for name, entry in entries.items()}
-  if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
+  arrays = {name: tensors.read(name, entry).astype(np.float32) for name, entry in entries.items()}
+  if bad := [name for name, x in arrays.items() if not np.isfinite(x).all()]:
     logging.warning('expected finite weights in %s, found NaN or infinity in %s', folder, bad[0])
-  head = _read_head(found, own, base)
-  modules.drop_copies(found, base)
+  head = _read_head(arrays, own, base)
+  modules.drop_copies(arrays, base)
   form = FORMATS.get(about.get('peft_type'), lora)  # which refuses what is not known
-  adapter = form.load(found, about, folder / CONFIG, base, heads)
+  adapter = form.load(arrays, about, folder / CONFIG, base, heads)
   return adapter if head is None else {**adapter, 'head': head}
 
 
@@ -159,13 +159,13 @@ def inspect(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int |
   folder = pathlib.Path(folder).expanduser()
   about, entries = config_file.parse(folder / CONFIG), tensors.find(folder, WEIGHTS)
   shape = lambda entry: np.broadcast_to(np.float32(0), entry.shape)  # nothing is read
-  found = {name: shape(entry) for name, entry in entries.items()}
-  head = [found.pop(name).size for name in list(found) if _HEAD.search(name)]
+  shapes = {name: shape(entry) for name, entry in entries.items()}
+  head = [shapes.pop(name).size for name in list(shapes) if _HEAD.search(name)]
   if (kind := about.get('peft_type')) not in FORMATS or kind == 'LORA':
-    own = lora.inspect(found, about, folder / CONFIG)
+    own = lora.inspect(shapes, about, folder / CONFIG)
   else:
     own = {}
-    for name, x in found.items():
+    for name, x in shapes.items():
       module = re.split(r'\.(?:vera_lambda|ia3_l|ln_tuning)', name.removeprefix(_PREFIX))[0]
       if not name.startswith('base_model.vera_'):  # the frozen pair
         own.setdefault(module, {'parameters': 0})['parameters'] += int(x.size)
@@ -199,12 +199,12 @@ def _own(folder: pathlib.Path) -> dict[str, Any]:
   return json.loads((folder / OWN).read_text('utf-8')) if (folder / OWN).is_file() else {}
 
 
-def _read_head(found: dict[str, np.ndarray], own: dict, base: Tree) -> Tree | None:
+def _read_head(arrays: dict[str, np.ndarray], own: dict, base: Tree) -> Tree | None:
   """Takes the score out of what was found."""
-  names = [name for name in found if _HEAD.search(name)]
+  names = [name for name in arrays if _HEAD.search(name)]
   if not names:
     return None
-  kernel, width = found.pop(names[0]), trees.flat(base)['final_norm/scale'].shape[-1]
+  kernel, width = arrays.pop(names[0]), trees.flat(base)['final_norm/scale'].shape[-1]
   if kernel.shape != (1, width):
     raise tensors.CorruptTensors(
       f'expected {names[0]} of shape {[1, width]}, one label over this base, found '

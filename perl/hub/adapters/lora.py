@@ -150,16 +150,16 @@ def save(
   Raises:
     Unsupported: see interop.save.
   """
-  found = disassemble(nodes, base, heads)
+  pieces = disassemble(nodes, base, heads)
   if uniform:
-    found = _uniform(found)
-  lengths = {f'{name}.lora_magnitude_vector': p.m for name, p in found.items() if p.m is not None}
+    pieces = _uniform(pieces)
+  lengths = {f'{name}.lora_magnitude_vector': p.m for name, p in pieces.items() if p.m is not None}
   about = config_file.describe(
-    {name: (piece.a.shape[1], piece.scale) for name, piece in found.items()},
+    {name: (piece.a.shape[1], piece.scale) for name, piece in pieces.items()},
     every=modules.every(modules.projections(base), base),
     dropout=next((node.dropout for node in nodes.values()), 0.0), dora=bool(lengths),
     fan_in_fan_out=naming.convention(trees.flat(base)).matrix == 'same')
-  return about, lengths | {f'{name}.lora_{side}.weight': x for name, piece in found.items()
+  return about, lengths | {f'{name}.lora_{side}.weight': x for name, piece in pieces.items()
                            for side, x in (('A', piece.a.T), ('B', piece.b.T))}
 
 

@@ -46,10 +46,10 @@ class NewBias(struct.PyTreeNode):
 
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:
   """Every bias of the base, norms' among them; the kernels of targets that have none."""
-  found = {name: name for name in leaves if name.endswith('/bias')}
+  biases = {name: name for name in leaves if name.endswith('/bias')}
   bare = [name for name in kernels(leaves, targets)
           if f'{name.removesuffix("/kernel")}/bias' not in leaves]
-  return found | {name: name for name in bare}
+  return biases | {name: name for name in bare}
 
 
 def init(key: jax.Array, weight: jax.Array, *, path: str) -> Bias | NewBias:

@@ -72,9 +72,9 @@ def init(
     key, rank, alpha, rslora, dropout: as `lora.init`.
     weight: f[..., I, O], the values themselves.
   """
-  made = lora.init(key, weight, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
+  base = lora.init(key, weight, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
   w = dense(weight).astype(jnp.float32)
-  return DoRA(a=made.a, b=made.b, m=jnp.sqrt((w * w).sum(-2)), scale=made.scale, dropout=dropout)
+  return DoRA(a=base.a, b=base.b, m=jnp.sqrt((w * w).sum(-2)), scale=base.scale, dropout=dropout)
 
 
 def parameters(shape: tuple[int, ...], *, rank: int = 8) -> int:

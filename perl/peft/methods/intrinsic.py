@@ -55,13 +55,13 @@ class Intrinsic(struct.PyTreeNode):
     """{path of a kernel: its `Moved`}; only shapes of the base are read."""
     leaves = trees.flat(base)
     key = jax.random.key(self.projection_seed)
-    found = {}
+    nodes = {}
     for i, name in enumerate(kernels(leaves, self.targets)):
       shape = leaves[name].shape
       if self.top_layers and name.startswith('layers/'):
         shape = (self.top_layers, *shape[1:])
-      found[name] = Moved(project(jax.random.fold_in(key, i), self.z, shape))
-    return found
+      nodes[name] = Moved(project(jax.random.fold_in(key, i), self.z, shape))
+    return nodes
 
 
 def project(key: jax.Array, z: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -28,8 +28,8 @@ def init(
   dropout: float = 0.0,
 ) -> LoRAFA:
   """As `lora.init`."""
-  made = lora.init(key, weight, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
-  return LoRAFA(a=made.a, b=made.b, scale=made.scale, dropout=dropout)
+  plain = lora.init(key, weight, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
+  return LoRAFA(a=plain.a, b=plain.b, scale=plain.scale, dropout=dropout)
 
 
 def parameters(shape: tuple[int, ...], *, rank: int = 8) -> int:
