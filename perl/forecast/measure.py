@@ -16,6 +16,7 @@ from perl.config.fields import ConfigError
 from perl.forecast import flops
 from perl.jobs import ADAPTED
 from perl.jobs import _programs as programs
+from perl.jobs._plan import Program, Stage
 from perl.models import decode
 from perl.peft import adapters
 from perl.rl.rollout import batch, slots
@@ -25,7 +26,7 @@ from perl.types import Tree
 HALVES = ('bfloat16', 'float16')
 
 
-def build(config: ConfigDict, name: str, *, accelerator: bool = True) -> programs.Stage:
+def build(config: ConfigDict, name: str, *, accelerator: bool = True) -> Stage:
   """The stage by shapes.
 
   XLA's CPU backend multiplies bfloat16 in float32 and keeps float32 copies of what it multiplies:
@@ -59,7 +60,7 @@ def copy(config: ConfigDict, **fields: Any) -> ConfigDict:
   return changed
 
 
-def options(stage: programs.Stage, *, accelerator: bool = True) -> dict[str, str]:
+def options(stage: Stage, *, accelerator: bool = True) -> dict[str, str]:
   """The compiler's: float16 is multiplied as it is, as no CPU does but an accelerator."""
   used = {stage.model.config.dtype, stage.model.config.param_dtype}
   if not accelerator or jax.default_backend() != 'cpu' or not used & set(HALVES):
@@ -73,7 +74,7 @@ def full(config: ConfigDict) -> ConfigDict:
   return copy(config, peft__name='full', model__quantize='', rl__layout='shared', **starts)
 
 
-def conventional(stage: programs.Stage) -> programs.Stage:
+def conventional(stage: Stage) -> Stage:
   """Full tuning as other trainers have it: every role is a whole model, and there is no base.
 
   Roles that learn are float32, as in mixed-precision training; frozen ones are stored in
@@ -95,14 +96,14 @@ def conventional(stage: programs.Stage) -> programs.Stage:
   return whole._replace(programs=stage.programs | {'rewards': judging})
 
 
-def held(stage: programs.Stage, name: str) -> dict[str, int]:
+def held(stage: Stage, name: str) -> dict[str, int]:
   """Bytes by role: 'base', the roles' adapters with their heads, 'optimizer'."""
   return {'base': device_bytes(stage.base)} | {
     role: device_bytes(adapter) for role, adapter in roles(stage, name).items()
   } | {'optimizer': device_bytes(stage.state.opt_state)}
 
 
-def roles(stage: programs.Stage, name: str) -> dict[str, Tree]:
+def roles(stage: Stage, name: str) -> dict[str, Tree]:
   """Adapters by role; a stage that is not rl has one, of its own name."""
   learning = stage.state.adapters if name == 'rl' else {name: stage.state.adapters}
   return {**learning, **stage.frozen}
@@ -119,7 +120,7 @@ def device_bytes(tree: Tree) -> int:
   return sum(of(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def program(stage: programs.Stage, name: str, **how: Any) -> dict[str, int]:
+def program(stage: Stage, name: str, **how: Any) -> dict[str, int]:
   """Bytes of one compiled program; 'transient_bytes' is what it needs beside what is held."""
   compiled = stage.programs[name]
   parts = memory.analysis(compiled.compile(options(stage, **how)))
@@ -129,14 +130,14 @@ def program(stage: programs.Stage, name: str, **how: Any) -> dict[str, int]:
                   'transient_bytes': batch + results + parts['temporaries_bytes']}
 
 
-def operations(stage: programs.Stage, name: str) -> float:
+def operations(stage: Stage, name: str) -> float:
   """Floating-point operations of one run of a program, per device, if they are evenly split."""
   run = stage.programs[name]
   loops = turns(run) if name == 'rollout' else ()
   return flops.count(run.trace().jaxpr, loops) / devices(stage)
 
 
-def turns(sampling: programs.Program) -> list[int]:
+def turns(sampling: Program) -> list[int]:
   """How often the loops of a rollout run if every response is as long as it may be.
 
   A batch decodes in stages of growing caches, R - 1 tokens in all (the first one is the prompt's).
@@ -151,29 +152,29 @@ def turns(sampling: programs.Program) -> list[int]:
   return [1, -(-rows // slots.entering(at_a_time)), -(-rows // at_a_time) * (new - 1)]
 
 
-def _at_a_time(sampling: programs.Program) -> tuple[int, int | None]:
+def _at_a_time(sampling: Program) -> tuple[int, int | None]:
   """Responses of a rollout, and how many are made at a time; None: all."""
   rows = sampling.arguments[3].shape[0] * sampling.static.get('samples', 1)
   return rows, slots.fewer(sampling.static.get('slots'), rows)
 
 
-def devices(stage: programs.Stage) -> int:
+def devices(stage: Stage) -> int:
   """Devices of the mesh."""
   return stage.state.step.sharding.num_devices
 
 
-def rows(stage: programs.Stage) -> int:
+def rows(stage: Stage) -> int:
   """The batch size: rows of the update, in rl several for a prompt."""
   return jax.tree.leaves(stage.programs['update'].batch)[0].shape[0]
 
 
-def ways(stage: programs.Stage) -> int:
+def ways(stage: Stage) -> int:
   """Devices over which a batch is spread."""
   leaf = next(iter(stage.batch.values()))
   return leaf.shape[0] // leaf.sharding.shard_shape(leaf.shape)[0]
 
 
-def cache_bytes(stage: programs.Stage) -> int:
+def cache_bytes(stage: Stage) -> int:
   """Keys and values of a rollout, of all layers: a part of its temporaries; 0 without one.
 
   Per device, spread as the rows are.
@@ -195,7 +196,7 @@ def cache_bytes(stage: programs.Stage) -> int:
   return device_bytes(jax.eval_shape(cache, base, policy, tokens, mask)) // ways(stage)
 
 
-def stage(built: programs.Stage, name: str, **how: Any) -> dict[str, Any]:
+def stage(built: Stage, name: str, **how: Any) -> dict[str, Any]:
   """Everything that a forecast says of a stage, per device; `how` as in `options`."""
   parts = held(built, name)
   trained = {r: a for r, a in roles(built, name).items() if r not in built.frozen}

@@ -192,8 +192,8 @@ def home(mirror, monkeypatch):
   handler = functools.partial(Handler, directory=str(mirror))
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  monkeypatch.setattr(taskmaster_coffee, 'SOURCE', taskmaster_coffee.SOURCE._replace(
-    home=f'http://127.0.0.1:{server.server_port}'))
+  source = taskmaster_coffee.SOURCE._replace(home=f'http://127.0.0.1:{server.server_port}')
+  monkeypatch.setattr(taskmaster_coffee, 'load', taskmaster.loader(source, apart=True))
   yield mirror
   server.shutdown()
 
