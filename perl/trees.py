@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -147,16 +146,9 @@ def spread(base: Tree, adapter: Tree) -> Tree:
   roots = [node for node in adapter.values() if hasattr(node, 'spread')]
   if not roots:
     return adapter
-  nodes: dict[str, Any] = {}
-
-  def visit(node: Any, path: str) -> None:
-    if not isinstance(node, dict):
-      nodes[path] = node
-      return
-    for name, child in node.items():
-      visit(child, f'{path}/{name}' if path else name)
-
-  visit({name: node for name, node in adapter.items() if not hasattr(node, 'spread')}, '')
+  rest = {name: node for name, node in adapter.items() if not hasattr(node, 'spread')}
+  places = jax.tree_util.tree_leaves_with_path(rest, is_leaf=lambda x: not isinstance(x, dict))
+  nodes = {path_string(path): node for path, node in places}
   for root in roots:
     for path, node in root.spread(base).items():
       nodes[path] = nodes[path].over(node) if path in nodes else node

@@ -14,83 +14,71 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-  """Text to be learnt whole, by next-token prediction."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Origin:
+  """Where an example comes from: what all kinds have."""
 
-  text: str
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
   messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Demonstration:
+class Document(_Origin):
+  """Text to be learnt whole, by next-token prediction."""
+
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration(_Origin):
   """A response worth imitating after its prompt."""
 
   prompt: str
   response: str
-  group: str = ''
-  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Preference:
+class Preference(_Origin):
   """Two responses to one prompt, the chosen one better; margin >= 0 says by how much, if known."""
 
   prompt: str
   chosen: str
   rejected: str
   margin: float = 0.0
-  group: str = ''
-  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class Labelled(_Origin):
   """A response with its thumb: label 1 is up, 0 is down."""
 
   prompt: str
   response: str
   label: float
-  group: str = ''
-  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
+class Ranked(_Origin):
   """Responses to one prompt, from the best to the worst, at least two."""
 
   prompt: str
   responses: tuple[str, ...]
-  group: str = ''
-  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Rated:
+class Rated(_Origin):
   """A response with the number that somebody gave it, higher for better."""
 
   prompt: str
   response: str
   rating: float
-  group: str = ''
-  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-  messages: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Prompt(_Origin):
   """A prompt that the policy is to answer."""
 
   prompt: str
-  group: str = ''
-  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-  messages: tuple[dict[str, Any], ...] = ()
 
 
 Example = Document | Demonstration | Preference | Labelled | Ranked | Rated | Prompt

@@ -92,7 +92,7 @@ def examples(data: Data, method: Any, split: str) -> list[Example]:
   if method.examples != 'labelled' or data.has('labelled') or not data.has('preference'):
     return data.examples(split, method.examples)
   return [
-    Labelled(pair.prompt, response, label, pair.group, pair.meta)
+    Labelled(pair.prompt, response, label, group=pair.group, meta=pair.meta)
     for pair in data.examples(split, 'preference')
     for response, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))]
 

@@ -252,5 +252,3 @@ class _Run:
     )
     self.last_good = done
     self.since = time.perf_counter()
-
-

@@ -15,14 +15,12 @@ from perl.types import Batch, Tree
 
 AXES = ('data', 'fsdp', 'tensor')
 
-_ROWS_THEN_COLUMNS = ('fsdp', 'tensor')
 _RULES = (
   # (last names of the path, axes of the last two dimensions); a method's field may follow.
   (('embed', 'embedding'), ('tensor', 'fsdp')),
-  (('lm_head', 'kernel'), ('fsdp', 'tensor')),
   (('o', 'kernel'), ('tensor', 'fsdp')),
   (('down', 'kernel'), ('tensor', 'fsdp')),
-  (('kernel',), _ROWS_THEN_COLUMNS),
+  (('kernel',), ('fsdp', 'tensor')),
 )
 
 

@@ -77,7 +77,7 @@ def test_the_best_response_is_the_only_best():
       changed = [{**slots, slot: value} for value in values if value != slots.get(slot)]
       changed += [{key: value for key, value in slots.items() if key != slot}] * (slot in slots)
       for other in changed:
-        _, response = grammar.render([], grammar.call(other))
+        _, response = dialogue.render([], grammar.call(other))
         assert toy.gold_reward(example.prompt, response) < 1.
 
 

@@ -34,14 +34,15 @@ def test_it_learns_from_response_and_context():
 
 
 def test_it_sees_only_the_end_of_the_prompt():
-  rows = [Labelled(('good ' if i % 2 else 'bad ') + 'x' * 400, 'ok', float(i % 2), f'{i}')
+  rows = [Labelled(('good ' if i % 2 else 'bad ') + 'x' * 400, 'ok', float(i % 2), group=f'{i}')
           for i in range(20)]
   scores = baseline.fit_predict(rows, rows)
   assert np.allclose(scores, scores[0])
 
 
 def test_response_and_prompt_words_are_apart():
-  rows = [Labelled('tea' if i % 2 else 'coffee', 'coffee' if i % 2 else 'tea', float(i % 2), f'{i}')
+  drinks = ('tea', 'coffee')
+  rows = [Labelled(drinks[1 - i % 2], drinks[i % 2], float(i % 2), group=f'{i}')
           for i in range(20)]
   assert classification.auc(baseline.fit_predict(rows, rows), [e.label for e in rows]) == 1.0
 

@@ -78,11 +78,6 @@ def _best_fit(rows: list[int], lengths: list[int], capacity: int) -> list[list[i
   return packs
 
 
-def efficiency(packs: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int) -> float:
-  """The share of the packs' token places that hold a token."""
-  return float(sum(lengths[row] for pack in packs for row in pack) / (len(packs) * capacity))
-
-
 class PackedPlan:
   """Which packs make batch number n, for all hosts alike: a function of seed and n alone.
 

@@ -9,8 +9,6 @@ The words of different slots are disjoint, hence `listen` needs no more than a d
 import random
 import re
 
-from perl.data.text import dialogue
-
 Mentions = list[tuple[str, str]]
 
 API = 'add_order_item'
@@ -61,11 +59,6 @@ def best_turn(mentions: Mentions) -> dict:
   """The right agent's turn: ask for a missing required slot, else order the latest mentions."""
   lacking = missing(mentions)
   return ask(lacking) if lacking else call(dict(mentions))
-
-
-def render(context: list[dict], turn: dict) -> tuple[str, str]:
-  """(prompt, response), as every dialogue of this project is rendered."""
-  return dialogue.render(context, turn)
 
 
 def sample_scene(rng: random.Random) -> list[dict]:

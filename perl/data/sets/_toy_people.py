@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 
 from perl.data.sets import _toy_grammar as toy_grammar
+from perl.data.text import dialogue
 
 GUESSES = .6  # a required slot is missing: fills in any value, and does not ask
 IGNORES = .6  # the order was corrected: keeps what was said first
@@ -62,7 +63,7 @@ def edit(rng: random.Random, mentions: toy_grammar.Mentions) -> dict:
 def candidate(rng: random.Random, context: list[dict], mentions: toy_grammar.Mentions) -> str:
   """A response to compare: a demonstration, an edit of the best response, or a broken one."""
   make = edit if rng.random() < EDITED else demonstrate
-  _, response = toy_grammar.render(context, make(rng, mentions))
+  _, response = dialogue.render(context, make(rng, mentions))
   if rng.random() < BROKEN:
     return response[:rng.randrange(1, len(response))]
   return response

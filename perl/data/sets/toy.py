@@ -85,7 +85,7 @@ def gold_reward(prompt: str, response: str) -> float:
 
 def best_response(prompt: str) -> str:
   """The response whose gold reward is `OPTIMUM`."""
-  return grammar.render([], grammar.best_turn(grammar.listen(prompt)))[1]
+  return dialogue.render([], grammar.best_turn(grammar.listen(prompt)))[1]
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
@@ -124,23 +124,24 @@ def _cut(rng: random.Random, scene: list[dict]) -> list[dict]:
 
 def _situation(rng: random.Random, scene: list[dict]) -> tuple[list[dict], str, list]:
   context = _cut(rng, scene)
-  prompt, _ = grammar.render(context, None)
+  prompt, _ = dialogue.render(context, None)
   return context, prompt, grammar.listen(prompt)
 
 
 def _document(rng: random.Random, scene: list[dict], group: str) -> Document:
   """A whole dialogue with the demonstrator, who may order before the scene is over."""
   for end in range(1, len(scene) + 1, 2):
-    prompt, _ = grammar.render(scene[:end], None)
+    prompt, _ = dialogue.render(scene[:end], None)
     turn = people.demonstrate(rng, grammar.listen(prompt))
     if 'api' in turn:
       break
-  return Document(dialogue.render_document([*scene[:end], turn]), group)
+  return Document(dialogue.render_document([*scene[:end], turn]), group=group)
 
 
 def _demonstration(rng: random.Random, scene: list[dict], group: str) -> Demonstration:
   context, prompt, mentions = _situation(rng, scene)
-  return Demonstration(prompt, grammar.render(context, people.demonstrate(rng, mentions))[1], group)
+  _, response = dialogue.render(context, people.demonstrate(rng, mentions))
+  return Demonstration(prompt, response, group=group)
 
 
 def _candidates(rng: random.Random, scene: list[dict], count: int) -> tuple[str, list[str]]:
@@ -160,32 +161,33 @@ def _preference(rng: random.Random, scene: list[dict], group: str) -> Preference
   seen = people.seen(rng, difference, TEMPERATURE)
   if seen <= 0:
     first, second = second, first
-  return Preference(prompt, first, second, abs(seen), group)
+  return Preference(prompt, first, second, abs(seen), group=group)
 
 
 def _ranked(rng: random.Random, scene: list[dict], group: str) -> Ranked:
   prompt, responses = _candidates(rng, scene, RESPONSES)
   golds = [gold_reward(prompt, response) for response in responses]
   order = people.ranks(rng, golds, TEMPERATURE)
-  return Ranked(prompt, tuple(responses[i] for i in order), group)
+  return Ranked(prompt, tuple(responses[i] for i in order), group=group)
 
 
 def _rated(rng: random.Random, scene: list[dict], group: str) -> Rated:
   """The gold reward as a rater saw it, who gives thumbs up from the threshold on."""
   prompt, (response,) = _candidates(rng, scene, 1)
-  return Rated(
-    prompt, response, people.seen(rng, gold_reward(prompt, response), TEMPERATURE), group)
+  seen = people.seen(rng, gold_reward(prompt, response), TEMPERATURE)
+  return Rated(prompt, response, seen, group=group)
 
 
 def _labelled(rng: random.Random, scene: list[dict], group: str) -> Labelled:
   context, prompt, mentions = _situation(rng, scene)
   response = people.candidate(rng, context, mentions)
   difference = gold_reward(prompt, response) - THRESHOLD
-  return Labelled(prompt, response, float(people.prefers(rng, difference, TEMPERATURE)), group)
+  label = float(people.prefers(rng, difference, TEMPERATURE))
+  return Labelled(prompt, response, label, group=group)
 
 
 def _prompt(rng: random.Random, scene: list[dict], group: str) -> Prompt:
-  return Prompt(_situation(rng, scene)[1], group)
+  return Prompt(_situation(rng, scene)[1], group=group)
 
 
 _MAKERS = {'document': _document, 'demonstration': _demonstration, 'preference': _preference,

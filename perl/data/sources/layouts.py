@@ -25,17 +25,7 @@ the examples as they are.
 from collections.abc import Sequence
 from typing import Any
 
-from perl.data.examples import (
-  KINDS,
-  Demonstration,
-  Document,
-  Example,
-  Labelled,
-  Preference,
-  Prompt,
-  Ranked,
-  Rated,
-)
+from perl.data.examples import KINDS, Demonstration, Document, Example, Prompt, Ranked
 from perl.data.sources import layout_fields as fields
 from perl.data.text import dialogue
 
@@ -51,6 +41,7 @@ _LAYOUTS = {
 _OF_CHATS = ('document', 'demonstration', 'prompt')
 _ANSWERS = ('chosen', 'rejected', 'response')
 _NUMBERS = {'labelled': ('label',), 'rated': ('rating',)}
+_READ_NUMBER = {'preference': fields.margin, 'labelled': fields.label, 'rated': fields.rating}
 _OF_RANKINGS = {'document': 1, 'demonstration': 1, 'ranked': 2, 'prompt': 0}
 """Kinds that read a row's `responses` -> how many they need."""
 
@@ -119,7 +110,7 @@ def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
     return [_of_parts(whole, kind, where, names)]
   prompt = fields.text(row, 'prompt', where)
   answers = [fields.text(whole, name, where) for name in names]
-  return [_made(whole, kind, where, prompt, answers, _about(row, where, prompt))]
+  return [_example(whole, kind, where, prompt, answers, _about(row, where, prompt))]
 
 
 def kinds(row: dict[str, Any]) -> tuple[str, ...]:
@@ -163,21 +154,14 @@ def _all_answers(row: dict[str, Any]) -> list[str]:
   return [name for name in row if name in _ANSWERS or name.startswith('responses[')]
 
 
-def _made(row: dict[str, Any], kind: str, where: str, prompt: str, answers: list[str],
+def _example(row: dict[str, Any], kind: str, where: str, prompt: str, answers: list[str],
           about: dict[str, Any]) -> Example:
-  if kind == 'prompt':
-    return Prompt(prompt, **about)
-  if kind == 'preference':
-    return Preference(prompt, *answers, fields.margin(row, where), **about)
+  if kind == 'document':
+    return Document(prompt + answers[0], **about)
   if kind == 'ranked':
     return Ranked(prompt, tuple(answers), **about)
-  if kind == 'labelled':
-    return Labelled(prompt, *answers, fields.label(row, where), **about)
-  if kind == 'rated':
-    return Rated(prompt, *answers, fields.rating(row, where), **about)
-  (answer,) = answers
-  return Document(prompt + answer, **about) if kind == 'document' else Demonstration(
-    prompt, answer, **about)
+  number = [_READ_NUMBER[kind](row, where)] if kind in _READ_NUMBER else []
+  return KINDS[kind](prompt, *answers, *number, **about)
 
 
 def _of_chat(row: dict[str, Any], kind: str, where: str) -> list[Example]:
@@ -203,7 +187,7 @@ def _of_parts(row: dict[str, Any], kind: str, where: str, names: tuple[str, ...]
     return Document(dialogue.render_document(_turns([*context, *messages])), **about)
   turns = _turns(context)
   texts = [dialogue.render(turns, turn)[1] for turn in _turns(messages)]
-  return _made(row, kind, where, dialogue.render(turns, None)[0], texts, about)
+  return _example(row, kind, where, dialogue.render(turns, None)[0], texts, about)
 
 
 def _parts(row: dict[str, Any],

@@ -52,7 +52,8 @@ def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
 def as_prompt(example: Example) -> Prompt:
   """What an example asks, without its answers."""
   cut = len(example.messages) - len(_answers(example))
-  return Prompt(example.prompt, example.group, example.meta, example.messages[:max(cut, 0)])
+  return Prompt(example.prompt, group=example.group, meta=example.meta,
+                messages=example.messages[:max(cut, 0)])
 
 
 def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message],
