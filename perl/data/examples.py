@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Origin:
-  """Where an example comes from: what all kinds have."""
+  """Where an example comes from: what all kinds have, beside their TEXTS: fields that hold text."""
 
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -27,6 +27,7 @@ class _Origin:
 class Document(_Origin):
   """Text to be learnt whole, by next-token prediction."""
 
+  TEXTS = ('text',)
   text: str
 
 
@@ -34,6 +35,7 @@ class Document(_Origin):
 class Demonstration(_Origin):
   """A response worth imitating after its prompt."""
 
+  TEXTS = ('prompt', 'response')
   prompt: str
   response: str
 
@@ -42,6 +44,7 @@ class Demonstration(_Origin):
 class Preference(_Origin):
   """Two responses to one prompt, the chosen one better; margin >= 0 says by how much, if known."""
 
+  TEXTS = ('prompt', 'chosen', 'rejected')
   prompt: str
   chosen: str
   rejected: str
@@ -52,6 +55,7 @@ class Preference(_Origin):
 class Labelled(_Origin):
   """A response with its thumb: label 1 is up, 0 is down."""
 
+  TEXTS = ('prompt', 'response')
   prompt: str
   response: str
   label: float
@@ -61,6 +65,7 @@ class Labelled(_Origin):
 class Ranked(_Origin):
   """Responses to one prompt, from the best to the worst, at least two."""
 
+  TEXTS = ('prompt', 'responses')
   prompt: str
   responses: tuple[str, ...]
 
@@ -69,6 +74,7 @@ class Ranked(_Origin):
 class Rated(_Origin):
   """A response with the number that somebody gave it, higher for better."""
 
+  TEXTS = ('prompt', 'response')
   prompt: str
   response: str
   rating: float
@@ -78,6 +84,7 @@ class Rated(_Origin):
 class Prompt(_Origin):
   """A prompt that the policy is to answer."""
 
+  TEXTS = ('prompt',)
   prompt: str
 
 

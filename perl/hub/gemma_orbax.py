@@ -7,7 +7,6 @@ here 'layer_0/attn/q_einsum' stands for all of these. gemma_layout.py says what 
 import contextlib
 import dataclasses
 import hashlib
-import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 
 from perl import trees
@@ -31,6 +29,7 @@ from perl.models.config import Config
 from perl.models.transformer import Transformer
 from perl.quantization import quantize_tree
 from perl.quantized import Scheme
+from perl.train import storage
 from perl.types import Tree
 
 _ROOT = re.compile(r'(params/)?(transformer/)?')
@@ -65,7 +64,7 @@ def plan(
     Unsupported: there are arrays that nobody reads, quantized ones, or a shape that was never
       published.
   """
-  folder = _absolute(folder)
+  folder = storage.absolute(folder)
   leaves = _leaves(folder)
   with _named(folder):
     shape = gemma_layout.measure(leaves)
@@ -93,7 +92,7 @@ def digest(folder: pathlib.Path) -> str:
   Raises:
     CorruptTensors, Unsupported: as `plan`.
   """
-  folder = _absolute(folder)
+  folder = storage.absolute(folder)
   leaves = _leaves(folder)
   sha = hashlib.sha256()
   with _reader() as reader:
@@ -104,14 +103,10 @@ def digest(folder: pathlib.Path) -> str:
   return sha.hexdigest()
 
 
-def _absolute(folder: pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(os.path.abspath(folder))  # as TensorStore asks
-
-
 def _leaves(folder: pathlib.Path) -> dict[str, Leaf]:
   """The arrays of the text model by name; that there are no others is checked."""
   with _whole(folder), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    stored = jax.tree_util.tree_leaves_with_path(handler.metadata(epath.Path(folder)).tree)
+    stored = jax.tree_util.tree_leaves_with_path(handler.metadata(folder).tree)
   leaves: dict[str, Leaf] = {}
   for path, leaf in stored:
     whole = trees.path_string(path)

@@ -1,8 +1,5 @@
 """The door for whole models: published folders, our own Orbax trees and Gemma's, in; folders, out.
 
-Its address is in a wing, but it stands above them: it looks into data (tokenizers) and train
-(sharding, storage), and no wing may import it.
-
 No code of a checkpoint is ever run: config.json decides by name, weights are safetensors or Orbax.
 """
 

@@ -38,7 +38,7 @@ def init(
   Args:
     key: typed PRNG key.
     base: the frozen parameters (their shapes suffice for methods that do not copy them).
-    method: a file of perl/peft.
+    method: a file of perl/peft/methods.
     targets: patterns over `projections(base)`; methods that have places of their own ignore them.
     head: add a reward or value head.
     reads: what else the head reads of a response, of HEAD_READS; see models.lm.score.
@@ -117,7 +117,7 @@ def optimizer(
   """The optimizer of a method that trains otherwise than by `tx`; else `tx`.
 
   Args:
-    method: a file of perl/peft.
+    method: a file of perl/peft/methods.
     tx: an optax chain.
     steps: T, of the whole training.
     **options: as in `init`.
@@ -151,7 +151,7 @@ def rebuild(tree: Tree, method: str, options: Mapping[str, Any]) -> Tree:
 
   Args:
     tree: as it was read.
-    method: the file of perl/peft that made it.
+    method: the file of perl/peft/methods that made it.
     options: holds the method's static fields (dropout); others are passed over.
   """
   kinds = [Kind.of(c, options) for c in classes(find(method))]

@@ -71,17 +71,6 @@ def _ranked_rows(prompt: list[int], responses: list[list[int]], limits: Limits) 
            'present': present, 'prompt_tokens': len(prompt)}]
 
 
-_TEXTS = {
-  'document': ('text',),
-  'demonstration': ('prompt', 'response'),
-  'preference': ('prompt', 'chosen', 'rejected'),
-  'labelled': ('prompt', 'response'),
-  'ranked': ('prompt', 'responses'),
-  'rated': ('prompt', 'response'),
-  'prompt': ('prompt',),
-}
-
-
 def _column(examples: Sequence[Example], name: str, tokenizer: Tokenizer) -> list:
   """The ids of a field of every example: a list, or of responses one for each."""
   texts = [getattr(example, name) for example in examples]
@@ -116,12 +105,13 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_
   limits = Limits(tokenizer, max_prompt_tokens, max_response_tokens, overlong,
                   responses if kind == 'ranked' else None)
   _check_kind(examples, kind)
-  columns = [_column(examples, name, tokenizer) for name in _TEXTS[kind]]
+  texts = KINDS[kind].TEXTS
+  columns = [_column(examples, name, tokenizer) for name in texts]
   rows = []
   for index, (example, *ids) in enumerate(zip(examples, *columns)):
     before = dict(limits.counts)
     try:
-      encoded = _rows(kind, example, dict(zip(_TEXTS[kind], ids)), limits)
+      encoded = _rows(kind, example, dict(zip(texts, ids)), limits)
     except Overlong:
       limits.counts.update(before, filtered=before['filtered'] + 1)
       continue

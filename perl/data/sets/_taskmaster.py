@@ -86,10 +86,7 @@ def loader(source: Source, *, apart: bool = False) -> Load:
   Documents and demonstrations (every agent turn) are of the dialogues; thumbs, preferences (same
   context, opposite thumbs) and prompts (distinct contexts) of the judged turns.
 
-  Args of `load`:
-    split, kind: 'train', 'dev' or 'test'; one of KINDS.
-    mirror: a folder laid out like the public home; '' downloads from there.
-    data_dir: where prepared data is kept; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  Args of `load`: as in `sources.records.loader`, but for the parts.
 
   Args:
     source: the dataset.
@@ -97,8 +94,7 @@ def loader(source: Source, *, apart: bool = False) -> Load:
       anchor learns from is then foreign to every fold of a cross-validation over the thumbs.
 
   Raises:
-    ValueError: an unknown split or kind, an empty split, a malformed file.
-    OSError: the files are neither under the mirror nor can be downloaded.
+    ValueError, OSError: as in `sources.records.loader`.
   """
   def load(split, kind, *, mirror='', data_dir='', seed=0):
     del seed

@@ -8,27 +8,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from perl.data.examples import (
-  Demonstration,
-  Document,
-  Example,
-  Labelled,
-  Preference,
-  Prompt,
-  Ranked,
-  Rated,
-)
+from perl.data.examples import Document, Example, Prompt, Ranked
 from perl.data.text import dialogue
 from perl.data.text.templates import Message, Refusal, Template
 from perl.data.text.tokenizer import Tokenizer
 
-__all__ = ['Message', 'Refusal', 'Template', 'apply', 'as_messages', 'as_prompt', 'encode',
-           'encode_document', 'of']
-
 _ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
 _OPENINGS = {dialogue.MARKERS[role]: name for role, name in _ROLES.items()}
-_RESPONSES = {Prompt: (), Demonstration: ('response',), Labelled: ('response',),
-              Rated: ('response',), Preference: ('chosen', 'rejected')}
 
 
 def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
@@ -161,7 +147,7 @@ def _answers(example: Example) -> tuple[str, ...]:
   """The responses of an example, in the order of its messages."""
   if isinstance(example, Ranked):
     return example.responses
-  return tuple(getattr(example, name) for name in _RESPONSES[type(example)])
+  return tuple(getattr(example, name) for name in example.TEXTS[1:])
 
 
 def _named(messages: Sequence[Message]) -> list[Message]:
@@ -183,7 +169,7 @@ def _texts(template: Template, example: Example, context: list[Message], turns: 
     answers.append(spoken.rstrip().removesuffix(eos) if _stops(template, spoken) else spoken)
   if isinstance(example, Ranked):
     return texts | {'responses': tuple(answers)}
-  return texts | dict(zip(_RESPONSES[type(example)], answers))
+  return texts | dict(zip(example.TEXTS[1:], answers))
 
 
 def _stops(template: Template, text: str) -> bool:

@@ -131,15 +131,15 @@ class Tokenizer:
 
 def _special_ids(backend: Json | SentencePiece, settings: Settings) -> dict[str, int | None]:
   """The ids of bos, eos and pad: as declared, else by their usual names; None where it has none."""
-  found = {}
+  special = {}
   for name, candidates in _NAMES.items():
     declared = settings.declared.get(name)
     # A published null says that texts have no bos (Qwen2); that of pad only that nobody needed it.
     none = name == 'bos_token' and name in settings.declared and declared is None
     tokens = () if none else (declared,) if declared else candidates
     ids = (backend.id(token) for token in tokens)
-    found[name] = next((index for index in ids if index is not None), None)
-  return found
+    special[name] = next((index for index in ids if index is not None), None)
+  return special
 
 
 def _stop(eos: int | None, settings: Settings) -> int:
@@ -160,8 +160,8 @@ def _adds_bos(backend: Json | SentencePiece, settings: Settings, bos: int | None
 def load(path: str | pathlib.Path) -> Tokenizer:
   """Reads a tokenizer.json, a SentencePiece *.model, or a folder that holds one of them.
 
-  A folder may also hold a byte-level BPE as vocab.json and merges.txt. The files of published.py
-  beside the vocabulary are read too.
+  A folder may also hold a byte-level BPE as vocab.json and merges.txt. What tokenizer_files.py
+  finds beside the vocabulary is read too.
 
   Raises:
     FileNotFoundError: there is no such file.

@@ -94,14 +94,14 @@ def _settings(config: dict[str, Any], special: dict[str, Any], older: dict[str, 
 
 def _object(content: bytes, file: pathlib.Path) -> dict[str, Any]:
   try:
-    found = json.loads(content.decode('utf-8'))
+    fields = json.loads(content.decode('utf-8'))
   except ValueError as error:
     raise ValueError(f'tokenizer: expected a JSON object in {file}; found {error}; '
                      'repair the file') from error
-  if not isinstance(found, dict):
+  if not isinstance(fields, dict):
     raise ValueError(f'tokenizer: expected a JSON object in {file}; found a '
-                     f'{type(found).__name__}; repair the file')
-  return found
+                     f'{type(fields).__name__}; repair the file')
+  return fields
 
 
 def _content(token: Any) -> str | None:

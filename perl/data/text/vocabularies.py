@@ -1,4 +1,4 @@
-"""Vocabularies: tokenizer.json files, and one face for them and SentencePiece models (pieces.py).
+"""Vocabularies: tokenizer.json files, and one face for them and those of sentence_piece.py.
 
 Both have
   filename                         what it is saved as

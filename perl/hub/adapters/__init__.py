@@ -1,7 +1,6 @@
 """The door for adapters: PEFT's file format (github.com/huggingface/peft), in and out.
 
-`adapter_config.json` and `adapter_model.safetensors`, as PEFT and vLLM read them. Its address is in
-a wing, but it stands above them: it looks into models (names, tensors), and no wing may import it.
+`adapter_config.json` and `adapter_model.safetensors`, as PEFT and vLLM read them.
 
 A module of ours is stacked over layers, with one rank: a layer of lower rank, or one that PEFT does
 not adapt, has zeros in LoRA's A and B, which get no gradient and stay. A fused projection (GPT-2,
@@ -22,17 +21,8 @@ import numpy as np
 from perl import trees
 from perl.hub import tensors, writing
 from perl.hub.adapters import _config as config_file
-from perl.hub.adapters import (
-  _modules as modules,
-)
-from perl.hub.adapters import (
-  ia3,
-  ln_tuning,
-  lora,
-  prefix_tuning,
-  prompt_tuning,
-  vera,
-)
+from perl.hub.adapters import _modules as modules
+from perl.hub.adapters import ia3, ln_tuning, lora, prefix_tuning, prompt_tuning, vera
 from perl.hub.config_json import Unsupported
 from perl.peft import adapters
 from perl.peft.methods.prefix import Reparametrised
@@ -47,7 +37,12 @@ FORMATS: dict[str, ModuleType] = {
   'LORA': lora, 'VERA': vera, 'IA3': ia3, 'LN_TUNING': ln_tuning, 'PREFIX_TUNING': prefix_tuning,
   'PROMPT_TUNING': prompt_tuning,
 }
-"""PEFT's peft_type -> the file that reads and writes it."""
+"""PEFT's peft_type -> the file that reads and writes it, in which there are
+
+  NODES                       the adapters that have a place in the format; where, says AT(path)
+  load(saved, base, heads)    the tree of stacked adapters; raises as `load` below
+  save(nodes, base, heads)    (fields of adapter_config.json, tensors) of adapters by path
+"""
 
 _PREFIX = 'base_model.model.'
 _HEAD = re.compile(r'(^|\.)score\.(modules_to_save\.)?weight$')
@@ -86,7 +81,7 @@ def load(
   head = _read_head(arrays, own, base)
   modules.drop_copies(arrays, base)
   form = FORMATS.get(about.get('peft_type'), lora)  # which refuses what is not known
-  adapter = form.load(arrays, about, folder / CONFIG, base, heads)
+  adapter = form.load(config_file.Saved(arrays, about, folder / CONFIG), base, heads)
   return adapter if head is None else {**adapter, 'head': head}
 
 
@@ -121,7 +116,7 @@ def save(
     raise Unsupported(
       f'expected LoRA for the uniform layout, whose readers know nothing else, found '
       f'{type(next(iter(nodes.values()))).__name__}; save it without uniform')
-  fields, found = form.save(nodes, base, heads, **({'uniform': True} if uniform else {}))
+  fields, written = form.save(nodes, base, heads, **({'uniform': True} if uniform else {}))
   about = fields | {
     'task_type': 'CAUSAL_LM' if head is None else 'SEQ_CLS', 'inference_mode': True,
     'base_model_name_or_path': base_name or None,
@@ -129,7 +124,7 @@ def save(
   }
   virtual = form in (prefix_tuning, prompt_tuning)  # which have no layers to put adapters into
   rooted = lambda name: name if virtual or name.startswith('base_model.') else f'{_PREFIX}{name}'
-  arrays = {rooted(name): x for name, x in found.items()}
+  arrays = {rooted(name): x for name, x in written.items()}
   own = {'base_digest': base_digest} if base_digest else {}
   if head is not None:
     score = 'base_model.score.weight' if virtual else f'{_PREFIX}score.weight'
@@ -162,7 +157,7 @@ def inspect(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int |
   shapes = {name: shape(entry) for name, entry in entries.items()}
   head = [shapes.pop(name).size for name in list(shapes) if _HEAD.search(name)]
   if (kind := about.get('peft_type')) not in FORMATS or kind == 'LORA':
-    own = lora.inspect(shapes, about, folder / CONFIG)
+    own = lora.inspect(config_file.Saved(shapes, about, folder / CONFIG))
   else:
     own = {}
     for name, x in shapes.items():

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from perl.hub.config_json import Unsupported
 
 _READ = frozenset((
@@ -20,6 +22,18 @@ _IRRELEVANT = frozenset((
   'megatron_core', 'runtime_config', 'qalora_group_size', 'eva_config', 'ensure_weight_tying',
 ))
 _HEADS = ('score', 'classifier')
+
+
+class Saved(NamedTuple):
+  """An adapter's folder, as it was read."""
+
+  tensors: dict[str, np.ndarray]  # by name
+  about: dict[str, Any]  # what is in adapter_config.json
+  file: pathlib.Path  # that file
+
+
+Written = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""(fields of adapter_config.json, tensors by name)."""
 
 
 class LoraConfig(NamedTuple):
@@ -65,9 +79,9 @@ def parse(file: pathlib.Path) -> dict[str, Any]:
     Unsupported: it holds no JSON object.
   """
   if not file.is_file():
-    found = sorted(p.name for p in file.parent.iterdir())[:8] if file.parent.is_dir() else []
+    names = sorted(p.name for p in file.parent.iterdir())[:8] if file.parent.is_dir() else []
     raise FileNotFoundError(
-      f'expected {file.name} in {file.parent}, found {", ".join(found) or "nothing"}; give the '
+      f'expected {file.name} in {file.parent}, found {", ".join(names) or "nothing"}; give the '
       'folder that PEFT saved')
   try:
     return dict(json.loads(file.read_text('utf-8')))

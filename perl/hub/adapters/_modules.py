@@ -46,12 +46,12 @@ def every(those: Sequence[Tensor], base: Tree) -> dict[str, list[str]]:
 
 
 def by_module(
-  found: dict[str, np.ndarray], pattern: str, expected: str
+  arrays: dict[str, np.ndarray], pattern: str, expected: str
 ) -> dict[str, dict[str, np.ndarray]]:
   """{module: {field: tensor}} of the tensors of a file.
 
   Args:
-    found: by name; 'base_model.model.' before it, and the adapter's name in it, may be missing.
+    arrays: by name; 'base_model.model.' before it, and the adapter's name in it, may be missing.
     pattern: a regular expression for what follows the module, with one group: the field.
     expected: what such tensors are called, for the error.
 
@@ -60,7 +60,7 @@ def by_module(
   """
   whole = re.compile(rf'(?:base_model\.model\.)?(.*)\.{pattern}')
   out: dict[str, dict[str, np.ndarray]] = {}
-  for full, x in found.items():
+  for full, x in arrays.items():
     match = whole.fullmatch(full)
     if match is None:
       raise Unsupported(
@@ -70,7 +70,7 @@ def by_module(
   return out
 
 
-def drop_copies(found: dict[str, np.ndarray], base: Tree) -> None:
+def drop_copies(arrays: dict[str, np.ndarray], base: Tree) -> None:
   """Takes out what PEFT saves of the base itself, beside adapters of the (un)embedding.
 
   Raises:
@@ -79,8 +79,8 @@ def drop_copies(found: dict[str, np.ndarray], base: Tree) -> None:
   leaves = trees.flat(base)
   for tensor in naming.tensors(leaves):
     known = tensor.theirs.replace('embed_out.', 'lm_head.')
-    for full in [n for n in found if n.replace('.base_layer.', '.').endswith(f'model.{known}')]:
-      copy, own = found.pop(full), leaves[tensor.ours[0]]
+    for full in [n for n in arrays if n.replace('.base_layer.', '.').endswith(f'model.{known}')]:
+      copy, own = arrays.pop(full), leaves[tensor.ours[0]]
       if isinstance(own, jax.ShapeDtypeStruct):
         continue
       own = np.asarray(tensor.join((own,), 1), np.float32)
@@ -127,11 +127,11 @@ def check_heads(tensor: Tensor, heads: int) -> None:
       'found none, pass heads=model.config.heads')
 
 
-def check_size(found: int, expected: int, what: str) -> None:
+def check_size(size: int, expected: int, what: str) -> None:
   """Raises CorruptTensors where a vector of a file has another length than the base asks for."""
-  if found != expected:
+  if size != expected:
     raise tensors.CorruptTensors(
-      f'expected {expected} numbers of {what}, found {found}; it is of another base')
+      f'expected {expected} numbers of {what}, found {size}; it is of another base')
 
 
 # --- In and out
@@ -147,7 +147,7 @@ def lay(
     pieces: by module.
     those: tensors that they may be of.
     base: ours.
-    heads: as in interop.load.
+    heads: as in hub.adapters.load.
     part: a module's piece -> one for each of our parameters.
     stack: (path of ours, the pieces of its layers, None where there is none) -> the adapter; one
       piece where there is no layer.

@@ -1,7 +1,6 @@
 """IA3: PEFT's. A feedforward module has its input scaled, another its output, the bias too."""
 
-import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +9,13 @@ from perl import trees
 from perl.hub import naming, tensors
 from perl.hub.adapters import _config as config
 from perl.hub.adapters import _modules as modules
+from perl.hub.adapters._config import Saved, Written
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.peft.methods.ia3 import Inputs, Outputs
 from perl.types import Tree
 
 NODES = (Inputs, Outputs)
-"""Adapters that have a place in the format."""
 
 
 class Piece(NamedTuple):
@@ -26,15 +25,9 @@ class Piece(NamedTuple):
   feedforward: bool  # of the input
 
 
-def load(
-  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path, base: Tree, heads: int
-) -> Tree:
-  """The tree of stacked factors; which side they are of is told by their shape, [1, I] or [O, 1].
-
-  Raises:
-    Unsupported, CorruptTensors: as interop.load.
-  """
-  config.check(about, file, {}, read=('feedforward_modules', 'init_ia3_weights'))
+def load(saved: Saved, base: Tree, heads: int) -> Tree:
+  """The tree of stacked factors: of inputs where their shape is [1, I], of outputs where [O, 1]."""
+  config.check(saved.about, saved.file, {}, read=('feedforward_modules', 'init_ia3_weights'))
   leaves = trees.flat(base)
 
   def part(fields: dict[str, np.ndarray], tensor: Tensor) -> list[Piece]:
@@ -57,17 +50,15 @@ def load(
         f'expected factors of the inputs of {path}, or of its outputs, in all layers, found both; '
         'merge such an adapter where it was made, and load the merged model')
     x = np.stack([p.factors for p in parts])
-    made = jnp.array(x if path.startswith('layers/') else x[0])
-    return Inputs(made) if parts[0].feedforward else Outputs(made)
+    factors = jnp.array(x if path.startswith('layers/') else x[0])
+    return Inputs(factors) if parts[0].feedforward else Outputs(factors)
 
-  pieces = modules.by_module(found, r'(ia3_l)(?:\.default)?', 'ia3_l')
+  pieces = modules.by_module(saved.tensors, r'(ia3_l)(?:\.default)?', 'ia3_l')
   return modules.lay(pieces, modules.projections(base), base, heads, part=part, stack=stack)
 
 
-def save(
-  nodes: dict[str, Inputs | Outputs], base: Tree, heads: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """(fields of adapter_config.json, tensors) of adapters by path.
+def save(nodes: dict[str, Inputs | Outputs], base: Tree, heads: int) -> Written:
+  """Fields and tensors of the factors.
 
   Raises:
     Unsupported: a fused projection of which some inputs alone are scaled.

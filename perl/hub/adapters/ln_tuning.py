@@ -1,36 +1,26 @@
 """LN tuning: PEFT's LN_TUNING, whole copies of the norms' parameters, as the base stores them."""
 
-import pathlib
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
 from perl import trees
 from perl.hub.adapters import _config as config
 from perl.hub.adapters import _modules as modules
+from perl.hub.adapters._config import Saved, Written
 from perl.hub.naming import Tensor
 from perl.peft.methods.full import Full
 from perl.peft.methods.lntuning import is_norm
 from perl.types import Tree
 
 NODES = (Full,)
-"""Adapters that have a place in the format."""
 AT = is_norm
-"""Where: path -> bool."""
 
 _SITE = 'ln_tuning_layers'
 
 
-def load(
-  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path, base: Tree, heads: int
-) -> Tree:
-  """The tree of stacked copies; see interop.load.
-
-  Raises:
-    Unsupported, CorruptTensors: as interop.load.
-  """
-  config.check(about, file, {}, read=())
+def load(saved: Saved, base: Tree, heads: int) -> Tree:
+  """The tree of stacked copies."""
+  config.check(saved.about, saved.file, {}, read=())
   leaves = trees.flat(base)
 
   def part(x: np.ndarray, tensor: Tensor) -> list[np.ndarray]:
@@ -42,16 +32,14 @@ def load(
     return Full(jnp.array(np.stack(parts) if path.startswith('layers/') else parts[0]))
 
   fields = modules.by_module(
-    found, rf'{_SITE}(?:\.default)?\.(weight|bias)', f'{_SITE}.weight, .bias')
+    saved.tensors, rf'{_SITE}(?:\.default)?\.(weight|bias)', f'{_SITE}.weight, .bias')
   pieces = {module if field == 'weight' else f'{module}.{field}': x
             for module, own in fields.items() for field, x in own.items()}
   return modules.lay(pieces, modules.norms(base), base, heads, part=part, stack=stack)
 
 
-def save(
-  nodes: dict[str, Full], base: Tree, heads: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """(fields of adapter_config.json, tensors) of adapters by path."""
+def save(nodes: dict[str, Full], base: Tree, heads: int) -> Written:
+  """Fields and tensors of the copies."""
   those = modules.norms(base)
   # No norm is of a fused projection: nothing is ever fused.
   pieces = modules.lift(nodes, those, base, heads, cut=lambda path, node: node.w, fuse=None)

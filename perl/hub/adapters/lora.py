@@ -4,7 +4,6 @@ rsLoRA, LoRA+ and LoRA-FA are; AdaLoRA and PiSSA (of rank 2 r, as PEFT itself co
 their `to_lora`.
 """
 
-import pathlib
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from perl import trees
 from perl.hub import naming, tensors
 from perl.hub.adapters import _config as config_file
 from perl.hub.adapters import _modules as modules
-from perl.hub.adapters._config import LoraConfig
+from perl.hub.adapters._config import LoraConfig, Saved, Written
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.peft.methods.adalora import AdaLoRA
@@ -25,7 +24,6 @@ from perl.peft.methods.pissa import PiSSA
 from perl.types import Tree
 
 NODES = (LoRA, DoRA, PiSSA, AdaLoRA)
-"""Adapters that have a place in the format."""
 
 
 class Piece(NamedTuple):
@@ -45,32 +43,24 @@ class Piece(NamedTuple):
 # --- Reading
 
 
-def load(
-  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path, base: Tree, heads: int
-) -> Tree:
-  """The tree of stacked LoRA (or DoRA) over a base (shapes suffice); `heads` as in interop.load.
-
-  Raises:
-    Unsupported, CorruptTensors: as interop.load.
-  """
-  config = config_file.lora(about, file)
+def load(saved: Saved, base: Tree, heads: int) -> Tree:
+  """The tree of stacked LoRA, or DoRA."""
+  config = config_file.lora(saved.about, saved.file)
   leaves = trees.flat(base)
   return modules.lay(
-    from_tensors(found, config), modules.projections(base), base, heads,
+    from_tensors(saved.tensors, config), modules.projections(base), base, heads,
     part=lambda piece, tensor: _split(piece, tensor, heads),
     stack=lambda path, parts: _stack(path, parts, leaves[path].shape, config))
 
 
-def inspect(
-  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path
-) -> dict[str, dict[str, Any]]:
+def inspect(saved: Saved) -> dict[str, dict[str, Any]]:
   """{module: {rank, scale, parameters}}."""
-  those = {name: x for name, x in found.items() if '.lora_' in name}
+  sides = {name: x for name, x in saved.tensors.items() if '.lora_' in name}
   return {name: {'rank': p.a.shape[1], 'scale': p.scale, 'parameters': p.size}
-          for name, p in from_tensors(those, config_file.lora(about, file)).items()}
+          for name, p in from_tensors(sides, config_file.lora(saved.about, saved.file)).items()}
 
 
-def from_tensors(found: dict[str, np.ndarray], config: LoraConfig) -> dict[str, Piece]:
+def from_tensors(arrays: dict[str, np.ndarray], config: LoraConfig) -> dict[str, Piece]:
   """{module: its LoRA} of the tensors, with the rank and alpha that the config gives it.
 
   Raises:
@@ -82,7 +72,7 @@ def from_tensors(found: dict[str, np.ndarray], config: LoraConfig) -> dict[str, 
     pattern = r'lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?'
     expected = 'lora_A, lora_B, lora_magnitude_vector'
   pieces = {}
-  for module, sides in modules.by_module(found, pattern, expected).items():
+  for module, sides in modules.by_module(arrays, pattern, expected).items():
     rank, m = config.rank(module), sides.pop('magnitude_vector', None)
     if set(sides) != {'A', 'B'} or sides['A'].shape[0] != rank or sides['B'].shape[1] != rank:
       raise tensors.CorruptTensors(
@@ -142,14 +132,8 @@ def _stack(path: str, parts: list[Piece | None], shape, config: LoraConfig) -> L
 # --- Writing
 
 
-def save(
-  nodes: dict[str, Any], base: Tree, heads: int, *, uniform: bool = False
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """(fields of adapter_config.json, tensors) of adapters by path; see interop.save.
-
-  Raises:
-    Unsupported: see interop.save.
-  """
+def save(nodes: dict[str, Any], base: Tree, heads: int, *, uniform: bool = False) -> Written:
+  """Fields and tensors; `uniform` as in hub.adapters.save, raises as `disassemble`."""
   pieces = disassemble(nodes, base, heads)
   if uniform:
     pieces = _uniform(pieces)

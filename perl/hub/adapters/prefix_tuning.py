@@ -3,44 +3,33 @@
 With prefix_projection PEFT too writes what the network makes, not the network.
 """
 
-import pathlib
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
 from perl import trees
 from perl.hub.adapters import _virtual_tokens as virtual_tokens
+from perl.hub.adapters._config import Saved, Written
 from perl.hub.config_json import Unsupported
 from perl.peft.methods.prefix import SITE, Prefix
 from perl.types import Tree
 
 NODES = (Prefix,)
-"""Adapters that have a place in the format."""
 
 
-def load(
-  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path, base: Tree, heads: int
-) -> Tree:
-  """The tree with a prefix in every layer; see interop.load.
-
-  Raises:
-    Unsupported, CorruptTensors: as interop.load.
-  """
+def load(saved: Saved, base: Tree, heads: int) -> Tree:
+  """The tree with a prefix in every layer."""
   del heads
   layers, columns = _shape(base)
   x = virtual_tokens.read(
-    found, about, file, 2 * layers * columns,
+    saved, 2 * layers * columns,
     ('prefix_projection', 'encoder_hidden_size', 'init_weights'))
   x = x.reshape(len(x), layers, 2, columns)
   k, v = (jnp.array(np.ascontiguousarray(x[:, :, i].swapaxes(0, 1))) for i in (0, 1))
   return trees.nest({SITE: Prefix(k, v)})
 
 
-def save(
-  nodes: dict[str, Prefix], base: Tree, heads: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """(fields of adapter_config.json, tensors) of the prefix.
+def save(nodes: dict[str, Prefix], base: Tree, heads: int) -> Written:
+  """Fields and tensors of the prefix.
 
   Raises:
     Unsupported: it is of some layers alone.

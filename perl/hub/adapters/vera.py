@@ -4,8 +4,7 @@ Here the pair of a module is what its adapter holds, or draws. What are cuts of 
 as it is; several pairs lie side by side in one of their summed rank, and d is 0 in the others'.
 """
 
-import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +13,13 @@ from perl import trees
 from perl.hub import naming, tensors
 from perl.hub.adapters import _config as config
 from perl.hub.adapters import _modules as modules
+from perl.hub.adapters._config import Saved, Written
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.peft.methods.vera import VeRA
 from perl.types import Tree
 
 NODES = (VeRA,)
-"""Adapters that have a place in the format."""
 
 _PAIR = ('base_model.vera_A', 'base_model.vera_B')
 _READ = ('vera_dropout', 'd_initial', 'init_weights', 'projection_prng_key')
@@ -35,26 +34,20 @@ class Piece(NamedTuple):
   b: np.ndarray  # f32[r, O]
 
 
-def load(
-  found: dict[str, np.ndarray], about: dict[str, Any], file: pathlib.Path, base: Tree, heads: int
-) -> Tree:
-  """The tree of stacked VeRA, each with its cut of the pair; see interop.load.
-
-  Raises:
-    Unsupported, CorruptTensors: as interop.load.
-  """
-  config.check(about, file, {
+def load(saved: Saved, base: Tree, heads: int) -> Tree:
+  """The tree of stacked VeRA, each with its cut of the pair."""
+  config.check(saved.about, saved.file, {
     'r': lambda x: isinstance(x, int) and x > 0,
     # Without it the pair is what torch's generator draws from projection_prng_key.
     'save_projection': lambda x: x in (None, True),
   }, read=_READ)
-  found = {name.removesuffix('.default'): x for name, x in found.items()}
-  rank, pair = about['r'], [found.pop(name, None) for name in _PAIR]
+  arrays = {name.removesuffix('.default'): x for name, x in saved.tensors.items()}
+  rank, pair = saved.about['r'], [arrays.pop(name, None) for name in _PAIR]
   if pair[0] is None or pair[1] is None or not len(pair[0]) == pair[1].shape[1] == rank:
     raise tensors.CorruptTensors(
-      f'expected {_PAIR[0]} [{rank}, I] and {_PAIR[1]} [O, {rank}] in {file.parent}, found '
+      f'expected {_PAIR[0]} [{rank}, I] and {_PAIR[1]} [O, {rank}] in {saved.file.parent}, found '
       f'{[None if x is None else list(x.shape) for x in pair]}; save it again')
-  leaves, dropout = trees.flat(base), float(about.get('vera_dropout') or 0.0)
+  leaves, dropout = trees.flat(base), float(saved.about.get('vera_dropout') or 0.0)
 
   def part(piece: dict[str, np.ndarray], tensor: Tensor) -> list[Piece]:
     rows, columns = leaves[tensor.ours[0]].shape[-2], modules.columns(tensor, base)
@@ -73,14 +66,12 @@ def load(
     pick = lambda x: jnp.array(x if path.startswith('layers/') else x[0])
     return VeRA(d=pick(d), b=pick(scale), shared_a=pick(a), shared_b=pick(b), dropout=dropout)
 
-  pieces = modules.by_module(found, r'vera_lambda_(b|d)(?:\.default)?', 'vera_lambda_b, _d')
+  pieces = modules.by_module(arrays, r'vera_lambda_(b|d)(?:\.default)?', 'vera_lambda_b, _d')
   return modules.lay(pieces, modules.projections(base), base, heads, part=part, stack=stack)
 
 
-def save(
-  nodes: dict[str, VeRA], base: Tree, heads: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """(fields of adapter_config.json, tensors) of adapters by path.
+def save(nodes: dict[str, VeRA], base: Tree, heads: int) -> Written:
+  """Fields and tensors of the adapters and their pair.
 
   Raises:
     Unsupported: a fused projection whose parts have a d each.

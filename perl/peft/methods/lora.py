@@ -60,6 +60,7 @@ def concatenate(first: LoRA, second: LoRA) -> LoRA:
 def init(
   key: jax.Array,
   weight: jax.Array,
+  kind: type[LoRA] = LoRA,
   *,
   rank: int = 8,
   alpha: float = 16.0,
@@ -73,6 +74,7 @@ def init(
   Args:
     key: typed PRNG key.
     weight: f[..., I, O], or its shape.
+    kind: LoRA, or a class of the same fields.
     rank: r, 1 to min(I, O).
     alpha: numerator of the scale.
     rslora: divide by sqrt(r) and not by r.
@@ -81,7 +83,7 @@ def init(
   check(weight.shape, rank, dropout)
   *lead, rows, columns = weight.shape
   bound = rows**-0.5
-  return LoRA(
+  return kind(
     a=jax.random.uniform(key, (*lead, rows, rank), jnp.float32, -bound, bound),
     b=jnp.zeros((*lead, rank, columns), jnp.float32),
     scale=jnp.full(lead, alpha / (rank**0.5 if rslora else rank), jnp.float32),

@@ -3,10 +3,9 @@
 The gradient of B needs x A, of width r, and not x: activations are kept r / I as wide.
 """
 
+import functools
 import math
 from typing import ClassVar
-
-import jax
 
 from perl.peft.methods import lora
 from perl.peft.methods.lora import LoRA
@@ -18,18 +17,7 @@ class LoRAFA(LoRA):
   FIXED: ClassVar[tuple[str, ...]] = ('a', 'scale')
 
 
-def init(
-  key: jax.Array,
-  weight: jax.Array,
-  *,
-  rank: int = 8,
-  alpha: float = 16.0,
-  rslora: bool = False,
-  dropout: float = 0.0,
-) -> LoRAFA:
-  """As `lora.init`."""
-  plain = lora.init(key, weight, rank=rank, alpha=alpha, rslora=rslora, dropout=dropout)
-  return LoRAFA(a=plain.a, b=plain.b, scale=plain.scale, dropout=dropout)
+init = functools.partial(lora.init, kind=LoRAFA)
 
 
 def parameters(shape: tuple[int, ...], *, rank: int = 8) -> int:
