@@ -128,9 +128,9 @@ def quantize_tree(base: Tree, scheme: Scheme | None, *, like: bool = False) -> T
   """
   if scheme is None:
     return base
-  if (found := scheme_of(base)) is not None:
+  if (present := scheme_of(base)) is not None:
     raise ValueError(f'expected a base in full precision to quantize as {scheme.tag}, found '
-                     f'{found.tag}; load the checkpoint that it was made of')
+                     f'{present.tag}; load the checkpoint that it was made of')
 
   def one(path, leaf):
     if not quantizable(trees.path_string(path)):

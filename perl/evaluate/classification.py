@@ -10,13 +10,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from perl.evaluate.bootstrap import finite, group_bootstrap, with_intervals
-
-__all__ = [
-  'accuracy', 'auc', 'balanced_accuracy', 'calibration_error', 'group_bootstrap', 'labelled_report',
-  'log_loss', 'majority_rate', 'pair_accuracy', 'preference_report', 'ranking_report',
-  'reliability',
-]
+from perl.evaluate.bootstrap import finite, with_intervals
 
 
 def accuracy(scores: Sequence[float], labels: Sequence[float]) -> float:

@@ -96,16 +96,16 @@ def quantization_error(original: Tree, quantized: Tree) -> dict[str, float]:
     quantization_error_max and quantization_error_rms, relative as in `merge_error`.
   """
   leaves = trees.flat(original)
-  compared = jax.jit(lambda found, exact: _compared(found.astype(jnp.float32).dequantize(), exact))
+  compared = jax.jit(lambda q, exact: _compared(q.astype(jnp.float32).dequantize(), exact))
   pairs = [compared(q, leaves[name]) for name, q in trees.flat(quantized).items()
            if is_quantized(q)]
   return _relative('quantization_error', pairs)
 
 
-def _compared(found: jax.Array, exact: jax.Array) -> jax.Array:
+def _compared(kernel: jax.Array, exact: jax.Array) -> jax.Array:
   """f32[4]: largest |difference|, largest |weight|, and the sums of their squares."""
   exact = exact.astype(jnp.float32)
-  apart = found.astype(jnp.float32) - exact
+  apart = kernel.astype(jnp.float32) - exact
   return jnp.stack([f(x) for f in (lambda x: jnp.max(jnp.abs(x)), lambda x: jnp.sum(x * x))
                     for x in (apart, exact)])
 

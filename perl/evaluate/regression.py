@@ -34,9 +34,7 @@ def rated_report(
   Args:
     scores: [N].
     ratings: [N], real numbers.
-    groups: [N], what is drawn together in the bootstrap.
-    bootstrap: replicates; 0 leaves the intervals out.
-    seed: of the bootstrap.
+    groups, bootstrap, seed: see `classification.labelled_report`.
 
   Returns:
     mean_squared_error, pearson, spearman (each with _low and _high, 95 %), loss (half the squared

@@ -123,9 +123,9 @@ def published(shape: dict[str, int | bool]) -> Config:
     if alike and size.get('norm_offset'):
       return Config(**options)
   known = ', '.join(name for name, size in configs.SIZES.items() if size.get('norm_offset'))
-  found = ', '.join(f'{name} {value}' for name, value in shape.items())
+  measured = ', '.join(f'{name} {value}' for name, value in shape.items())
   raise Unsupported(
-    f'expected the shape of a published size ({known}), found {found}; pass config= with these '
+    f'expected the shape of a published size ({known}), found {measured}; pass config= with these '
     'and with what shapes do not say (window, query_scale, ...)')
 
 
@@ -162,12 +162,12 @@ def parts(ours: Iterable[str], leaves: dict[str, Leaf], config: Config) -> list[
       'use a tied one without biases')
   turned = _is_turned(leaves, config)
   _check(leaves, {sources[path][0] for path in ours}, _shapes(config, turned), config.layers)
-  found = []
+  result = []
   for path in ours:
     theirs, index = sources[path]
     form = 'transposed' if theirs == _GATING and turned else 'same'
-    found.append(Part(Tensor(theirs, (path,), form), index))
-  return found
+    result.append(Part(Tensor(theirs, (path,), form), index))
+  return result
 
 
 def _is_turned(leaves: dict[str, Leaf], config: Config) -> bool:
@@ -200,9 +200,9 @@ def _check(
   names = {theirs.format(i): shapes[theirs] for theirs in sorted(wanted) for i in range(layers)}
   for name, shape in names.items():
     if name not in leaves or leaves[name].shape != shape:
-      found = list(leaves[name].shape) if name in leaves else 'none of that name'
+      there = list(leaves[name].shape) if name in leaves else 'none of that name'
       raise CorruptTensors(
-        f'expected {name} of shape {list(shape)}, found {found}; fetch the checkpoint again')
+        f'expected {name} of shape {list(shape)}, found {there}; fetch the checkpoint again')
   if rest := sorted(set(leaves) - set(names)):
     raise Unsupported(
       f'expected only arrays that the model has, found also {", ".join(rest[:4])}; that '

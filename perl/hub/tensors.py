@@ -75,14 +75,14 @@ def find(folder: str | os.PathLike, single: str = SINGLE) -> dict[str, Entry]:
 
 
 def _nothing(folder: pathlib.Path, single: str) -> str:
-  found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-  pickles = [name for name in found if name.endswith(PICKLES)]
+  names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+  pickles = [name for name in names if name.endswith(PICKLES)]
   if pickles:
     return (
       f'expected {single} in {folder}, found {pickles[0]}: a pickle can run code when it is read, '
       'and is never opened here; fetch the safetensors of that model, or convert it where that is '
       'safe (transformers: save_pretrained)')
-  there = ', '.join(found[:8]) or 'nothing' if folder.is_dir() else 'no such folder'
+  there = ', '.join(names[:8]) or 'nothing' if folder.is_dir() else 'no such folder'
   wanted = single if single != SINGLE else f'config.json and {single} or {INDEX}'
   return f'expected {wanted} in {folder}, found {there}; give the folder of a checkpoint'
 

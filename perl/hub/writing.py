@@ -75,7 +75,7 @@ def sources(
   leaves = trees.flat(base)
   wanted = naming.tensors(leaves)
   way = renaming(names, wanted) if names else lambda name: name
-  found = []
+  result = []
   for tensor in wanted:
     parts, shape = [leaves[path] for path in tensor.ours], tensor.shape(leaves, heads)
     for i, name in enumerate(tensor.names(leaves)):
@@ -83,12 +83,12 @@ def sources(
       kept = tensors.DTYPES[entry.dtype] if entry else np.dtype(parts[0].dtype)
       kind = np.dtype(dtype or kept)
       make = functools.partial(_fetch, parts, tensor, i, heads, kind)
-      found.append(tensors.Source(name, kind, shape, make))
+      result.append(tensors.Source(name, kind, shape, make))
   if head is not None:
     kernel = np.asarray(head['kernel'], np.float32).T
     kind = np.dtype(dtype or leaves['final_norm/scale'].dtype)
-    found.append(tensors.Source(SCORE, kind, kernel.shape, lambda: kernel.astype(kind)))
-  return found
+    result.append(tensors.Source(SCORE, kind, kernel.shape, lambda: kernel.astype(kind)))
+  return result
 
 
 def _fetch(parts, tensor: Tensor, i: int, heads: int, dtype: np.dtype) -> np.ndarray:

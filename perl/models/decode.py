@@ -47,7 +47,7 @@ def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = 
   whole = lm.variables(base, adapter)
   blocks = model.apply(whole, method='blocks')
   lead = virtual.length(blocks.get('adapter'))
-  rest = {name: {k: v for k, v in t.items() if k != 'layers'} for name, t in whole.items()}
+  rest = top_layers.outside(whole)
   if not (stack.copies(base) if copy is None else copy):
     return Parts(rest, blocks, lead)
   if model.config.tied and virtual.unembedding_is_frozen(adapter):

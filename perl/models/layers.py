@@ -139,13 +139,11 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   }[name]
 
 
-def _again(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """The function, computed again in the backward pass, which keeps its arguments alone."""
-  return jax.checkpoint(function)
-
-
 class MLP(nn.Module):
-  """act(x W_gate) * (x W_up) W_down, or act(x W_up) W_down without a gate."""
+  """act(x W_gate) * (x W_up) W_down, or act(x W_up) W_down without a gate.
+
+  What goes into W_down is computed again in the backward pass, which keeps the projections alone.
+  """
 
   config: Config
 
@@ -157,7 +155,7 @@ class MLP(nn.Module):
     )(x)
     act, wide = activation(config.activation), config.mlp_width
     if not config.gated:
-      return project('down', config.width, _again(act)(project('up', wide, x)))
+      return project('down', config.width, jax.checkpoint(act)(project('up', wide, x)))
     gate, up = together(self, x, {'gate': wide, 'up': wide}) or (
       project('gate', wide, x), project('up', wide, x))
-    return project('down', config.width, _again(lambda gate, up: act(gate) * up)(gate, up))
+    return project('down', config.width, jax.checkpoint(lambda gate, up: act(gate) * up)(gate, up))

@@ -35,8 +35,8 @@ def gae(
     now = delta + gamma * lam * later
     return now, now
 
-  _, found = jax.lax.scan(back, jnp.zeros(rewards.shape[0]), deltas.T, reverse=True)
-  advantages = jnp.where(mask, found.T, 0.0)
+  _, sums = jax.lax.scan(back, jnp.zeros(rewards.shape[0]), deltas.T, reverse=True)
+  advantages = jnp.where(mask, sums.T, 0.0)
   return advantages, jnp.where(mask, advantages + values, 0.0)
 
 

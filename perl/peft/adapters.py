@@ -213,16 +213,16 @@ def swap(merged: Tree, old: Tree, new: Tree) -> Tree:
 def mergeable(base: Tree, adapter: Tree) -> bool:
   """Whether every adapter of the tree can be folded into the base."""
   whole = nodes(trees.spread(base, adapter)).values()
-  return all(hasattr(part, 'merge') for node in whole for part in _parts(node))
+  return all(hasattr(part, 'merge') for node in whole for part in parts_of(node))
 
 
 def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
   deltas = nodes(trees.spread(base, adapter))
   leaves = trees.flat(base)
   for name, delta in deltas.items():
-    parts = _parts(delta)
+    parts = parts_of(delta)
     for part in parts if how == 'merge' else reversed(parts):
-      _check_mergeable(name, part, leaves)
+      _check_foldable(name, part, leaves, how)
       leaves[name] = _folded(name, getattr(part, how), leaves[name], part)
       bias = f'{name.removesuffix("/kernel")}/bias'
       if bias in leaves and hasattr(part, f'{how}_bias'):
@@ -230,16 +230,20 @@ def _fold(base: Tree, adapter: Tree, how: str) -> Tree:
   return trees.nest(leaves)
 
 
-def _parts(node: Any) -> Sequence[Any]:
+def parts_of(node: Any) -> Sequence[Any]:
   """An adapter, or those that lie one over the other, from the lowest."""
   return getattr(node, 'parts', (node,))
 
 
-def _check_mergeable(name: str, delta: Any, leaves: Mapping[str, Any]) -> None:
+def _check_foldable(name: str, delta: Any, leaves: Mapping[str, Any], how: str) -> None:
   if not hasattr(delta, 'merge'):
     raise ValueError(
       f'expected adapters that can be folded into the base, found {type(delta).__name__} at '
       f'{name}, for which the base has no place; keep the adapter apart: model.apply takes both')
+  if not hasattr(delta, how):
+    raise ValueError(
+      'expected a method that can be taken out of merged weights, found '
+      f'{type(delta).__name__}; load the base again')
   if name not in leaves:
     raise ValueError(
       f'expected an adapter made for this base, found {name!r}, which the base lacks; '

@@ -99,7 +99,7 @@ def over(base: Tree, below: Tree, above: Tree) -> Tree:
     below: an adapter that is not to change; its head is left out.
     above: an adapter made for the same base.
   """
-  nodes = {path: Over(_parts(node), len(_parts(node)))
+  nodes = {path: Over(adapters.parts_of(node), len(adapters.parts_of(node)))
            for path, node in adapters.nodes(trees.spread(base, below)).items()}
   for path, node in adapters.nodes(above).items():
     nodes[path] = nodes[path].over(node) if path in nodes else node
@@ -114,7 +114,3 @@ def upper(adapter: Tree) -> Tree:
     if parts:
       top[path] = parts[0] if len(parts) == 1 else Over(parts)
   return trees.nest(top) | ({'head': adapter['head']} if 'head' in adapter else {})
-
-
-def _parts(node: Any) -> tuple[Any, ...]:
-  return node.parts if isinstance(node, Over) else (node,)

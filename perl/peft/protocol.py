@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 from flax import struct
 
 from perl import choices, trees
@@ -58,6 +59,18 @@ def check_options(options: Mapping[str, Any]) -> None:
 def known_options() -> frozenset[str]:
   """The options of all methods."""
   return declared(METHODS, ('init', 'places', 'optimizer')) - {'path', 'steps', *COMMON}
+
+
+class Additive:
+  """What adds `change(w)` to a parameter w; for an adapter that says what that is."""
+
+  def merge(self, w: jax.Array) -> jax.Array:
+    """W with the change."""
+    return w + self.change(w)
+
+  def unmerge(self, w: jax.Array) -> jax.Array:
+    """The inverse of `merge`."""
+    return w - self.change(w)
 
 
 class Kind(NamedTuple):

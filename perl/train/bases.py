@@ -67,7 +67,7 @@ def load(
   def encode(name: str, x: jax.Array) -> Tree:
     if not quantizable(name):
       return x
-    found = quantize(x, scheme)
-    return jax.block_until_ready(sharding.place(found, spots[name]) if spots else found)
+    kernel = quantize(x, scheme)
+    return jax.block_until_ready(sharding.place(kernel, spots[name]) if spots else kernel)
 
   return storage.load_tree(folder, like=like, shardings=places(like), change=encode)

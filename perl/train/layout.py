@@ -132,11 +132,11 @@ def read_tree(
     finish = lambda name, restored: _finish(wanted[name], restored[name], places[name])
     if change is None:
       restored = restore(restore_args=how)
-      made = lambda name: finish(name, restored)
+      leaf_of = lambda name: finish(name, restored)
     else:
-      made = lambda name: change(name.removeprefix('tree/'), finish(name, restore(
+      leaf_of = lambda name: change(name.removeprefix('tree/'), finish(name, restore(
         item={name: how[name]}, restore_args={name: how[name]}, partial_restore=True)))
-    return unflatten({n: x if is_empty(x) else made(n) for n, x in wanted.items()})
+    return unflatten({n: x if is_empty(x) else leaf_of(n) for n, x in wanted.items()})
 
 
 def _as_stored(x: Any) -> Any:
@@ -175,6 +175,6 @@ def _restore_args(place: Any) -> ocp.RestoreArgs:
   return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
-def _finish(wanted: Any, found: Any, place: Any) -> Any:
+def _finish(wanted: Any, leaf: Any, place: Any) -> Any:
   # A copy: the numpy array is Orbax's own, and a jax array that borrows it could be donated.
-  return jnp.array(found, wanted.dtype) if place is None else found
+  return jnp.array(leaf, wanted.dtype) if place is None else leaf

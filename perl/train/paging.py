@@ -54,9 +54,9 @@ def check(mesh: Mesh, kind: str) -> None:
     raise ValueError(
       f'expected mesh.optimizer_memory among {KINDS}, found {kind!r}; choose one')
   for device in mesh.local_devices:
-    found = sorted(memory.kind for memory in device.addressable_memories())
-    if kind not in found:
+    kinds = sorted(memory.kind for memory in device.addressable_memories())
+    if kind not in kinds:
       raise ValueError(
         f'expected a platform with the memory {kind} for mesh.optimizer_memory, found '
-        f'{", ".join(found)} on {device.platform} ({device.device_kind}); set '
+        f'{", ".join(kinds)} on {device.platform} ({device.device_kind}); set '
         'mesh.optimizer_memory=device')

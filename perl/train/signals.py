@@ -19,19 +19,19 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
   more than one host all must call stop() at the same steps: a signal to one stops every one.
   Outside the main thread Python allows no handlers, and stop() stays False.
   """
-  asked = threading.Event()
+  stopping = threading.Event()
 
   def on_signal(number: int, frame) -> None:
-    if number == signal.SIGINT and asked.is_set():
+    if number == signal.SIGINT and stopping.is_set():
       raise KeyboardInterrupt
-    asked.set()
+    stopping.set()
     again = '; Ctrl-C again aborts' if number == signal.SIGINT else ''
     print(f'\n{signal.Signals(number).name}: stops after this step{again}', file=sys.stderr)
 
   def stop() -> bool:
     if jax.process_count() == 1:
-      return asked.is_set()
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(asked.is_set()))))
+      return stopping.is_set()
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(stopping.is_set()))))
 
   if threading.current_thread() is not threading.main_thread():
     yield stop

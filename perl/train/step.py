@@ -182,17 +182,17 @@ def _several(
       return (state, now), (values, ~stopped)
 
     numbers = jnp.arange(epochs * minibatches)
-    (state, _), (values, made) = jax.lax.scan(one, (state, jnp.zeros((), bool)), (numbers, parts))
-    mean = lambda x: jnp.where(made, x, 0.0).sum() / made.sum()
-    least = jnp.where(made, values['finite'], 1.0).min()
+    (state, _), (values, done) = jax.lax.scan(one, (state, jnp.zeros((), bool)), (numbers, parts))
+    mean = lambda x: jnp.where(done, x, 0.0).sum() / done.sum()
+    least = jnp.where(done, values['finite'], 1.0).min()
     return state, {name: mean(x) for name, x in values.items()} | {
-      'finite': least, 'updates': made.sum().astype(jnp.float32)}
+      'finite': least, 'updates': done.sum().astype(jnp.float32)}
 
   return updates
 
 
-def _terms(found: Losses) -> dict[str, Mean]:
-  return {'loss': found} if isinstance(found, Mean) else found
+def _terms(losses: Losses) -> dict[str, Mean]:
+  return {'loss': losses} if isinstance(losses, Mean) else losses
 
 
 def _positive(weight: jax.Array) -> jax.Array:

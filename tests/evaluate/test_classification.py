@@ -75,12 +75,12 @@ def test_pair_accuracy_counts_ties_half():
 
 
 def test_bootstrap_of_equal_groups_has_no_width():
-  assert classification.group_bootstrap(np.mean, list('abc'), np.full(3, 2.5), n=50) == (2.5, 2.5)
+  assert bootstrap.group_bootstrap(np.mean, list('abc'), np.full(3, 2.5), n=50) == (2.5, 2.5)
 
 
 def test_bootstrap_covers_the_mean_as_the_normal_interval_does():
   values = np.random.default_rng(2).normal(size=400)
-  low, high = classification.group_bootstrap(np.mean, np.arange(400), values, n=2000)
+  low, high = bootstrap.group_bootstrap(np.mean, np.arange(400), values, n=2000)
   half = 1.96 * values.std() / 20
   assert low == pytest.approx(values.mean() - half, abs=0.02)
   assert high == pytest.approx(values.mean() + half, abs=0.02)
@@ -89,15 +89,15 @@ def test_bootstrap_covers_the_mean_as_the_normal_interval_does():
 def test_rows_of_a_group_are_drawn_together():
   seen = []
   groups = np.repeat(np.arange(4), 3)
-  classification.group_bootstrap(lambda g: seen.append(g) or 0.0, groups, groups, n=20)
+  bootstrap.group_bootstrap(lambda g: seen.append(g) or 0.0, groups, groups, n=20)
   for drawn in seen:
     assert len(drawn) == 12 and not (np.bincount(drawn) % 3).any()
 
 
 def test_copies_within_a_group_do_not_narrow_the_interval():
   values = np.random.default_rng(3).normal(size=30)
-  alone = classification.group_bootstrap(np.mean, np.arange(30), values)
-  copied = classification.group_bootstrap(np.mean, np.repeat(np.arange(30), 5), values.repeat(5))
+  alone = bootstrap.group_bootstrap(np.mean, np.arange(30), values)
+  copied = bootstrap.group_bootstrap(np.mean, np.repeat(np.arange(30), 5), values.repeat(5))
   assert copied == pytest.approx(alone)
 
 
@@ -115,7 +115,7 @@ def test_degenerate_draws_are_drawn_again_and_counted():
 def test_same_seed_same_interval():
   arguments = (classification.auc, GROUPS, SCORES, LABELS)
   first, again, other = (
-    classification.group_bootstrap(*arguments, n=40, seed=s) for s in (5, 5, 6)
+    bootstrap.group_bootstrap(*arguments, n=40, seed=s) for s in (5, 5, 6)
   )
   assert first == again != other
 
@@ -171,4 +171,4 @@ def test_bad_input_is_named(scores, labels, message):
 
 def test_groups_of_another_length_are_refused():
   with pytest.raises(ValueError, match='one entry for each'):
-    classification.group_bootstrap(np.mean, ['a'], [1.0, 2.0])
+    bootstrap.group_bootstrap(np.mean, ['a'], [1.0, 2.0])

@@ -348,8 +348,9 @@ def test_the_check_sees_a_difference(run, tmp_path):
   from perl.hub.adapters import _config as config_file
   tokens, mask = releases.rows()
   before = peer.outputs(str(folder), str(out), tokens, mask, scored=False)
-  (out / 'adapter_config.json').write_text(json.dumps(about | {'lora_alpha': 64}))
-  assert config_file.read(out / 'adapter_config.json').default_alpha == 64
+  file = out / 'adapter_config.json'
+  file.write_text(json.dumps(about | {'lora_alpha': 64}))
+  assert config_file.lora(config_file.parse(file), file).default_alpha == 64
   after = peer.outputs(str(folder), str(out), tokens, mask, scored=False)
   assert np.abs(after - before).max() > 1e-3
 

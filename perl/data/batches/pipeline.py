@@ -49,9 +49,9 @@ def _check(rows: Sequence[Row], kind: str, packed: bool, shared_prompt: bool) ->
                      'ask for one of these')
   if not rows:
     raise ValueError('batches: expected rows; found none; check the split and the filter counts')
-  for name, asked, kinds in (('packed', packed, ('document', 'demonstration')),
+  for name, wanted, kinds in (('packed', packed, ('document', 'demonstration')),
                              ('shared_prompt', shared_prompt, ('preference',))):
-    if asked and kind not in kinds:
+    if wanted and kind not in kinds:
       raise ValueError(f'batches: expected kind {" or ".join(kinds)} for {name}; found {kind!r}; '
                        f'set {name}=False')
 
@@ -144,11 +144,11 @@ class Batches:
       ValueError: the state is of a stream with other rows, batch size, buckets, seed or layout.
     """
     # False: a layout that a state does not name was not there yet when it was saved.
-    found = {name: state['identity'].get(name, False) for name in self._identity}
-    wrong = [name for name, value in self._identity.items() if found[name] != value]
+    saved = {name: state['identity'].get(name, False) for name in self._identity}
+    wrong = [name for name, value in self._identity.items() if saved[name] != value]
     if wrong:
       raise ValueError('batches: ' + '; '.join(
-        f'expected {name}={self._identity[name]!r}, found {found[name]!r} in the saved state'
+        f'expected {name}={self._identity[name]!r}, found {saved[name]!r} in the saved state'
         for name in wrong) + '; resume with the config and data of the saved run')
     self._iterator.set_state(dict(state['iterator']))
 

@@ -183,10 +183,10 @@ class Template:
     return spans
 
 
-def _rewritten(index: int, expected: str, found: str) -> ValueError:
-  same = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), len(found))
+def _rewritten(index: int, expected: str, whole: str) -> ValueError:
+  same = next((i for i, (a, b) in enumerate(zip(expected, whole)) if a != b), len(whole))
   return ValueError(
     f'chat template: expected message {index} (counted from 0) to be written after what stands '
     f'before it, {expected[same:same + 40]!r} at character {same}; found '
-    f'{found[same:same + 40]!r}: the template writes earlier turns anew; '
+    f'{whole[same:same + 40]!r}: the template writes earlier turns anew; '
     'give it {% generation %} blocks, or end the chat with that message')

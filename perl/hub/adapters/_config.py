@@ -89,11 +89,6 @@ def parse(file: pathlib.Path) -> dict[str, Any]:
     raise Unsupported(f'{file}: expected a JSON object, found {error}; save it again') from error
 
 
-def read(file: pathlib.Path) -> LoraConfig:
-  """The file's LoRA; raises as `parse` and `lora` do."""
-  return lora(parse(file), file)
-
-
 def lora(about: dict[str, Any], file: pathlib.Path) -> LoraConfig:
   """The LoRA, or DoRA, that the parsed file asks for.
 

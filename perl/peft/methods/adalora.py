@@ -16,11 +16,12 @@ from flax import struct
 
 from perl.peft.methods import lora
 from perl.peft.methods.lora import LoRA
+from perl.peft.protocol import Additive
 from perl.products import low_rank
 from perl.types import Tree
 
 
-class AdaLoRA(struct.PyTreeNode):
+class AdaLoRA(Additive, struct.PyTreeNode):
   """y = x W + s ((x P) e) Q."""
 
   FIXED: ClassVar[tuple[str, ...]] = ('scale',)
@@ -36,13 +37,9 @@ class AdaLoRA(struct.PyTreeNode):
     z = lora.dropped(x, self.dropout, key)
     return x @ w + low_rank(z, self.p, self.e[..., None] * self.q, self.scale)
 
-  def merge(self, w: jax.Array) -> jax.Array:
-    """W + s P diag(e) Q."""
-    return self.to_lora(w).merge(w)
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """The inverse of `merge`."""
-    return self.to_lora(w).unmerge(w)
+  def change(self, w: jax.Array) -> jax.Array:
+    """s P diag(e) Q."""
+    return self.to_lora(w).change(w)
 
   def to_lora(self, w: jax.Array) -> LoRA:
     """The same function as plain LoRA."""

@@ -12,23 +12,19 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from perl.peft.protocol import kernels
+from perl.peft.protocol import Additive, kernels
 
 
-class Bias(struct.PyTreeNode):
+class Bias(Additive, struct.PyTreeNode):
   """b -> b + delta."""
 
   LINEAR: ClassVar[dict[str, float | None]] = {'delta': 0.0}
 
   delta: jax.Array  # f32[..., O], zero at init
 
-  def merge(self, b: jax.Array) -> jax.Array:
-    """b + delta."""
-    return b + self.delta
-
-  def unmerge(self, b: jax.Array) -> jax.Array:
-    """The inverse of `merge`."""
-    return b - self.delta
+  def change(self, b: jax.Array) -> jax.Array:
+    """delta."""
+    return self.delta
 
 
 class NewBias(struct.PyTreeNode):

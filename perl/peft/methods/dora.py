@@ -36,15 +36,9 @@ class DoRA(struct.PyTreeNode):
     return y * self._factor(w).astype(y.dtype)
 
   def merge(self, w: jax.Array) -> jax.Array:
-    """W'."""
+    """W', which does not tell how long the columns of W + s A B were: there is no `unmerge`."""
     low = self.scale[..., None, None] * (self.a @ self.b)
     return self._factor(w)[..., None, :] * (w + low)
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """Refused: W' does not tell how long the columns of W + s A B were."""
-    del w
-    raise ValueError(
-      'expected a method that can be taken out of merged weights, found DoRA; load the base again')
 
   def _factor(self, w: jax.Array) -> jax.Array:
     """f32[..., O]: m / ||W + s A B||; 1 for a column of zeros."""

@@ -22,15 +22,9 @@ class Full(struct.PyTreeNode):
     return x @ self.w.astype(x.dtype)
 
   def merge(self, w: jax.Array) -> jax.Array:
-    """W'."""
+    """W', which does not tell what W was: there is no `unmerge`."""
     del w
     return self.w
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """Refused: W' does not tell what W was."""
-    raise ValueError(
-      'expected a method that can be taken out of merged weights, found full tuning; '
-      'load the base again')
 
 
 def places(leaves: Mapping[str, jax.Array], targets: Sequence[str]) -> dict[str, str]:

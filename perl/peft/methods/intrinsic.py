@@ -16,11 +16,11 @@ import numpy as np
 from flax import struct
 
 from perl import trees
-from perl.peft.protocol import kernels
+from perl.peft.protocol import Additive, kernels
 from perl.types import Tree
 
 
-class Moved(struct.PyTreeNode):
+class Moved(Additive, struct.PyTreeNode):
   """y = x (W + delta): what the vector makes of one matrix."""
 
   LINEAR: ClassVar[dict[str, float | None]] = {'delta': 0.0}
@@ -32,13 +32,9 @@ class Moved(struct.PyTreeNode):
     del key
     return x @ w + x @ self.delta.astype(x.dtype)
 
-  def merge(self, w: jax.Array) -> jax.Array:
-    """W + delta."""
-    return w + self.delta
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """The inverse of `merge`."""
-    return w - self.delta
+  def change(self, w: jax.Array) -> jax.Array:
+    """delta."""
+    return self.delta
 
 
 class Intrinsic(struct.PyTreeNode):

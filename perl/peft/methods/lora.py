@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from perl.peft.protocol import Additive
 from perl.products import low_rank
 
 
-class LoRA(struct.PyTreeNode):
+class LoRA(Additive, struct.PyTreeNode):
   """y = x W + s (x A) B, with s = alpha / r, or alpha / sqrt(r) for rsLoRA."""
 
   FIXED: ClassVar[tuple[str, ...]] = ('scale',)
@@ -24,13 +25,9 @@ class LoRA(struct.PyTreeNode):
     """f[..., O] of x f[..., I] and w f[I, O]; `key` turns dropout of the adapter's input on."""
     return x @ w + low_rank(dropped(x, self.dropout, key), self.a, self.b, self.scale)
 
-  def merge(self, w: jax.Array) -> jax.Array:
-    """W + s A B."""
-    return w + self.scale[..., None, None] * (self.a @ self.b)
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """(W + s A B) - s A B."""
-    return w - self.scale[..., None, None] * (self.a @ self.b)
+  def change(self, w: jax.Array) -> jax.Array:
+    """s A B."""
+    return self.scale[..., None, None] * (self.a @ self.b)
 
   def to_lora(self, w: jax.Array) -> 'LoRA':
     """Itself, with all of it trained."""

@@ -14,12 +14,13 @@ from flax import struct
 
 from perl.peft.methods import lora
 from perl.peft.methods.lora import LoRA, parameters
+from perl.peft.protocol import Additive
 from perl.products import dense, low_rank
 
 __all__ = ['PiSSA', 'init', 'parameters']
 
 
-class PiSSA(struct.PyTreeNode):
+class PiSSA(Additive, struct.PyTreeNode):
   """y = x W + (x A) B - (x A0) B0."""
 
   FIXED: ClassVar[tuple[str, ...]] = ('a0', 'b0')
@@ -36,13 +37,9 @@ class PiSSA(struct.PyTreeNode):
     trained = low_rank(lora.dropped(x, self.dropout, key), self.a, self.b, one)
     return x @ w + (trained - low_rank(x, self.a0, self.b0, one))
 
-  def merge(self, w: jax.Array) -> jax.Array:
-    """W - A0 B0 + A B."""
-    return w + (self.a @ self.b - self.a0 @ self.b0)
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """The inverse of `merge`."""
-    return w - (self.a @ self.b - self.a0 @ self.b0)
+  def change(self, w: jax.Array) -> jax.Array:
+    """A B - A0 B0."""
+    return self.a @ self.b - self.a0 @ self.b0
 
   def to_lora(self, w: jax.Array) -> LoRA:
     """The same function as plain LoRA over W, of rank 2 r: [A A0] [B; -B0] (appendix C)."""

@@ -15,10 +15,11 @@ from flax import struct
 
 from perl.peft.methods import lora
 from perl.peft.methods.lora import LoRA
+from perl.peft.protocol import Additive
 from perl.products import low_rank
 
 
-class VeRA(struct.PyTreeNode):
+class VeRA(Additive, struct.PyTreeNode):
   """y = x W + ((x A) d B) b; trained are d and b."""
 
   FIXED: ClassVar[tuple[str, ...]] = ('shared_a', 'shared_b')
@@ -36,13 +37,9 @@ class VeRA(struct.PyTreeNode):
     z = lora.dropped(x, self.dropout, key)
     return x @ w + low_rank(z, a, self.d[..., None] * b * self.b, jnp.ones((), self.d.dtype))
 
-  def merge(self, w: jax.Array) -> jax.Array:
-    """W + (A diag(d)) (B diag(b))."""
-    return self.to_lora(w).merge(w)
-
-  def unmerge(self, w: jax.Array) -> jax.Array:
-    """The inverse of `merge`."""
-    return self.to_lora(w).unmerge(w)
+  def change(self, w: jax.Array) -> jax.Array:
+    """(A diag(d)) (B diag(b))."""
+    return self.to_lora(w).change(w)
 
   def to_lora(self, w: jax.Array) -> LoRA:
     """The same function as plain LoRA over w (its shape suffices), with A and B written out."""
