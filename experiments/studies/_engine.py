@@ -32,12 +32,9 @@ Table = tuple[list[str], list[list[str]], list[str]]
 NEEDED = {'config': '--config=<file>[:name=value,...]', 'workdir': '--workdir=<folder>'}
 
 
-def main(name: str, argv: Sequence[str]) -> int:
+@command_line.guarded
+def main(name: str, argv: Sequence[str]) -> None:
   """Runs the study of that name; returns the exit code, as launch.main does."""
-  return command_line.guarded(lambda: _main(name, argv))
-
-
-def _main(name: str, argv: Sequence[str]) -> None:
   study = choices.find(studies.__name__, name)
   needs = getattr(study, 'NEEDS', tuple(NEEDED))
   if 'config' in needs and command_line.asks_to_see(argv):

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
           f'{choices.nearest(command, known)}', file=sys.stderr)
     return 2
   if command_line.asks_to_see(rest):  # at once: that needs no jax
-    return command_line.guarded(lambda: command_line.show(rest))
+    return command_line.guarded(command_line.show)(rest)
   platform.tune(rest)
   command_line.show_logs()
   return choices.find(__name__, command).main(rest)

@@ -114,12 +114,9 @@ def check(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for a wrong config, 143 after a signal, else 0."""
-  return command_line.guarded(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> None:
   reader = command_line.parser('perl-rlhf launch', 'Runs a job, or the pipeline of a config.')
   reader.add_argument('--job', default='pipeline', choices=('pipeline', *STAGES),
                     help='one stage alone (in <workdir>/<stage>), or all of config.stages')
