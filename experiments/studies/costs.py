@@ -209,16 +209,13 @@ def sizes(base: Tree, state: Any, *, roles: bool) -> dict[str, int | float]:
   """What learns, in elements and bytes; `roles` tells adapters by role from one alone."""
   learning = list(state.adapters.values()) if roles else [state.adapters]
   trainable = sum(adapters.count(adapter) for adapter in learning)
+  optimizer = [leaf for leaf in jax.tree.leaves(state.opt_state) if hasattr(leaf, 'dtype')]
   return {
     'trainable': trainable,
     'share': trainable / trees.count(base),
     'adapter_bytes': sum(adapters.size_bytes(adapter) for adapter in learning),
-    'optimizer_bytes': trees.size_bytes(_arrays(state.opt_state)),
+    'optimizer_bytes': trees.size_bytes(optimizer),
   }
-
-
-def _arrays(tree: Tree) -> list[Any]:
-  return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, 'dtype')]
 
 
 def size(count: float) -> str:
