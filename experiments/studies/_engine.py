@@ -52,7 +52,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     if missing:
       raise ConfigError(f'expected {NEEDED.get(missing[0], f"--{missing[0]}")}, found none; '
                         'or --results=<file> to print a result file')
-    results = {'command': command(name, argv)} | _found(study, overrides, options)
+    results = {'command': command(name, argv)} | _results(study, overrides, options)
   print(studies.render(name, results, options.format))
   if options.plot:
     study.plot(results, options.plot)
@@ -60,7 +60,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     metrics.write_json(options.json, results)
 
 
-def _found(
+def _results(
   study: ModuleType, overrides: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
   """What the study finds, after all that is not finished is run."""
