@@ -217,11 +217,12 @@ def main(argv: Sequence[str] | None = None) -> None:
       print(json.dumps(report, indent=2) if options.json else describe(report))
       return
     print('\n'.join(f'{name} {value}' for name, value in report.items()))
-    if options.action == 'check' and options.json:
+    if options.action != 'check':
+      print(f'written to {options.out}')
+    elif options.json:
       _write(options, report)
   except (ValueError, OSError) as error:  # written for the one who reads it
     raise ConfigError(str(error)) from error
-  print(f'written to {options.out}')
 
 
 def _write(options: argparse.Namespace, report: dict) -> None:
