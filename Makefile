@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@echo "report: $(CURDIR)/runs/demo/report.html"
 
 test: lint
-	$(RUN) -m pytest -q -n 2 tests
+	$(RUN) -m pytest -q -n 2 --dist worksteal tests
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check perl configs experiments tests setup.py

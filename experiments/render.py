@@ -75,13 +75,13 @@ def memory(result: Results) -> str:
 
 def published(result: Results) -> str:
   """Published counts of parameters and bytes beside ours, a line each."""
-  def asked(f: Mapping[str, Any]) -> str:
+  def subject(f: Mapping[str, Any]) -> str:
     sizes = [f'{name} {value}' for name, value in f['sizes'].items()]
     rank = [f'r {f["rank"]}'] if f['rank'] else []
     return '; '.join(filter(None, [f'{f["method"]} {", ".join(f["targets"])}'.strip(), *sizes,
                                    *rank, f['what']]))
 
-  body = [[f['publication'], f['model'], asked(f), f['printed'], f['form'], f'{f["ours"]:,.4g}'
+  body = [[f['publication'], f['model'], subject(f), f['printed'], f['form'], f'{f["ours"]:,.4g}'
            if isinstance(f['ours'], float) else f'{f["ours"]:,}',
            ': '.join(filter(None, (f['verdict'], f['why'])))] for f in result['figures']]
   slips = sum(f['verdict'] == 'slips' for f in result['figures'])
@@ -92,7 +92,8 @@ def published(result: Results) -> str:
 
 def memory_of_stages(result: Results) -> str:
   """A forecast: LoRA over one base against whole models, a table a stage."""
-  return '\n\n'.join(forecast.markdown(found, stage) for stage, found in result['stages'].items())
+  return '\n\n'.join(
+    forecast.markdown(figures, stage) for stage, figures in result['stages'].items())
 
 
 STUDIES = {

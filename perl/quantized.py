@@ -2,9 +2,9 @@
 
 QLoRA (Dettmers et al., arXiv 2305.14314): blocks of 64 inputs of one output column share a scale,
 absmax / (largest code), and may have their scales quantized again (section 3, double quantization).
-Layout and arithmetic are those of qwix's tiled arrays (`Quantized.qarray`); only codes of four bits
-are kept two in a byte, for an array of int4 takes a byte each in most memories. What makes them is
-in perl/quantization.py.
+Layout and arithmetic are those of qwix's tiled arrays; only codes of four bits are kept two in a
+byte, for an array of int4 takes a byte each in most memories. What makes them is in
+perl/quantization.py.
 """
 
 import math
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax import struct
 
 from perl import trees
@@ -114,25 +113,6 @@ class Quantized(struct.PyTreeNode):
     else:
       values = codes.astype(jnp.float32)
     return (values * self.scales()[..., None, :]).reshape(self.shape).astype(self.dtype)
-
-  def qarray(self) -> qwix.QArray:
-    """The same as qwix's tiled array, a code an element, for qwix's own functions.
-
-    Raises:
-      ValueError: fp4, which qwix does not have.
-    """
-    kind = self.scheme.kind
-    if kind == 'fp4':
-      raise ValueError('expected nf4, int8 or int4, which qwix has, found fp4; quantize as nf4')
-    if kind == 'int8':
-      return qwix.QArray(self.codes, self.scales())
-    *lead, rows, columns = self.shape
-    codes = self.codes.reshape(*lead, rows // self.block, -1, columns)
-    codes = jnp.concatenate([codes & 15, codes >> 4], -2).reshape(self.shape)
-    if kind == 'nf4':
-      return qwix.QArray(codes.astype(jnp.uint4), self.scales(), qtype='nf4')
-    return qwix.QArray(jnp.where(codes > 7, codes.astype(jnp.int8) - 16, codes).astype(jnp.int4),
-                       self.scales())
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
     """X W; see `product`."""

@@ -32,8 +32,7 @@ PRESETS = {
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
   """The command line, what it leaves open filled in by the preset."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = work.parser(__doc__)
   add = parser.add_argument
   add('--preset', choices=tuple(PRESETS), default='')
   add('--suite', help=f'of {", ".join(work.SUITES)}, load; comma-separated')

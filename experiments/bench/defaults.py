@@ -8,7 +8,6 @@ filled again (rl.rollout), with responses of more and less even lengths: random 
 a chance of about 1 in 32 a token, and the longest allowed length varies. Ways are timed in turn.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -86,8 +85,7 @@ def rollouts(size: str, longest: int, rounds: int) -> dict:
 
 def main() -> None:
   """Prints both tables and writes the results."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = work.parser(__doc__)
   parser.add_argument('--size', default='tiny,medium', help='sizes, with commas: tiny, medium')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--longest', type=int, nargs='+', default=LONGEST, help='tokens')

@@ -9,7 +9,6 @@ done before it has read them. Memory is the process's peak resident set, less wh
 load; the weights themselves are part of it.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -182,8 +181,7 @@ def table(cases: list[dict]) -> str:
 
 def main() -> None:
   """Prints a table and writes the results."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = work.parser(__doc__)
   parser.add_argument('--size', default='llama-3.2-1b', help='of perl/models/config.py')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--scratch', default='', help='folder for the checkpoint, removed afterwards')

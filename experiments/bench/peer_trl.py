@@ -130,22 +130,22 @@ def rl_trainer(case: peer_peft.Case, count: int, folder: str):
 TRAINERS = {'rm': reward_trainer, 'sft': next_token_trainer, 'rl': rl_trainer}
 
 
-def measure(case: peer_peft.Case, steps: int, warmup: int) -> dict:
-  """Seconds between the ends of steps, after one that warms up and `warmup` others."""
+def measure(case: peer_peft.Case) -> dict:
+  """Seconds between the ends of steps, after one that warms up and `--warmup` others."""
   import peft
 
+  args = case.args
   with tempfile.TemporaryDirectory() as folder:
-    trainer = TRAINERS[case.args.suite](case, 1 + warmup + steps, folder)
-    name = 'reward' if case.args.suite == 'rm' else 'policy'
-    weights = peft.load_peft_weights(str(case.args.weights / name), device=case.device)
+    trainer = TRAINERS[args.suite](case, 1 + args.warmup + args.steps, folder)
+    name = 'reward' if args.suite == 'rm' else 'policy'
+    weights = peft.load_peft_weights(str(args.weights / name), device=case.device)
     peft.set_peft_model_state_dict(trainer.model, weights)
     marks = clock(case)
     trainer.add_callback(marks)
     start = time.perf_counter()
     trainer.train()
-  ends = marks.ends[warmup:]
-  row = work.summary(marks.ends[0] - start, [b - a for a, b in zip(ends, ends[1:])])
-  return row if case.args.suite == 'rl' else {**row, 'first_loss': marks.losses[0]}
+  row = work.between([start, *marks.ends], args)
+  return row if args.suite == 'rl' else {**row, 'first_loss': marks.losses[0]}
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def main() -> None:
   if args.suite not in TRAINERS or (args.suite == 'rl') != bool(args.variant):
     raise SystemExit(f'expected --suite=rm or sft, or rl with --variant=rloo or grpo, found '
                      f'{args.suite} with {args.variant!r}')
-  row = measure(peer_peft.Case(args), args.steps, args.warmup)
+  row = measure(peer_peft.Case(args))
   name = ', '.join(word for word in ('trl', args.variant.upper()) if word)
   work.report({'name': name, **row, **peer_peft.machine()}, 'torch', 'transformers', 'peft', 'trl')
 

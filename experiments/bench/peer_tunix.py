@@ -31,15 +31,22 @@ def pairwise(model, input_tokens, input_mask, positions, attention_mask):
   return -jax.nn.log_sigmoid(chosen - rejected).mean()
 
 
+def places(rows: int, length: int):
+  """(positions [rows, length], the causal mask [rows, length, length])."""
+  import jax.numpy as jnp
+
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  return (jnp.broadcast_to(jnp.arange(length), (rows, length)),
+          jnp.broadcast_to(causal, (rows, length, length)))
+
+
 def supervised(args: argparse.Namespace) -> dict:
   """Seconds of PeftTrainer's steps on one batch, after one that compiles and `warmup` others."""
   import jax.numpy as jnp
   from tunix.sft import peft_trainer
 
   tokens = jnp.asarray(work.rows(args.size), jnp.int32)
-  rows, length = tokens.shape
-  causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, length, length))
-  positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+  positions, causal = places(*tokens.shape)
   count, marks = 1 + args.warmup + args.steps, Clock()
   trainer = peft_trainer.PeftTrainer(
     with_lora(args, base(args, scored=args.suite == 'rm')), optimizer(),
@@ -54,17 +61,7 @@ def supervised(args: argparse.Namespace) -> dict:
   batch = peft_trainer.TrainingInput(input_tokens=tokens, input_mask=jnp.ones(tokens.shape, bool))
   with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
     trainer.train([batch] * count)
-  return {**between(marks.starts, args), 'first_loss': marks.losses[0]}
-
-
-def between(starts: list[float], args: argparse.Namespace) -> dict:
-  """A row's times from when each step starts, the end of the last one with them."""
-  seconds = [b - a for a, b in zip(starts, starts[1:])]
-  expected = 1 + args.warmup + args.steps
-  if len(seconds) != expected:
-    raise RuntimeError(
-      f'expected {expected} steps, found {len(seconds)}; remedy: install google-tunix 0.1.7')
-  return work.summary(seconds[0], seconds[1 + args.warmup:])
+  return {**work.between(marks.starts, args), 'first_loss': marks.losses[0]}
 
 
 def sampling(args: argparse.Namespace) -> dict:
@@ -80,9 +77,9 @@ def sampling(args: argparse.Namespace) -> dict:
   seeds = iter(range(10**9))
 
   def step() -> None:
-    found = sample(input_strings=texts, max_generation_steps=s.new, temperature=1.0, top_p=1.0,
-                   seed=next(seeds), **options)
-    assert all(len(tokens) == s.new for tokens in found.tokens)
+    sampled = sample(input_strings=texts, max_generation_steps=s.new, temperature=1.0, top_p=1.0,
+                     seed=next(seeds), **options)
+    assert all(len(tokens) == s.new for tokens in sampled.tokens)
 
   row = work.measure(step, steps=args.steps, warmup=args.warmup)
   row['peak_memory_bytes'] = work.peak_memory_bytes()
@@ -98,14 +95,11 @@ def reward_function(args: argparse.Namespace):
   import numpy as np
   from flax import nnx
 
-  model, s = base(args, scored=True), work.SIZES[args.size]
-  length = s.prompt + s.new
+  model = base(args, scored=True)
 
   @nnx.jit
   def score(model, tokens):
-    shape = (len(tokens), length, length)
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), shape)
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    positions, causal = places(*tokens.shape)
     return model(tokens, positions, None, causal)[0][:, -1, 0]
 
   def reward(prompts, completions, **_):
@@ -142,22 +136,22 @@ def online(args: argparse.Namespace) -> dict:
   from tunix.rl.grpo import grpo_learner
 
   s, count, starts = work.SIZES[args.size], 1 + args.warmup + args.steps, []
-  made = cluster(args, count)
-  generate = made.generate
+  roles = cluster(args, count)
+  generate = roles.generate
 
   def noted(*arguments, **options):
     starts.append(time.perf_counter())
     return generate(*arguments, **options)
 
-  made.generate = noted
+  roles.generate = noted
   learner = grpo_learner.GRPOLearner(
-    made, grpo_learner.GRPOConfig(num_generations=s.samples, num_iterations=1, beta=work.BETA),
+    roles, grpo_learner.GRPOConfig(num_generations=s.samples, num_iterations=1, beta=work.BETA),
     reward_function(args))
   texts = np.array([work.text(row) for row in work.rl_prompts(args.size)])
   with contextlib.redirect_stderr(io.StringIO()):
     learner.train([{'prompts': texts} for _ in range(count)])
   starts.append(time.perf_counter())
-  return between(starts, args)
+  return work.between(starts, args)
 
 
 CASES = {'rm': supervised, 'sft': supervised, 'decode': sampling, 'rl': online}

@@ -5,12 +5,12 @@
 A bar at 2 is a peer that takes twice our time. A hatched one computed something else than ours.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
 
 from experiments import charts
+from experiments.bench import work
 from experiments.charts import INK, SMALL, SOFT, TEXT
 
 COLOURS = dict(zip(('peft', 'trl', 'tunix', 'perl'), charts.SERIES))
@@ -72,8 +72,7 @@ def _frame(axes, rows: Sequence[dict]) -> None:
 
 def main() -> None:
   """Draws the cases of several files in one chart."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = work.parser(__doc__)
   parser.add_argument('--json', nargs='+', required=True, help='files of experiments.bench')
   parser.add_argument('more', nargs='*', help='files after that of --json=FILE')
   parser.add_argument('--out', required=True)

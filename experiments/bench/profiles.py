@@ -6,11 +6,12 @@
 The first command writes the trace and prints this table; the second prints it again.
 """
 
-import argparse
 import collections
 import gzip
 import json
 import pathlib
+
+from experiments.bench import work
 
 LOOK = """
 Two steps are in it. To look: open ui.perfetto.dev and drop {trace} into it, or, with TensorBoard
@@ -89,8 +90,7 @@ def describe(
 
 def main() -> None:
   """Prints the table of a folder."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = work.parser(__doc__)
   parser.add_argument('folder')
   parser.add_argument('--most', type=int, default=25, help='operations')
   args = parser.parse_args()

@@ -8,7 +8,6 @@ reward/     the same A with a score head
 score.npy   that head's vector f32[width], for whoever takes no adapter
 """
 
-import argparse
 import pathlib
 
 from experiments.bench import work
@@ -53,8 +52,7 @@ def write(folder: pathlib.Path, size: str, dtype: str) -> None:
 
 def main() -> None:
   """Writes one size."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = work.parser(__doc__)
   parser.add_argument('--size', choices=tuple(work.SIZES), required=True)
   parser.add_argument('--dtype', default='', help="float32 or bfloat16; '' is the size's own")
   parser.add_argument('--out', type=pathlib.Path, required=True)

@@ -140,26 +140,41 @@ def summary(first: float, seconds: Sequence[float]) -> dict:
           'max_seconds': max(seconds), 'first_seconds': first, 'steps': len(seconds)}
 
 
+def between(starts: Sequence[float], args: argparse.Namespace) -> dict:
+  """A row's times from when each step starts, the end of the last one with them."""
+  seconds = [b - a for a, b in zip(starts, starts[1:])]
+  expected = 1 + args.warmup + args.steps
+  if len(seconds) != expected:
+    raise RuntimeError(f'expected {expected} steps, found {len(seconds)}; remedy: install the '
+                       'versions of the extra `peers`, or google-tunix 0.1.7')
+  return summary(seconds[0], seconds[1 + args.warmup:])
+
+
 def peak_memory_bytes() -> int:
   """The peak of this process's resident memory (VmHWM; ru_maxrss would begin with the parent's)."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(re.search(r'^VmHWM:\s+(\d+) kB', status, re.MULTILINE).group(1)) * 1024
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+  """One whose help shows the description as it is written."""
+  return argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def arguments(description: str, variants: Sequence[str] = ('',)) -> argparse.Namespace:
   """The case that a contestant's command line names."""
-  parser = argparse.ArgumentParser(
-    description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--suite', choices=tuple(SUITES), required=True)
-  parser.add_argument('--size', choices=tuple(SIZES), required=True)
-  parser.add_argument('--weights', type=pathlib.Path, required=True,
-                      help='the folder that experiments.bench.weights wrote')
-  parser.add_argument('--dtype', default='', help="float32 or bfloat16; '' is the size's own")
-  parser.add_argument('--variant', choices=tuple(variants), default=variants[0])
-  parser.add_argument('--steps', type=int, default=8)
-  parser.add_argument('--warmup', type=int, default=2)
-  parser.add_argument('--profile', default='', help='trace two steps into this folder (ours alone)')
-  args = parser.parse_args()
+  flags = parser(description)
+  flags.add_argument('--suite', choices=tuple(SUITES), required=True)
+  flags.add_argument('--size', choices=tuple(SIZES), required=True)
+  flags.add_argument('--weights', type=pathlib.Path, required=True,
+                     help='the folder that experiments.bench.weights wrote')
+  flags.add_argument('--dtype', default='', help="float32 or bfloat16; '' is the size's own")
+  flags.add_argument('--variant', choices=tuple(variants), default=variants[0])
+  flags.add_argument('--steps', type=int, default=8)
+  flags.add_argument('--warmup', type=int, default=2)
+  flags.add_argument('--profile', default='', help='trace two steps into this folder (ours alone)')
+  args = flags.parse_args()
   args.weights = args.weights.resolve()
   args.dtype = args.dtype or SIZES[args.size].dtype
   return args

@@ -32,12 +32,9 @@ Table = tuple[list[str], list[list[str]], list[str]]
 NEEDED = {'config': '--config=<file>[:name=value,...]', 'workdir': '--workdir=<folder>'}
 
 
-def main(name: str, argv: Sequence[str]) -> int:
+@command_line.guarded
+def main(name: str, argv: Sequence[str]) -> None:
   """Runs the study of that name; returns the exit code, as launch.main does."""
-  return command_line.guarded(lambda: _main(name, argv))
-
-
-def _main(name: str, argv: Sequence[str]) -> None:
   study = choices.find(studies.__name__, name)
   needs = getattr(study, 'NEEDS', tuple(NEEDED))
   if 'config' in needs and command_line.asks_to_see(argv):
@@ -55,7 +52,7 @@ def _main(name: str, argv: Sequence[str]) -> None:
     if missing:
       raise ConfigError(f'expected {NEEDED.get(missing[0], f"--{missing[0]}")}, found none; '
                         'or --results=<file> to print a result file')
-    results = {'command': command(name, argv)} | _found(study, overrides, options)
+    results = {'command': command(name, argv)} | _results(study, overrides, options)
   print(studies.render(name, results, options.format))
   if options.plot:
     study.plot(results, options.plot)
@@ -63,7 +60,7 @@ def _main(name: str, argv: Sequence[str]) -> None:
     metrics.write_json(options.json, results)
 
 
-def _found(
+def _results(
   study: ModuleType, overrides: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
   """What the study finds, after all that is not finished is run."""

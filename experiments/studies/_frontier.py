@@ -11,7 +11,7 @@ the row's.
 import argparse
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import charts
@@ -47,7 +47,7 @@ LINES = ('-', '--', ':', '-.')
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Which rows, which seeds."""
   parser.add_argument('--only', default='all', help='some rows, with commas')
-  parser.add_argument('--seeds', default='0,1,2', help='seeds of each row')
+  jobs.add_seeds(parser)
 
 
 def wanted(rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
@@ -56,9 +56,10 @@ def wanted(rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
   return [known[name] for name in jobs.chosen(options.only, list(known), '--only')]
 
 
-def seeds_of(options: argparse.Namespace) -> tuple[int, ...]:
-  """Those of --seeds."""
-  return jobs.numbers(options.seeds, '--seeds=0,1,2')
+def study(rows: Callable[[], Sequence[Row]]) -> tuple[Callable, Callable]:
+  """`phases` and `collect` of a study that compares these rows."""
+  return (lambda spec, options: phases(spec, rows(), options),
+          lambda spec, options: collect(spec, rows(), options))
 
 
 def phases(spec: Spec, rows: Sequence[Row], options: argparse.Namespace) -> list[list[Job]]:
@@ -67,7 +68,7 @@ def phases(spec: Spec, rows: Sequence[Row], options: argparse.Namespace) -> list
   return [
     [spec.job(spec.config(), STAGES, 'base')],
     [Job(spec.reads(spec.row(row, seed), **base), ('rl',), _folder(spec, row.name, seed))
-     for seed in seeds_of(options) for row in wanted(rows, options)]]
+     for seed in jobs.seeds_of(options) for row in wanted(rows, options)]]
 
 
 def _folder(spec: Spec, name: str, seed: int) -> pathlib.Path:
@@ -78,7 +79,7 @@ def collect(spec: Spec, rows: Sequence[Row], options: argparse.Namespace) -> dic
   """Those of the rows and seeds that are finished: `Results`."""
   records = []
   for row in wanted(rows, options):
-    for seed in seeds_of(options):
+    for seed in jobs.seeds_of(options):
       stage = _folder(spec, row.name, seed) / 'rl'
       if summary := runs.summary(stage):
         records.append({'name': row.name, 'seed': seed, 'rl': summary, 'curve': curve(stage)})

@@ -4,6 +4,7 @@ A folder is held by a lock of the operating system on a file in it, which a proc
 killed, lets go of; what it left unfinished is then another's to resume.
 """
 
+import argparse
 import contextlib
 import fcntl
 import pathlib
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from perl import choices
 from perl.cli import launch
 from perl.config import arguments, command_line
 from perl.config.fields import ConfigError, nearest
@@ -127,6 +129,26 @@ def hold(folder: pathlib.Path, *, wait: bool) -> Iterator[bool]:
       yield False
     else:
       yield True
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+  """The flag --seeds."""
+  parser.add_argument('--seeds', default='0,1,2', help='seeds of each row')
+
+
+def seeds_of(options: argparse.Namespace) -> tuple[int, ...]:
+  """Those of --seeds."""
+  return numbers(options.seeds, '--seeds=0,1,2')
+
+
+def add_methods(parser: argparse.ArgumentParser) -> None:
+  """The flag --methods."""
+  parser.add_argument('--methods', default='all', help='some, with commas')
+
+
+def methods(text: str) -> list[str]:
+  """The PEFT methods that --methods names."""
+  return chosen(text, choices.names('perl.peft.methods'), '--methods')
 
 
 def words(text: str, example: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ The three may share a folder, and with it the base.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,25 +28,28 @@ KEPT = ('loss', 'test_', 'auc', 'pair_accuracy', 'probe_auc', 'baseline_auc', 'p
 """How the figures begin that are committed."""
 
 
-def add_seeds(parser: argparse.ArgumentParser) -> None:
-  """The flag --seeds."""
-  parser.add_argument('--seeds', default='0,1,2', help='seeds of each row')
+def study(
+  rows: Callable[[argparse.Namespace], Sequence[Row]], **how: Any
+) -> tuple[Callable, Callable]:
+  """`phases` and `collect` of a study that compares these rows; `how` as in `phases`."""
+  return (lambda spec, options: phases(spec, rows(options), options, **how),
+          lambda spec, options: collect(spec, rows(options)))
 
 
 def phases(
-  spec: Spec, rows: Sequence[Row], seeds: str, *, stages: Sequence[str] = ('sft',),
-  test: bool = True
+  spec: Spec, rows: Sequence[Row], options: argparse.Namespace, *,
+  stages: Sequence[str] = ('sft',), test: bool = True
 ) -> list[list[Job]]:
   """Base, anchors where there are reward models, then all rows.
 
   Args:
     spec: what the study began with.
     rows: what is compared.
-    seeds: as --seeds has them.
+    options: with --seeds.
     stages: of a row.
     test: measure SFT on the test split.
   """
-  numbers = jobs.numbers(seeds, '--seeds=0,1,2')
+  numbers = jobs.seeds_of(options)
   anchor = 'seed{}/anchor/sft' if 'reward' in stages else ''
   return [
     [spec.job(spec.config(), ('tokenizer', 'pretrain'), 'base')],

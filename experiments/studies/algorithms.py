@@ -8,13 +8,12 @@ Each at its own options, and REINFORCE with each baseline. Folders: see _frontie
 `regularizers` may share.
 """
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
 from experiments.studies import _frontier as frontier
 from experiments.studies._engine import Table
-from experiments.studies._jobs import Job, Row, Spec
+from experiments.studies._jobs import Row
 from perl import choices
 
 BASELINES = ('batch_mean', 'leave_one_out', 'moving_average')
@@ -34,14 +33,7 @@ def rows() -> list[Row]:
   return sorted(variants, key=lambda row: row.name)
 
 
-def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
-  """Anchor and reward model, rows."""
-  return frontier.phases(spec, rows(), options)
-
-
-def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
-  """See _frontier.Results."""
-  return frontier.collect(spec, rows(), options)
+phases, collect = frontier.study(rows)
 
 
 def table(results: Mapping[str, Any]) -> Table:

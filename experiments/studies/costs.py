@@ -22,9 +22,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from experiments.studies import _jobs as jobs
 from experiments.studies._engine import Table
-from experiments.studies._jobs import Spec, chosen, numbers
-from perl import choices, trees
+from experiments.studies._jobs import Spec, numbers
+from perl import trees
 from perl.cli import launch
 from perl.config.fields import ConfigError, plain
 from perl.config.validate import validate
@@ -74,7 +75,7 @@ class Choice:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Methods x targets x ranks, the stage, and whether it is compiled."""
-  parser.add_argument('--methods', default='all', help='some, with commas')
+  jobs.add_methods(parser)
   parser.add_argument('--targets', default='', help='patterns with commas, sets of them with '
                       'semicolons; the config\'s unless given')
   parser.add_argument('--ranks', default='', help='with commas; the config\'s unless given')
@@ -101,7 +102,7 @@ def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
 
 def methods(text: str) -> list[str]:
   """The methods of 'lora,dora', or all that there are for 'all', in the table's order."""
-  names = chosen(text, choices.names('perl.peft.methods'), '--methods')
+  names = jobs.methods(text)
   place = {name: i for i, name in enumerate(FAMILIES)}
   return sorted(names, key=lambda name: (place.get(name, len(place)), name))
 
@@ -176,15 +177,6 @@ def _shapes(config: ConfigDict, base: Tree, method: str, **changed: Any) -> Any:
     return str(error)
 
 
-def _learner(config: ConfigDict, stage: str) -> tuple[Tree, Any]:
-  """programs.learner; what the config's checks or the jobs refuse is a ConfigError."""
-  validate(config)
-  try:
-    return programs.learner(config, stage)
-  except (ValueError, FileNotFoundError) as error:
-    raise ConfigError(str(error)) from error
-
-
 def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> dict[str, Any]:
   """Everything that the table says of one choice, by shapes alone.
 
@@ -201,13 +193,15 @@ def row(config: ConfigDict, stage: str, choice: Choice, *, forecast: bool) -> di
   """
   config, about = choice.config(config), dataclasses.asdict(choice)
   try:
-    base, state = _learner(config, stage)
-    figures = sizes(base, state, roles=stage == 'rl')
-    if forecast:
-      compiled = measure.stage(measure.build(config, stage), stage)
-      figures |= {name: compiled[name] for name in ('peak_bytes', 'held_bytes', 'flops')}
-  except ConfigError as error:
+    validate(config)
+    base, state = programs.learner(config, stage)
+    built = measure.build(config, stage) if forecast else None
+  except (ValueError, FileNotFoundError) as error:  # of the config's checks, or of the jobs
     return {**about, 'refused': str(error)}
+  figures = sizes(base, state, roles=stage == 'rl')
+  if forecast:
+    compiled = measure.stage(built, stage)
+    figures |= {name: compiled[name] for name in ('peak_bytes', 'held_bytes', 'flops')}
   return {**about, **figures}
 
 
@@ -215,16 +209,13 @@ def sizes(base: Tree, state: Any, *, roles: bool) -> dict[str, int | float]:
   """What learns, in elements and bytes; `roles` tells adapters by role from one alone."""
   learning = list(state.adapters.values()) if roles else [state.adapters]
   trainable = sum(adapters.count(adapter) for adapter in learning)
+  optimizer = [leaf for leaf in jax.tree.leaves(state.opt_state) if hasattr(leaf, 'dtype')]
   return {
     'trainable': trainable,
     'share': trainable / trees.count(base),
     'adapter_bytes': sum(adapters.size_bytes(adapter) for adapter in learning),
-    'optimizer_bytes': trees.size_bytes(_arrays(state.opt_state)),
+    'optimizer_bytes': trees.size_bytes(optimizer),
   }
-
-
-def _arrays(tree: Tree) -> list[Any]:
-  return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, 'dtype')]
 
 
 def size(count: float) -> str:

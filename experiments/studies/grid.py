@@ -6,7 +6,6 @@ r"""LoRA of ranks 1, 2, 4, 8, 64 over q; q, v; q, k, v, o, beside Hu et al.'s Ta
 Folders: see _supervised.py; `methods` and `rates` may share them.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from experiments.studies._estimates import (
   over_seeds,
   show,
 )
-from experiments.studies._jobs import Job, Row, Spec
+from experiments.studies._jobs import Row, add_seeds
 
 TARGETS = {'q': ('attn/q',), 'q,v': ('attn/(q|v)',), 'q,k,v,o': ('attn/(q|k|v|o)',)}
 """Hu et al.'s sets of matrices."""
@@ -50,17 +49,8 @@ def name(targets: str, rank: int) -> str:
   return f'{targets.replace(",", "")}_r{rank}'
 
 
-add_flags = supervised.add_seeds
-
-
-def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
-  """Base, rows."""
-  return supervised.phases(spec, rows(), options.seeds)
-
-
-def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
-  """See _supervised.py."""
-  return supervised.collect(spec, rows())
+add_flags = add_seeds
+phases, collect = supervised.study(lambda options: rows())
 
 
 def table(results: Mapping[str, Any]) -> Table:

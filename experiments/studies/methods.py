@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments import charts
 from experiments.charts import INK, SERIES, SMALL, SOFT, TEXT
+from experiments.studies import _jobs as jobs
 from experiments.studies import _supervised as supervised
 from experiments.studies._engine import Table
 from experiments.studies._estimates import (
@@ -24,8 +25,7 @@ from experiments.studies._estimates import (
   show,
   surely,
 )
-from experiments.studies._jobs import Job, Row, Spec, chosen
-from perl import choices
+from experiments.studies._jobs import Row
 
 FIGURES = (
   ('SFT loss', 'sft', 'test_loss', 4), ('perplexity', 'sft', 'test_perplexity', 3),
@@ -42,25 +42,17 @@ UNTOUCHED = Row(
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Which methods, which seeds."""
-  parser.add_argument('--methods', default='all', help='some, with commas')
-  supervised.add_seeds(parser)
+  jobs.add_methods(parser)
+  jobs.add_seeds(parser)
 
 
 def rows(text: str) -> list[Row]:
   """A row a method, of a list with commas; 'all' adds what they start from."""
-  names = chosen(text, choices.names('perl.peft.methods'), '--methods')
-  return [UNTOUCHED] * (text == 'all') + [Row(name, name) for name in names]
+  return [UNTOUCHED] * (text == 'all') + [Row(name, name) for name in jobs.methods(text)]
 
 
-def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
-  """Base, anchors, rows."""
-  return supervised.phases(
-    spec, rows(options.methods), options.seeds, stages=supervised.STAGES)
-
-
-def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
-  """See _supervised.py."""
-  return supervised.collect(spec, rows(options.methods))
+phases, collect = supervised.study(
+  lambda options: rows(options.methods), stages=supervised.STAGES)
 
 
 def table(results: Mapping[str, Any]) -> Table:

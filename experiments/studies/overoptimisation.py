@@ -32,7 +32,7 @@ from experiments.studies import _gold_forms as forms
 from experiments.studies._engine import Table
 from experiments.studies._estimates import Rows, about, over_seeds, show
 from experiments.studies._gold_curves import GOLD, PROXY, Curve
-from experiments.studies._jobs import Job, Spec, numbers, words
+from experiments.studies._jobs import Job, Spec, add_seeds, numbers, seeds_of, words
 from perl.config import runs
 from perl.config.fields import ConfigError
 from perl.train import provenance
@@ -76,7 +76,7 @@ Families = Mapping[str, Sequence[Judge]]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """What is varied, and the seeds."""
-  parser.add_argument('--seeds', default='0,1,2', help='seeds of each row')
+  add_seeds(parser)
   parser.add_argument('--ranks', default='1,8,32', help="ranks of reward models; '' for none")
   parser.add_argument('--pairs', default='125,500,2000', help='numbers of training pairs')
   parser.add_argument('--sizes', default='nano,micro,tiny', help='names of model.size')
@@ -113,7 +113,7 @@ def every(wanted: Families) -> list[Judge]:
 
 def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """Bases by size, the reward model whose samples the others judge, those others, and RL."""
-  first, seeds = own(spec), numbers(options.seeds, '--seeds=0,1,2')
+  first, seeds = own(spec), seeds_of(options)
   judges = sorted(every(families(first, options)), key=lambda judge: judge != first)
   sizes = list(dict.fromkeys(judge.size for judge in judges))
   return [

@@ -10,35 +10,28 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.studies import _jobs as jobs
 from experiments.studies import _supervised as supervised
 from experiments.studies._engine import Table
 from experiments.studies._estimates import about, over_seeds, show
-from experiments.studies._jobs import Job, Row, Spec, chosen
-from perl import choices
+from experiments.studies._jobs import Row
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Which methods, seeds and factors."""
-  parser.add_argument('--methods', default='all', help='some, with commas')
+  jobs.add_methods(parser)
   parser.add_argument('--factors', default='0.3,1,3', help='times the learning rates')
-  supervised.add_seeds(parser)
+  jobs.add_seeds(parser)
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
   """Every method at several times its learning rates."""
   return [Row(f'{name}_x{factor:g}', name, {}, factor)
-          for name in chosen(options.methods, choices.names('perl.peft.methods'), '--methods')
+          for name in jobs.methods(options.methods)
           for factor in map(float, options.factors.split(','))]
 
 
-def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
-  """Base, rows."""
-  return supervised.phases(spec, rows(options), options.seeds, test=False)
-
-
-def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
-  """See _supervised.py."""
-  return supervised.collect(spec, rows(options))
+phases, collect = supervised.study(rows, test=False)
 
 
 def table(results: Mapping[str, Any]) -> Table:

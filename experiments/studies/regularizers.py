@@ -6,14 +6,13 @@ r"""Sun et al.'s ablation (arXiv 2309.09055): PPO with each regularizer, LoRA an
 The regularizer is in the reward. Folders: see _frontier.py, which `algorithms` may share.
 """
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
 from experiments.studies import _frontier as frontier
 from experiments.studies._engine import Table
 from experiments.studies._estimates import Estimate
-from experiments.studies._jobs import Job, Row, Spec
+from experiments.studies._jobs import Row
 
 REGULARIZERS = ('none', 'kl', 'clamped_kl', 'jensen_shannon', 'bregman', 'squared_error')
 BESIDE = 'lora/kl'
@@ -32,14 +31,7 @@ def rows() -> list[Row]:
           for peft in ('lora', 'full') for name in REGULARIZERS]
 
 
-def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
-  """Anchor and reward model, rows."""
-  return frontier.phases(spec, rows(), options)
-
-
-def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
-  """See _frontier.Results."""
-  return frontier.collect(spec, rows(), options)
+phases, collect = frontier.study(rows)
 
 
 def table(results: Mapping[str, Any]) -> Table:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from experiments.studies import _against_full as against_full
 from experiments.studies import _finished as finished
 from experiments.studies._engine import Table
-from experiments.studies._jobs import ANCHOR_METHOD, Job, Row, Spec, numbers, words
+from experiments.studies._jobs import ANCHOR_METHOD, Job, Row, Spec, add_seeds, seeds_of, words
 from perl.config import command_line
 from perl.config.fields import ConfigError
 
@@ -35,7 +35,7 @@ OWN = ('seed', 'peft.name', 'inputs.tokenizer', 'inputs.base', 'inputs.anchor', 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Which methods and seeds, and what they share."""
   parser.add_argument('--peft', default='lora,full', help='methods to compare')
-  parser.add_argument('--seeds', default='0,1,2', help='seeds of each method')
+  add_seeds(parser)
   parser.add_argument('--bases', default='shared', choices=('shared', 'own'),
                       help='one base for all rows, or one of its own for each seed')
   parser.add_argument('--reward_from', default='lora',
@@ -48,7 +48,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   Raises:
     ConfigError: a reward model that no row makes, or an override of what rows set.
   """
-  methods, seeds = words(options.peft, '--peft=lora,full'), numbers(options.seeds, '--seeds=0,1,2')
+  methods, seeds = words(options.peft, '--peft=lora,full'), seeds_of(options)
   if options.reward_from not in methods:
     raise ConfigError(f'expected --reward_from among --peft={",".join(methods)}, found '
                       f'{options.reward_from!r}; its reward model serves every rl row of a seed')

@@ -8,6 +8,7 @@ import ast
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from perl import choices
 from perl.config import command_line, platform
@@ -28,10 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
           f'{choices.nearest(command, known)}', file=sys.stderr)
     return 2
   if command_line.asks_to_see(rest):  # at once: that needs no jax
-    return command_line.guarded(lambda: command_line.show(rest))
+    return command_line.guarded(command_line.show)(rest)
   platform.tune(rest)
   command_line.show_logs()
   return choices.find(__name__, command).main(rest)
+
+
+def run(*command: str) -> NoReturn:
+  """Ends the process with the exit code of the command under the flags that it was called with."""
+  sys.exit(main([*command, *sys.argv[1:]]))
 
 
 def usage() -> str:

@@ -55,12 +55,9 @@ def _fields(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
   return [row for row in body if len(set(row[1:])) > 1]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for a folder without a run, else 0."""
-  return command_line.guarded(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> None:
   parser = argparse.ArgumentParser(
     prog='perl-rlhf compare', description=__doc__.split('\n', 1)[0], allow_abbrev=False)
   parser.add_argument('workdir', nargs='+', type=pathlib.Path, help='folder of a run')

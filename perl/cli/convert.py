@@ -197,35 +197,32 @@ def describe(report: dict) -> str:
   return '\n'.join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+ACTIONS = {
+  'inspect': lambda o: inspect(o.folder),
+  'import': lambda o: import_(o.folder, o.out, o.dtype, o.quantize, o.block, o.double),
+  'export': lambda o: export(o.stage, o.out, o.form, o.uniform),
+  'check': lambda o: check(o.folder, o.adapter),
+  'merge': lambda o: merge(o.folder, o.adapter, o.out, o.dtype),
+}
+"""Action -> its report, of the command line's options."""
+
+
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for what cannot be read or written, else 0."""
-  return command_line.guarded(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> None:
   options = _parser().parse_args(argv)
   try:
+    report = ACTIONS[options.action](options)
     if options.action == 'inspect':
-      report = inspect(options.folder)
       print(json.dumps(report, indent=2) if options.json else describe(report))
       return
-    if options.action == 'check':
-      report = check(options.folder, options.adapter)
-      print('\n'.join(f'{name} {value}' for name, value in report.items()))
-      if options.json:
-        _write(options, report)
-      return
-    if options.action == 'import':
-      report = import_(options.folder, options.out, options.dtype, options.quantize, options.block,
-                       options.double)
-    elif options.action == 'export':
-      report = export(options.stage, options.out, options.form, options.uniform)
-    else:
-      report = merge(options.folder, options.adapter, options.out, options.dtype)
+    print('\n'.join(f'{name} {value}' for name, value in report.items()))
+    if options.action != 'check':
+      print(f'written to {options.out}')
+    elif options.json:
+      _write(options, report)
   except (ValueError, OSError) as error:  # written for the one who reads it
     raise ConfigError(str(error)) from error
-  print('\n'.join(f'{name} {value}' for name, value in report.items()))
-  print(f'written to {options.out}')
 
 
 def _write(options: argparse.Namespace, report: dict) -> None:

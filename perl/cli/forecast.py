@@ -26,12 +26,9 @@ from perl.jobs import TRAINED
 from perl.train import metrics, provenance
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for a wrong config or flag, else 0."""
-  return command_line.guarded(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> None:
   reader = command_line.parser('perl-rlhf forecast', __doc__.split('\n', 1)[0])
   reader.set_defaults(workdir=os.devnull)  # a forecast reads and writes none
   reader.add_argument('--stages', default='', help='some of the config\'s, with commas')

@@ -125,12 +125,9 @@ def table(report: dict[str, Any]) -> str:
      'half of the ties. 95 % group-bootstrap intervals.'])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code, 2 for what cannot be judged, else 0."""
-  return command_line.guarded(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> None:
   reader = argparse.ArgumentParser(
     prog='perl-rlhf judge', description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter)

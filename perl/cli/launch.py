@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from perl.config import command_line, identity
+from perl.config import command_line, identity, runs
 from perl.config.fields import plain
 from perl.config.validate import validate
 from perl.jobs import STAGES
@@ -78,8 +78,8 @@ def summarize(workdir: pathlib.Path) -> dict:
   summaries = {
     stage: _load(workdir / stage / 'summary.json')
     for stage in STAGES if identity.is_finished(workdir / stage)}
-  optima = [s['gold_optimum'] for s in summaries.values() if s.get('gold_optimum') is not None]
-  return {**summaries, **({'gold_optimum': optima[-1]} if optima else {})}
+  optimum = runs.optimum(summaries)
+  return {**summaries, **({} if optimum is None else {'gold_optimum': optimum})}
 
 
 def _load(path: pathlib.Path) -> dict:
@@ -114,12 +114,9 @@ def check(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for a wrong config, 143 after a signal, else 0."""
-  return command_line.guarded(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> None:
   reader = command_line.parser('perl-rlhf launch', 'Runs a job, or the pipeline of a config.')
   reader.add_argument('--job', default='pipeline', choices=('pipeline', *STAGES),
                     help='one stage alone (in <workdir>/<stage>), or all of config.stages')

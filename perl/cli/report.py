@@ -4,20 +4,20 @@ perl-rlhf report --workdir=runs/demo
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from perl.config import command_line
+from perl.config.fields import ConfigError
 from perl.report import page
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """The program; returns the exit code."""
+@command_line.guarded
+def main(argv: Sequence[str] | None = None) -> None:
+  """The program; returns the exit code: 2 for a folder that is not there, else 0."""
   parser = argparse.ArgumentParser(prog='perl-rlhf report', description='Writes '
                                    'report.html of a workdir.')
   parser.add_argument('--workdir', required=True)
   try:
     print(page.write(parser.parse_args(argv).workdir))
   except FileNotFoundError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+    raise ConfigError(str(error)) from error

@@ -1,6 +1,7 @@
 """From the command line to a config: the experiment, its arguments, overrides by flag."""
 
 import argparse
+import functools
 import inspect
 import json
 import logging
@@ -8,6 +9,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -180,18 +182,22 @@ def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: str) -> str
   return f'expected overrides as --config.<field>=<value>, found {list(overrides)} ({error})'
 
 
-def guarded(program: Callable[[], None]) -> int:
-  """Runs a program's body; a wrong config ends in a message and exit code 2, not in a traceback."""
-  try:
-    program()
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
-    if hasattr(stop, 'message'):
-      print(stop.message, file=sys.stderr)
-    return stop.code or 0
-  return 0
+def guarded(program: Callable[..., None]) -> Callable[..., int]:
+  """The program with an exit code; a wrong config ends in a message and 2, not in a traceback."""
+  @functools.wraps(program)
+  def run(*args: Any) -> int:
+    try:
+      program(*args)
+    except ConfigError as error:
+      print(f'error: {error}', file=sys.stderr)
+      return 2
+    except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
+      if hasattr(stop, 'message'):
+        print(stop.message, file=sys.stderr)
+      return stop.code or 0
+    return 0
+
+  return run
 
 
 def show_logs() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from perl.jobs import STAGES
@@ -42,6 +43,12 @@ def summaries(workdir: pathlib.Path) -> dict[str, dict]:
   """{stage: its summary} of the stages that are finished in workdir."""
   values = {stage: summary(workdir / stage) for stage in STAGES}
   return {stage: value for stage, value in values.items() if value}
+
+
+def optimum(summaries: Mapping[str, Any]) -> float | None:
+  """The gold optimum, if one of the stages knows it."""
+  optima = [s['gold_optimum'] for s in summaries.values() if s.get('gold_optimum') is not None]
+  return optima[-1] if optima else None
 
 
 def config(workdir: pathlib.Path) -> dict:

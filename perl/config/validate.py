@@ -1,14 +1,14 @@
 """The checks that a config passes before anything is computed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from perl import choices
 from perl.config import checks, schema
-from perl.config.fields import ConfigError, Field, flatten, nearest, pick
+from perl.config.fields import ConfigError, flatten, nearest, pick
 from perl.config.rates import COPIES
 from perl.hub import pretrained
 from perl.jobs import ADAPTED, STAGES, TRAINED
@@ -48,31 +48,26 @@ def _value(path: str, value: Any) -> Iterator[str]:
   if value is None and field.default is None:
     return
   for one in value if isinstance(value, (tuple, list)) else [value]:
-    if field.choices and one not in field.choices:
-      names = [str(choice) for choice in field.choices]
-      yield f'expected {path} to be one of {", ".join(names)}, found {one!r}{pick(one, names)}'
-    if field.package:
-      yield from _file(path, one, field)
+    if field.choices:
+      yield from _among(one, field.choices, f'{path} to be one of {_listed(field.choices)}')
+    if field.package:  # names resolve by file: perl/choices.py
+      yield from _among(one, choices.names(field.package),
+                        f'{path} to name a file of {choices.folder(field.package)}')
   if path == 'model.size':
-    yield from _size(value)
+    yield from _among(value, SIZES, f'model.size to be one of {_listed(SIZES)}')
   if field.low is not None and not value >= field.low:
     yield f'expected {path} to be at least {field.low}, found {value}; raise it'
   if field.high is not None and not value <= field.high:
     yield f'expected {path} to be at most {field.high}, found {value}; lower it'
 
 
-def _file(path: str, value: str, field: Field) -> Iterator[str]:
-  """Names resolve by file: perl/choices.py."""
-  names = list(choices.names(field.package))
+def _among(value: Any, names: Iterable, expected: str) -> Iterator[str]:
   if value not in names:
-    yield (f'expected {path} to name a file of {choices.folder(field.package)}, found {value!r}'
-           f'{pick(value, names)}')
+    yield f'expected {expected}, found {value!r}{pick(value, list(map(str, names)))}'
 
 
-def _size(value: str) -> Iterator[str]:
-  if value not in SIZES:
-    yield (f'expected model.size to be one of {", ".join(SIZES)}, found {value!r}'
-           f'{pick(value, list(SIZES))}')
+def _listed(names: Iterable) -> str:
+  return ', '.join(map(str, names))
 
 
 def _stages(config: ConfigDict) -> Iterator[str]:

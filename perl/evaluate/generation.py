@@ -33,7 +33,9 @@ def summarize(
   report: dict[str, float | int] = {}
   for name, column in columns.items():
     column = np.asarray(column, np.float64)
-    _check_length(name, column, len(tokens))
+    if column.shape != (len(tokens),):
+      raise ValueError(f'expected {name} to have one number for each of {len(tokens)} responses, '
+                       f'found shape {column.shape}')
     if np.isfinite(column).any():
       report[name] = mean(column)
       if bootstrap:
@@ -126,9 +128,3 @@ def spread(before: Sequence[float], after: Sequence[float], count: int) -> list[
 
 def _grams(row: Sequence[int], n: int) -> list[tuple[int, ...]]:
   return [tuple(row[i:i + n]) for i in range(len(row) - n + 1)]
-
-
-def _check_length(name: str, column: np.ndarray, expected: int) -> None:
-  if column.shape != (expected,):
-    raise ValueError(f'expected {name} to have one number for each of {expected} responses, found '
-                     f'shape {column.shape}')

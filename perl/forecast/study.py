@@ -34,14 +34,14 @@ def forecast(config: ConfigDict, stage: str, device: Device | None, *,
     ConfigError: what the jobs refuse of mesh, batch, model or adapter.
   """
   accelerator = device is None or device.name != 'cpu'
-  made = {column: build(config, stage, column, accelerator=accelerator) for column in COLUMNS}
-  found = {
+  stages = {column: build(config, stage, column, accelerator=accelerator) for column in COLUMNS}
+  result = {
     'method': 'full' if stage == 'pretrain' else config.peft.name,
-    'mesh': dict(made['configured'].state.step.sharding.mesh.shape),
-    'parameters': trees.count(made['configured'].base),
+    'mesh': dict(stages['configured'].state.step.sharding.mesh.shape),
+    'parameters': trees.count(stages['configured'].base),
   }
   for column in COLUMNS:
-    figures = found[column] = measure.stage(made[column], stage, accelerator=accelerator)
+    figures = result[column] = measure.stage(stages[column], stage, accelerator=accelerator)
     if device is None:
       continue
     figures['fits'] = figures['peak_bytes'] <= device.memory_bytes
@@ -49,7 +49,7 @@ def forecast(config: ConfigDict, stage: str, device: Device | None, *,
     if search:
       figures['largest_batch'] = largest_batch(
         config, stage, column, device.memory_bytes, figures, accelerator=accelerator)
-  return found
+  return result
 
 
 def build(config: ConfigDict, stage: str, column: str, *, accelerator: bool) -> Any:

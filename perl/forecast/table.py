@@ -12,39 +12,33 @@ from perl.jobs import TRAINED
 MIB = 2**20
 
 
-def markdown(found: Mapping[str, Any], stage: str) -> str:
+def markdown(forecast: Mapping[str, Any], stage: str) -> str:
   """The table of one stage: what is held, what each program adds, what it computes."""
-  ours, full = found['configured'], found['full']
-  rows = [
-    ('trainable parameters', *(sum(x['trainable'].values()) for x in (ours, full)), 1, ',.0f'),
-    *(_bytes(f'{role}, held', *(x['held'].get(role, 0) for x in (ours, full)))
-      for role in ours['held']),
-  ]
-  rows += [_bytes('held and gradients', *(x['held_bytes'] + x['gradients_bytes']
-                                          for x in (ours, full)))]
+  columns = ours, full = forecast['configured'], forecast['full']
+  mib = lambda name, of, pair=columns: _row(f'{name}, MiB', *map(of, pair), MIB, ',.1f')
+  rows = [_row('trainable parameters', *(sum(x['trainable'].values()) for x in columns), 1, ',.0f')]
+  rows += [mib(f'{role}, held', lambda x, role=role: x['held'].get(role, 0))
+           for role in ours['held']]
+  rows += [mib('held and gradients', lambda x: x['held_bytes'] + x['gradients_bytes'])]
   for name in ours['programs']:
     pair = ours['programs'][name], full['programs'][name]
-    rows += [_bytes(f'{name}: temporaries', *(x['temporaries_bytes'] for x in pair))]
+    rows += [mib(f'{name}: temporaries', lambda x: x['temporaries_bytes'], pair)]
     if name == 'update':
-      rows += [_bytes('of which gradients', *(x['gradients_bytes'] for x in (ours, full)))]
+      rows += [mib('of which gradients', lambda x: x['gradients_bytes'])]
     if name == 'rollout':
-      rows += [_bytes('of which keys and values', *(x['cache_bytes'] for x in (ours, full)))]
-    rows += [_bytes(f'{name}: batch and results', *(
-      x['transient_bytes'] - x['temporaries_bytes'] for x in pair))]
-    rows += [_bytes(f'{name}: peak', *(x['peak_bytes'] for x in pair))]
-  rows += [_bytes(f'{stage}: peak', *(x['peak_bytes'] for x in (ours, full)))]
-  rows += [(f'{name}: TFLOP', *(x['programs'][name]['flops'] for x in (ours, full)), TERA, ',.3f')
+      rows += [mib('of which keys and values', lambda x: x['cache_bytes'])]
+    rows += [mib(f'{name}: batch and results',
+                 lambda x: x['transient_bytes'] - x['temporaries_bytes'], pair),
+             mib(f'{name}: peak', lambda x: x['peak_bytes'], pair)]
+  rows += [mib(f'{stage}: peak', lambda x: x['peak_bytes'])]
+  rows += [_row(f'{name}: TFLOP', *(x['programs'][name]['flops'] for x in columns), TERA, ',.3f')
            for name in ours['programs']]
-  head = f'| per device | {_label("configured", found)} | {_label("full", found)} | ratio |'
-  return '\n'.join([head, '|:--|--:|--:|--:|', *(_row(*row) for row in rows)])
+  labels = f'{_label("configured", forecast)} | {_label("full", forecast)}'
+  return '\n'.join([f'| per device | {labels} | ratio |', '|:--|--:|--:|--:|', *rows])
 
 
-def _label(column: str, found: Mapping[str, Any]) -> str:
-  return {'configured': f'{found["method"]}, one base', 'full': 'full tuning, whole models'}[column]
-
-
-def _bytes(name: str, ours: int, full: int) -> tuple:
-  return f'{name}, MiB', ours, full, MIB, ',.1f'
+def _label(column: str, forecast: Mapping[str, Any]) -> str:
+  return 'full tuning, whole models' if column == 'full' else f'{forecast["method"]}, one base'
 
 
 def _row(name: str, ours: float, full: float, unit: float, form: str) -> str:
@@ -58,16 +52,16 @@ def verdict(peak: int, device: Device) -> str:
   return f'fits: {sizes}' if peak <= device.memory_bytes else f'does not fit: needs {sizes}'
 
 
-def describe(config: ConfigDict, stage: str, found: Mapping[str, Any],
+def describe(config: ConfigDict, stage: str, forecast: Mapping[str, Any],
              device: Device | None) -> str:
   """The table of a stage, with the verdicts on both of its columns below it."""
-  mesh = ' '.join(f'{name}={size}' for name, size in found['mesh'].items())
+  mesh = ' '.join(f'{name}={size}' for name, size in forecast['mesh'].items())
   lines = [f'\n{stage} of {config.model.checkpoint or config.model.size}, '
-           f'{found["parameters"]:,} parameters, batch {config[stage].batch_size}, mesh {mesh}\n',
-           markdown(found, stage)]
+           f'{forecast["parameters"]:,} parameters, batch {config[stage].batch_size}, '
+           f'mesh {mesh}\n', markdown(forecast, stage)]
   if device is not None:
-    lines += ['', *(f'* {device.name}, {_label(column, found)}: {_says(found[column], device)}'
-                    for column in ('configured', 'full'))]
+    lines += ['', *(f'* {device.name}, {_label(column, forecast)}: '
+                    f'{_says(forecast[column], device)}' for column in ('configured', 'full'))]
   return '\n'.join(lines)
 
 
@@ -85,21 +79,21 @@ def _says(figures: Mapping[str, Any], device: Device) -> str:
 
 def notes(config: ConfigDict, device: Device | None) -> list[str]:
   """What qualifies the figures of every stage."""
-  c, found = config.model, []
+  c, lines = config.model, []
   if jax.default_backend() == 'cpu':
     if device is not None and device.name == 'cpu':
-      found += ['Compiled for this machine\'s CPU, as the jobs would be.']
+      lines += ['Compiled for this machine\'s CPU, as the jobs would be.']
     else:
-      found += ['Compiled by XLA for CPU: an accelerator\'s compiler orders and fuses differently, '
+      lines += ['Compiled by XLA for CPU: an accelerator\'s compiler orders and fuses differently, '
                 'and its fused attention, if any, needs about as little as the blocked one here; '
                 'without one, the scores of a layer (rows x heads x tokens^2) come on top.']
       if 'bfloat16' in (c.dtype, c.param_dtype):
-        found += ['bfloat16 is compiled as float16, of the same size, without the float32 copies '
+        lines += ['bfloat16 is compiled as float16, of the same size, without the float32 copies '
                   'of operands that CPUs make (--device=cpu counts them).']
-    found += ['While it updates what is trained, XLA for CPU holds up to two more copies of it: '
+    lines += ['While it updates what is trained, XLA for CPU holds up to two more copies of it: '
               'full tuning\'s peak is an upper bound, "held and gradients" the least that any '
               'trainer needs.']
-  found += ['Held: what the job keeps on the device throughout. Full tuning, whole models: what '
+  lines += ['Held: what the job keeps on the device throughout. Full tuning, whole models: what '
             'learns in float32, frozen roles in model.param_dtype, and no base. (This library\'s '
             'own full tuning keeps the base too, and frozen copies in float32: see '
             '--config.peft.name=full.)',
@@ -110,6 +104,6 @@ def notes(config: ConfigDict, device: Device | None) -> list[str]:
             'counted at rl.max_new_tokens.']
   larger = [s for s in TRAINED if config.evaluate.batch_size > config[s].batch_size]
   if larger:
-    found += [f'evaluate.batch_size={config.evaluate.batch_size} is larger than the batch of '
+    lines += [f'evaluate.batch_size={config.evaluate.batch_size} is larger than the batch of '
               f'{", ".join(larger)}: evaluation may need more than is said here.']
-  return found
+  return lines

@@ -1,11 +1,11 @@
 """The shape of a decoder-only transformer: one class of options, and sizes by name."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax.numpy as jnp
 
+from perl.choices import nearest
 from perl.models.rope import Scaling
 
 _LIKE_LLAMA_3 = dict(rope_theta=500_000.0, norm_eps=1e-5, vocab_size=128_256)
@@ -224,9 +224,8 @@ def sized(size: str, *, vocab_size: int | None = None, **overrides) -> Config:
     ValueError: an unknown size (the nearest is suggested), or a vocabulary that does not fit.
   """
   if size not in SIZES:
-    near = difflib.get_close_matches(size, SIZES, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise ValueError(f'expected a size among {sorted(SIZES)}, found {size!r}{hint}')
+    raise ValueError(
+      f'expected a size among {sorted(SIZES)}, found {size!r}{nearest(size, SIZES)}')
   options = dict(SIZES[size])
   own = options.pop('vocab_size', None)
   if own is None and vocab_size is None:

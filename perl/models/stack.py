@@ -24,7 +24,6 @@ _KEPT = {'layer': (), 'attention': ('product', 'attended'), 'products': ('produc
                                                                          'wide')}
 """Config.remat -> the named results that the backward pass finds; it computes the others again."""
 
-
 COPIED_BYTES = 2**27
 """A base of at most so many bytes is copied on CPU, in training and in decoding."""
 
@@ -115,7 +114,8 @@ class _Layers:
     def layer(x, own):
       base, adapter, options, key = own
       if base is None:
-        base = jax.tree.map(lambda w: _weights(w, i), self.base)
+        of_layer = lambda stack: jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
+        base = jax.tree.map(of_layer, self.base)
       weights = {'params': base}
       if adapter is not None:
         weights['adapter'] = adapter
@@ -141,11 +141,6 @@ class _Layers:
 
     unroll = max(1, min(self.config.scan_unroll, stop - start))
     return jax.lax.scan(body, x, (jnp.arange(start, stop), own), unroll=unroll)[0]
-
-
-def _weights(stack: jax.Array, i: int | jax.Array) -> jax.Array:
-  """Layer i of a stack [L, ...]."""
-  return jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
 
 
 def _policy(remat: str) -> Callable[..., bool]:

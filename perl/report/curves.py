@@ -25,12 +25,11 @@ COLOURS = {'train': 0, 'dev': 1, 'test': 2}
 
 def sections(workdir: pathlib.Path, summaries: dict[str, dict]) -> list[tuple[str, str]]:
   """(title, HTML) for each stage of workdir that wrote metrics."""
-  optima = [s['gold_optimum'] for s in summaries.values() if s.get('gold_optimum') is not None]
-  out = []
+  optimum, out = runs.optimum(summaries), []
   for name, stage in STAGES.items():
     metrics = collect(runs.read_metrics(workdir / name))
     if metrics:
-      out.append((stage.title, _section(stage, metrics, optima[-1] if optima else None)))
+      out.append((stage.title, _section(stage, metrics, optimum)))
   return out
 
 

@@ -90,15 +90,9 @@ def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def optimum(summaries: dict[str, dict]) -> float | None:
-  """The gold optimum, if a stage knows it."""
-  values = [s.get('gold_optimum') for s in summaries.values() if is_number(s.get('gold_optimum'))]
-  return values[-1] if values else None
-
-
 def _headline(summaries: dict[str, dict]) -> str:
   start, end = start_and_end(summaries, 'gold_reward')
-  best, kl = optimum(summaries), start_and_end(summaries, 'kl')[1]
+  best, kl = runs.optimum(summaries), start_and_end(summaries, 'kl')[1]
   if not (is_number(start) and is_number(end)):
     return ''
   last = 'RL' if 'rl' in summaries or 'preference' not in summaries else 'preferences'

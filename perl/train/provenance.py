@@ -64,10 +64,7 @@ def hardware() -> dict[str, str | int]:
 
 
 def peak_memory_bytes() -> int:
-  """The most memory used so far: on the fullest local device, or, on CPU, by this process.
-
-  On a device it is the peak since the process began, on CPU since `reset_peak_memory`.
-  """
+  """The most memory used so far: on the fullest local device, or, on CPU, by this process."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peaks = [s['peak_bytes_in_use'] for s in stats if 'peak_bytes_in_use' in s]
   return int(max(peaks)) if peaks else _peak_process_bytes()
@@ -76,18 +73,6 @@ def peak_memory_bytes() -> int:
 def record() -> dict:
   """commit, versions and hardware: what stands beside every result."""
   return {'commit': commit(), 'versions': versions(), 'hardware': hardware()}
-
-
-def reset_peak_memory() -> bool:
-  """Starts this process's peak anew (Linux); False where that cannot be done.
-
-  So that each stage of a pipeline in one process reports its own peak.
-  """
-  try:
-    pathlib.Path('/proc/self/clear_refs').write_text('5')  # man 5 proc: resets VmHWM
-    return True
-  except OSError:
-    return False
 
 
 def _peak_process_bytes() -> int:

@@ -3,6 +3,7 @@
 PERL_TUNIX names the Python of an environment with google-tunix 0.1.7: its contestants are run too.
 """
 
+import argparse
 import contextlib
 import gzip
 import importlib
@@ -163,6 +164,15 @@ def test_steps_are_timed_after_the_first_and_the_warmup():
   assert len(calls) == 7 and row['steps'] == 4 and row['first_loss'] == 1.0
   assert row['min_seconds'] <= row['median_seconds'] <= row['max_seconds']
   assert 'first_loss' not in work.measure(lambda: None, steps=1, warmup=0)
+
+
+def test_times_between_the_starts_of_steps_leave_out_the_first_and_the_warm_up():
+  args = argparse.Namespace(warmup=1, steps=2)
+  row = work.between([0.0, 1.0, 3.0, 6.0, 10.0], args)
+  assert (row['first_seconds'], row['min_seconds'], row['max_seconds']) == (1.0, 3.0, 4.0)
+  assert row['median_seconds'] == 3.5 and row['steps'] == 2
+  with pytest.raises(RuntimeError, match='expected 4 steps, found 3'):
+    work.between([0.0, 1.0, 3.0, 6.0], args)
 
 
 def test_a_row_names_the_versions_of_its_packages(capsys):

@@ -27,6 +27,8 @@ from perl.models import lm
 from perl.models.config import Config
 from perl.models.rope import Scaling
 from perl.models.transformer import Transformer
+from perl.quantization import quantize_tree
+from perl.quantized import Scheme
 from perl.train import sharding
 
 L, V, D, K, F = 3, 40, 16, 8, 24
@@ -523,3 +525,10 @@ def test_it_can_be_given_a_model_of_its_own(checkpoint):
   base = place(None)
   assert jax.tree.structure(base) == jax.tree.structure(lm.abstract(Transformer(found)))
   jax.tree.map(np.testing.assert_array_equal, base, by_hand(flat, 'gemma2'))
+
+
+def test_gemma_s_own_checkpoint_is_quantized_as_it_is_read(tmp_path):
+  scheme = Scheme('nf4', 8, True)
+  folder = write(tmp_path / 'ckpt', arrays('gemma2'))
+  tiny.equal(load(folder, 'gemma2', quantize=scheme)[1],
+             quantize_tree(load(folder, 'gemma2')[1], scheme))

@@ -179,6 +179,4 @@ def gold_reward(prompt: str, response: str) -> float:
   return float(answer is not None and gsm8k.correct(response, str(answer)))
 
 
-def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
-  """GSM8K's: correct."""
-  return gsm8k.response_metrics(prompt, response, reference)
+response_metrics = gsm8k.response_metrics

@@ -50,14 +50,11 @@ def _comparison(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     'group': row['info']['id'], 'meta': {'confidence': row.get('extra', {}).get('confidence')}}
 
 
-def _comparisons(files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
-  return filter(None, tfds.each(files, _comparison))
-
-
 SOURCE = tfds.Source(
   'reddit_tldr', 'https://openaipublic.blob.core.windows.net/summarize-from-feedback',
   {'posts': tfds.Part(tuple(_POSTS), _posts),
-   'comparisons': tfds.Part(_BATCHES, _comparisons)},
+   'comparisons': tfds.Part(
+     _BATCHES, lambda files: filter(None, tfds.each(files, _comparison)))},
   """@inproceedings{stiennon2020learning, title={Learning to summarize from human feedback},
   author={Stiennon et al.}, booktitle={NeurIPS}, year={2020}}""")
 KINDS = {'document': ('posts',), 'demonstration': ('posts',), 'preference': ('comparisons',),

@@ -6,6 +6,8 @@ that open like a judged one, give documents and demonstrations; 3,228 judged tur
 labelled responses, preferences and prompts.
 """
 
+import functools
+
 from perl.data.sets import _taskmaster as taskmaster
 from perl.data.sets import _taskmaster_files as files
 
@@ -28,8 +30,5 @@ SOURCE = files.source(
   thumbs=(files.numbered('TM-4-2024/reward', 'reward', 7), files.thumbs))
 KINDS = taskmaster.KINDS
 load = taskmaster.loader(SOURCE, apart=True)
-
-
-def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
-  """exact_match, valid_api_call, api_accuracy: see `taskmaster.response_metrics`."""
-  return taskmaster.response_metrics(prompt, response, reference, apis=APIS)
+response_metrics = functools.partial(taskmaster.response_metrics, apis=APIS)
+"""(prompt, response, reference) -> exact_match, valid_api_call, api_accuracy."""

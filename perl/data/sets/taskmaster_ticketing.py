@@ -9,6 +9,8 @@ base that is pretrained on a fold's dialogues has seen some of its answers, so c
 models over a base that has not.
 """
 
+import functools
+
 from perl.data.sets import _taskmaster as taskmaster
 from perl.data.sets import _taskmaster_files as files
 
@@ -35,8 +37,5 @@ SOURCE = files.source('taskmaster_ticketing', dialogues=(_FILES, files.approved_
                       thumbs=(_FILES, files.thumbs))
 KINDS = taskmaster.KINDS
 load = taskmaster.loader(SOURCE)
-
-
-def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:
-  """exact_match, valid_api_call, api_accuracy: see `taskmaster.response_metrics`."""
-  return taskmaster.response_metrics(prompt, response, reference, apis=APIS)
+response_metrics = functools.partial(taskmaster.response_metrics, apis=APIS)
+"""(prompt, response, reference) -> exact_match, valid_api_call, api_accuracy."""

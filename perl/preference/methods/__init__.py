@@ -45,6 +45,10 @@ class Pairs:
   reference = True
   drift = False
 
+  def reward(self, responses: Responses) -> jax.Array:
+    """f32[B]: beta (log pi - log pi_ref)."""
+    return self.beta * responses.ratio
+
 
 def find(name: str) -> type:
   """The class of a method.

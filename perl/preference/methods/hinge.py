@@ -14,10 +14,6 @@ class Method(Pairs):
 
   beta: float
 
-  def reward(self, responses: Responses) -> jax.Array:
-    """f32[B]: beta (log pi - log pi_ref)."""
-    return self.beta * responses.ratio
-
   def loss(self, chosen: Responses, rejected: Responses) -> jax.Array:
     """f32[B], see objectives.preferences.hinge."""
     return preferences.hinge(chosen.ratio - rejected.ratio, beta=self.beta)

@@ -19,10 +19,6 @@ class Method(Pairs):
   desirable: float
   undesirable: float
 
-  def reward(self, responses: Responses) -> jax.Array:
-    """f32[B]: beta (log pi - log pi_ref)."""
-    return self.beta * responses.ratio
-
   def loss(self, responses: Responses, label: jax.Array, drift: jax.Array) -> jax.Array:
     """f32[B], see objectives.preferences.kto."""
     return preferences.kto(
