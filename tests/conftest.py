@@ -1,20 +1,14 @@
 """Eight virtual CPU devices for every test; set before jax is imported for the first time."""
 
+import gc
 import os
 
-import pytest
+import quick
 
-DEVICES = '--xla_force_host_platform_device_count'
+DEVICES = '--xla_force_host_platform_device_count=8'
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-if DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DEVICES}=8'.strip()
+flags = os.environ.get('XLA_FLAGS', '')
+os.environ.update(quick.ENVIRON, XLA_FLAGS=f'{DEVICES} {quick.ENVIRON["XLA_FLAGS"]} {flags}')
 
-
-@pytest.fixture(scope='module')
-def compiled_quickly():
-  """For modules that compare programs: what they compute is the same however well compiled."""
-  import toyrun
-
-  with toyrun.quick_compiler():
-    yield
+# What jax has traced stays until the end: it is not worth looking through it every 700 objects.
+gc.set_threshold(50_000, 20, 100)

@@ -26,11 +26,6 @@ SCHEMES = [Scheme(kind, 8, double) for kind in KINDS for double in (False, True)
 SOME = [Scheme('nf4', 8), Scheme('fp4', 8, True), Scheme('int4', 8), Scheme('int8', 8, True)]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(compiled_quickly):
-  """Most of this is compilation."""
-
-
 def qarray(w):
   """The same kernel as qwix's tiled array, a code an element; not of fp4, which qwix lacks."""
   if w.scheme.kind == 'int8':

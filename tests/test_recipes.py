@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 import tiny
 import toyrun
 
@@ -51,11 +52,9 @@ def house(tmp_path_factory) -> pathlib.Path:
 
 def program(house: pathlib.Path, *words: str) -> str:
   """What `perl-rlhf <words>` prints, in the copy."""
-  environ = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PYTHONPATH')}
-  options = {name.upper(): str(value) for name, value in toyrun.QUICK.items()}
   done = subprocess.run(
     [sys.executable, '-m', 'perl.cli', *words], cwd=house, text=True, capture_output=True,
-    env={**environ, **options, 'PYTHONPATH': str(house)})
+    env={**os.environ, **quick.ENVIRON, 'PYTHONPATH': str(house)})
   assert done.returncode == 0, done.stderr[-3000:]
   return done.stdout
 

@@ -14,12 +14,11 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+import quick
 from ml_collections import ConfigDict
 
 from perl.cli import launch
@@ -31,12 +30,6 @@ from perl.train import loop, sharding
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = {'train': 64, 'dev': 16, 'test': 16}
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
-QUICK = {
-  'jax_disable_most_optimizations': True,
-  'jax_compilation_cache_dir': tempfile.gettempdir() + f'/perl-tests-xla-{os.getuid()}',
-  'jax_persistent_cache_min_compile_time_secs': 0.0,
-}
-"""Compiles three times as fast, to slower programs, and each program once."""
 SMALL = (
   '--config.model.size=nano', '--config.model.scan_unroll=1', '--config.tokenizer.vocab_size=300',
   '--config.rl.max_new_tokens=8', '--config.evaluate.max_examples=16',
@@ -68,29 +61,13 @@ def config(**overrides) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def quick_compiler() -> Iterator[None]:
-  """With the settings of QUICK."""
-  before = {name: jax.config.values[name] for name in QUICK}
-  for name, value in QUICK.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()  # jax looks at the settings at its first compilation alone
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@contextlib.contextmanager
 def small_world(devices: int = 1) -> Iterator[pytest.MonkeyPatch]:
-  """Little data, `devices` of the eight, and a compiler that does not try hard."""
+  """Little data, and `devices` of the eight."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(toy, 'SIZES', dict.fromkeys(toy.SIZES, ROWS))
     mesh = functools.partial(sharding.mesh, devices=jax.devices()[:devices])
     patch.setattr(sharding, 'mesh', mesh)
-    with quick_compiler():
-      yield patch
+    yield patch
 
 
 def in_step(patch: pytest.MonkeyPatch, number: int, action: Callable) -> None:
@@ -189,9 +166,8 @@ def clone(tmp_path_factory, worker_id) -> pathlib.Path:
   """
   def make(folder):
     shutil.copytree(ROOT / 'notebooks', folder / 'notebooks')
-    quick = {name.upper(): str(value) for name, value in QUICK.items()}
     done = process(folder, '-m', 'perl.cli', 'launch', '--config=demo', '--workdir=runs/demo',
-                   *SMALL, '--config.model.size=micro', **quick)
+                   *SMALL, '--config.model.size=micro', **quick.ENVIRON)
     (folder / 'words').mkdir()
     for name in ('stdout', 'stderr'):
       (folder / 'words' / name).write_text(getattr(done, name))

@@ -10,6 +10,7 @@ with adapter dropout (SFT and reward models only), None elsewhere.
 The last layer computes only the tokens that are asked for.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,6 +35,11 @@ def init(model: Transformer, key: jax.Array) -> Tree:
 
 def abstract(model: Transformer) -> Tree:
   """The base tree by shapes alone; nothing is allocated."""
+  return jax.tree.map(lambda shape: shape, _shapes(model))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(model: Transformer) -> Tree:
   return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 from toyrun import clone, read  # noqa: F401
 
 from perl.jobs import PERL
@@ -14,13 +15,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def launch(workdir, *overrides) -> subprocess.CompletedProcess:
-  """One call of the program, on one device, with a compiler that does not try hard."""
-  quick = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-           'JAX_COMPILATION_CACHE_DIR': str(pathlib.Path(workdir) / 'xla')}
+  """One call of the program, on one device."""
   command = [sys.executable, '-m', 'experiments.launch', '--config=configs/demo.py',
              f'--workdir={workdir}', *overrides]
-  return subprocess.run(command, cwd=ROOT, env={**os.environ, **quick}, capture_output=True,
-                        text=True, timeout=900)
+  return subprocess.run(command, cwd=ROOT, env={**os.environ, **quick.ENVIRON}, text=True,
+                        capture_output=True, timeout=900)
 
 
 def test_a_pipeline_in_a_process_of_its_own(clone):  # noqa: F811

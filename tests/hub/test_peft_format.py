@@ -18,8 +18,6 @@ from perl.models import lm
 from perl.peft import adapters
 from perl.peft.methods.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 peft = pytest.importorskip('peft')
 torch, transformers = releases.torch, releases.transformers
 warnings.filterwarnings('ignore', module='peft')

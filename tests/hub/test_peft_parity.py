@@ -24,7 +24,6 @@ torch, transformers = releases.torch, releases.transformers
 warnings.filterwarnings('ignore', module='peft')
 
 ATOL = 1e-4
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 BASES = {  # name: (family, options); queries grouped, the output tied or not
   'llama': ('llama', {}), 'tied': ('llama', dict(tie_word_embeddings=True)),
   'gpt2': ('gpt2', {}), 'neox': ('gpt_neox', {}), 'gemma': ('gemma', {}),

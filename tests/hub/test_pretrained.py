@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import releases
 import safetensors.numpy
-import toyrun
 
 from perl import trees
 from perl.hub import families, pretrained, tensors
 from perl.models import lm
 from perl.rl.rollout import rollout
 from perl.train import checkpoint, sharding
-
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 torch, transformers = releases.torch, releases.transformers
 
@@ -88,8 +85,7 @@ def case(request, tmp_path_factory):
   model = releases.make(family, **options)
   folder = tmp_path_factory.mktemp('hub')
   model.save_pretrained(folder, max_shard_size='8KB')
-  with toyrun.quick_compiler():
-    yield model, folder, pretrained.load(folder)
+  return model, folder, pretrained.load(folder)
 
 
 @pytest.mark.parametrize('padding', ['right', 'left'])
@@ -195,10 +191,9 @@ def test_a_random_config_has_the_logits_of_transformers(family, seed, tmp_path):
   options = draw(family, np.random.default_rng([seed, *family.encode()]))
   theirs = releases.make(family, seed, **options)
   theirs.save_pretrained(tmp_path)
-  with toyrun.quick_compiler():
-    model, base, _ = pretrained.load(tmp_path)
-    tokens, mask = releases.rows(seed=seed, padding=('left', 'right')[seed % 2])
-    found = releases.ours(model, base, {}, tokens, mask)
+  model, base, _ = pretrained.load(tmp_path)
+  tokens, mask = releases.rows(seed=seed, padding=('left', 'right')[seed % 2])
+  found = releases.ours(model, base, {}, tokens, mask)
   assert releases.distance(found, releases.logits(theirs, tokens, mask), mask) < 1e-4, options
   assert families.parse(families.describe(model.config)) == model.config, options
 

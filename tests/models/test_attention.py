@@ -10,8 +10,6 @@ import pytest
 from perl.models import blocked
 from perl.models.attention import attention
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 CASES = {
     'causal': {},
     'full': {'causal': False},

@@ -13,8 +13,6 @@ from perl.models.config import Config
 from perl.models.transformer import Transformer
 from perl.rl.rollout import rollout
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 
 def numbers(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

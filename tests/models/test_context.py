@@ -15,7 +15,6 @@ from perl.peft import adapters
 
 FAMILIES = ['llama', 'gemma3', 'neox', 'unrolled']
 PROMPT, RESPONSE, N = 5, 4, 3
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 @pytest.fixture(scope='module', params=FAMILIES)

@@ -12,8 +12,6 @@ import tiny
 
 from perl.models import context, decode, lm
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 LENGTHS = [10, 7, 1, 4]
 
 

@@ -15,8 +15,6 @@ from perl.models.block import Block, layers_of
 from perl.models.context import Rows
 from perl.peft import adapters
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 LENGTHS = [10, 7, 1, 4]
 
 

@@ -25,11 +25,6 @@ MASK = tiny.right_mask([10, 7, 1, 4])
 BATCH = {'tokens': tiny.tokens(), 'mask': MASK}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(compiled_quickly):
-  """What is compared are programs."""
-
-
 @pytest.fixture(scope='module', params=['nf4', 'int8'])  # tables in bytes, and codes as they are
 def case(request):
   model, plain = tiny.make('gpt2')

@@ -14,7 +14,6 @@ from perl.models.context import Rows
 from perl.peft import adapters, composition
 from perl.peft.methods.prefix import Prefix
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 KEY = jax.random.key(0)
 lm = SimpleNamespace(  # each call one program: compiling every operation apart takes far longer
   logits=jax.jit(eager.logits, static_argnums=0),

@@ -7,8 +7,6 @@ import pytest
 
 from perl.objectives import advantages, returns
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 MASK = jnp.asarray([[False, True, True, True], [False, False, True, False]])
 ONES = jnp.ones(6)
 

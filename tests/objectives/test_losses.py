@@ -7,8 +7,6 @@ import pytest
 
 from perl.objectives import losses
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 MASK = jnp.asarray([[False, True, True], [False, True, False]])
 
 

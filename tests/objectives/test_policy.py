@@ -8,8 +8,6 @@ import pytest
 from perl.objectives import policy
 from perl.types import Mean
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 MASK = jnp.asarray([[False, True, True, True], [False, False, True, False]])
 
 

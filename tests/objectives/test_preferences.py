@@ -7,8 +7,6 @@ import pytest
 
 from perl.objectives import losses, preferences
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 D = jnp.asarray([0.0, 2.0, -1.5])
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from perl.objectives import regularizers
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 V = 5
 THETA, REFERENCE = (
   jnp.asarray(np.random.default_rng(seed).normal(size=V), jnp.float32) for seed in (0, 1))

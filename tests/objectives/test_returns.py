@@ -9,8 +9,6 @@ import pytest
 
 from perl.objectives import losses, regularizers, returns
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 MASK = jnp.asarray([[False, True, True, True], [False, False, True, False]])
 BETA = 0.25
 

@@ -12,8 +12,6 @@ from perl.peft import adapters
 from perl.peft.methods import full
 from perl.peft.methods.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 BASE = tiny.make('llama')[1]
 KEY = jax.random.key(0)
 

@@ -16,8 +16,6 @@ from perl.models.transformer import Transformer
 from perl.peft import adapters
 from perl.peft.methods import lora
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 KEY = jax.random.key(0)
 
 

@@ -13,7 +13,6 @@ from perl.peft import adapters
 from perl.peft.methods import adalora, dora, intrinsic, lora_fa, mole, pissa, vera
 from perl.peft.methods.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 KEY = jax.random.key(0)
 MODEL, BASE = tiny.make('llama')
 W = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)

@@ -22,7 +22,6 @@ from perl.train import checkpoint, optim, sharding, step
 
 OPTIONS = dict(rank=2, alpha=4.0, bottleneck=3, virtual_tokens=3, dimension=5, experts=3)
 MASK = tiny.right_mask([10, 7, 1, 4])
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 COPIES = ('full', 'topk', 'lntuning')
 """Methods whose adapters are copies of the base's own parameters."""
 LARGE = (*COPIES, 'intrinsic', 'mole')
@@ -292,8 +291,8 @@ def test_decoding_with_a_cache_is_teacher_forcing(method, copy):
   expected = jax.nn.log_softmax(method.logits(method.base, method.adapter, tokens, mask))
   parts = decode.parts(method.model, method.base, method.adapter, copy=copy)
   step = jax.jit(functools.partial(decode.step, method.model))
-  first, cache = decode.prefill(
-    method.model, parts, tokens[::count, :prompt], mask[::count, :prompt], 4, count=count)
+  prefill = jax.jit(lambda *rows: decode.prefill(method.model, *rows, 4, count=count))
+  first, cache = prefill(parts, tokens[::count, :prompt], mask[::count, :prompt])
   found = [jnp.repeat(first, count, 0)]
   for i in range(3):
     seen = jnp.broadcast_to(jnp.arange(4) <= i, (rows, 4))
@@ -335,7 +334,8 @@ def test_of_the_last_layers_alone(method):
     np.testing.assert_allclose(
       method.logits(merged, {}, tiny.tokens(), MASK),
       method.logits(method.base, whole, tiny.tokens(), MASK), atol=2e-5)
-  assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(loss)(learnt, method.base)))
+  grads = jax.jit(jax.grad(loss))(learnt, method.base)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_over_another_adapter(method):

@@ -23,7 +23,6 @@ LAWS = [
   laws.test_over_a_quantized_base,
 ]
 """Those that a mistake in the file itself would break."""
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,6 @@ import tiny
 from perl import choices, trees
 from perl.peft import adapters, composition, task_arithmetic
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 KEY = jax.random.key(0)
 BASE = tiny.make('gpt2')[1]
 SUMMED = ('lora', 'lora_fa', 'rslora', 'lora_plus', 'pissa', 'vera', 'adalora', 'intrinsic', 'ia3',

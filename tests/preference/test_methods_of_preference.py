@@ -17,8 +17,6 @@ from perl.preference import direct, methods
 from perl.preference import pairs as rows
 from perl.train import optim, step
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 MODEL, BASE = tiny.make('llama', layers=1)
 POLICY = tiny.trained(tiny.lora(BASE, head=False), 0.5, seed=1)
 REFERENCE = tiny.trained(tiny.lora(BASE, head=False), 0.5, seed=2)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import tiny
 
 from perl.data.batches import pipeline
@@ -14,8 +13,6 @@ from perl.peft import adapters
 from perl.preference import reward_losses
 from perl.train import optim, population
 from perl.train import step as steps
-
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 MODEL, BASE = tiny.make('llama', layers=1)
 ADAPTER = tiny.trained(tiny.lora(BASE))

@@ -14,8 +14,6 @@ from perl.peft import adapters
 from perl.preference import reward_model
 from perl.types import Rollout
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 MODEL, BASE = tiny.make('llama', layers=1)
 MEMBERS = [
   tiny.trained(tiny.lora(BASE, seed, reads=('mean',)), seed=seed) for seed in (1, 2, 3)]

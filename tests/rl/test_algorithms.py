@@ -18,8 +18,6 @@ from perl.options import bound
 from perl.rl import algorithms
 from perl.types import Experience
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 NAMES = choices.names('perl.rl.algorithms')
 ROWS = np.asarray([0, 1, 4, 7, 5, 2])
 NEAR = THETA + 0.1 * jnp.asarray(np.random.default_rng(5).normal(size=THETA.shape), jnp.float32)

@@ -14,8 +14,6 @@ from perl.objectives import returns
 from perl.rl import statistics
 from perl.rl.rollout import rollout
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 PROMPT, RESPONSE, BETA = 5, 4, 0.25
 MODEL, BASE = tiny.make('llama', layers=1)
 POLICY = tiny.trained(tiny.lora(BASE, head=False), seed=1)

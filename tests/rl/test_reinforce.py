@@ -20,8 +20,6 @@ from perl.rl.rollout import rollout
 from perl.train import optim, step
 from perl.types import Experience
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 V, EOS, BETA, TEMPERATURE, ROWS = 5, 1, 0.25, 0.7, 4096
 MODEL, BASE = tiny.make('llama', layers=1, vocab_size=V)
 POLICY = tiny.trained(tiny.lora(BASE, head=False), 0.3, seed=1)

@@ -20,7 +20,6 @@ REWARD, CRITIC = (tiny.trained(tiny.lora(BASE), seed=s) for s in (3, 4))
 FROZEN = {'reference': REFERENCE, 'reward': REWARD}
 PROMPT, R, SAMPLES = 5, 4, 3
 COMMON = dict(max_new_tokens=R, temperature=0.7)
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 def one_step(layout='shared', samples=SAMPLES, microbatches=1, **experience):

@@ -12,8 +12,6 @@ from perl.models import lm
 from perl.rl.rollout import rollout
 from perl.rl.rollout.sampling import pick, sample
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 PROMPT, RESPONSE = 5, 6
 MODEL, BASE = tiny.make('mistral', layers=1)  # a window shorter than the sequence
 ADAPTER = tiny.trained(tiny.lora(BASE, head=False))

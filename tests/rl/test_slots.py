@@ -14,7 +14,6 @@ POLICY = tiny.trained(tiny.lora(BASE, head=False))
 TOKENS = tiny.tokens(13, 6)
 MASK = tiny.right_mask([6, 3, 1, 4, 6, 2, 5, 6, 6, 3, 2, 1, 6], 6)[:, ::-1]
 HOW = dict(max_new_tokens=12, eos_id=3, pad_id=0)
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 
 def same(one, other):

@@ -17,8 +17,6 @@ from perl.rl import update
 from perl.rl.rollout import rollout
 from perl.train import step
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 PROMPT, RESPONSE, TEMPERATURE, BETA = 3, 4, 0.7, 0.3
 MODEL, BASE = tiny.make('llama', layers=1)
 POLICY = tiny.trained(tiny.lora(BASE, head=False), 0.3, seed=1)

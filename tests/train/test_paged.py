@@ -16,11 +16,6 @@ from perl.train import checkpoint, loop, optim, paging, sharding, step
 MASK = tiny.right_mask([10, 7, 1, 4])
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(compiled_quickly):
-  """What is compared are programs."""
-
-
 @pytest.fixture(scope='module', params=['lora', 'full'])
 def trained(request):
   """Two steps with the state on the device, and two with it in the host's memory, on a mesh."""

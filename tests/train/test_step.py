@@ -16,8 +16,6 @@ from perl.peft import adapters
 from perl.train import optim, sharding, step
 from perl.types import Mean
 
-pytestmark = pytest.mark.usefixtures('compiled_quickly')
-
 ROWS = 16
 
 
