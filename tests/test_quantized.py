@@ -165,14 +165,6 @@ def test_a_product_and_its_gradient_are_the_dense_ones(scheme):
   assert half.codes is w.codes and half.dtype == jnp.bfloat16
 
 
-@pytest.fixture
-def optimized():
-  """Programs as they are trained."""
-  jax.config.update('jax_disable_most_optimizations', False)
-  yield
-  jax.config.update('jax_disable_most_optimizations', True)
-
-
 def test_no_dense_kernel_is_kept_for_the_backward_pass(optimized):
   """None is a residual, and of a loop over layers the program holds one at a time."""
   layers, width = 6, 256

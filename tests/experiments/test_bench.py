@@ -15,7 +15,6 @@ import re
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -47,7 +46,7 @@ def one(monkeypatch):
 
 @pytest.fixture
 def inside(monkeypatch):
-  """Contestants run in this process, which has imported everything already; compiled in haste."""
+  """Contestants run in this process, which has imported everything already."""
 
   def run(command, **_):
     monkeypatch.setattr(sys, 'argv', command[2:])
@@ -57,9 +56,6 @@ def inside(monkeypatch):
 
   monkeypatch.setattr(processes, 'run', run)
   monkeypatch.setattr(processes, 'gemm_gflops', lambda dtype: 100.0)
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

@@ -1,13 +1,11 @@
 """Jobs over a quantized checkpoint: read from its tensors, saved, trained over and exported."""
 
-import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 import releases
 import tiny
 import toyrun
@@ -33,22 +31,12 @@ SCHEME = Scheme('nf4', 8, True)
 QUANTIZED = dict(model__quantize='nf4', model__quantize_block=8, model__double_quantize=True)
 
 
-@pytest.fixture
-def compiled_as_for_users(monkeypatch):
-  """By the default generator of code: the older one rounds a product and its sum at once."""
-  if quick.EMITTERS[0] in quick.flags():
-    default = {quick.EMITTERS[0].strip('-').split('=')[0]: True}
-    monkeypatch.setattr(jax, 'jit', functools.partial(jax.jit, compiler_options=default))
-  quantization.encoder.cache_clear()
-  yield
-  quantization.encoder.cache_clear()
-
-
 @pytest.mark.parametrize('family, scheme', [
   ('llama', SCHEME), ('gpt2', Scheme('int8', 8)), ('gpt_neox', SCHEME)])
 def test_a_checkpoint_is_quantized_as_it_is_read(
-    tmp_path, monkeypatch, compiled_as_for_users, family, scheme):
+    tmp_path, monkeypatch, optimized, family, scheme):
   """The same bits as of the dense base; but of that there is never more than a tensor or two."""
+  quantization.encoder.cache_clear()  # of other programs
   releases.make(family, num_hidden_layers=6).save_pretrained(tmp_path)
   _, dense, _ = pretrained.load(tmp_path)
   expected = quantize_tree(dense, scheme)
