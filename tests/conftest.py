@@ -13,6 +13,7 @@ HASTE = 'jax_disable_most_optimizations'
 
 flags = os.environ.get('XLA_FLAGS', '')
 os.environ.update(quick.ENVIRON, XLA_FLAGS=f'{DEVICES} {quick.ENVIRON["XLA_FLAGS"]} {flags}')
+os.environ['OMP_NUM_THREADS'] = '1'  # PyTorch's: a worker of pytest has a core
 
 # What jax has traced stays until the end: it is not worth looking through it every 700 objects.
 gc.set_threshold(50_000, 20, 100)
