@@ -37,16 +37,26 @@ def language_loss(model):
   return loss
 
 
+@functools.cache
+def model_and_bases():
+  """With biases and learnt positions, every kind of parameter; the base, quantized, its values."""
+  model, base = tiny.make('gpt2')
+  quantized = quantize_tree(base, Scheme('nf4', 8, double=True))
+  return model, base, quantized, jax.tree.map(dense, quantized, is_leaf=is_quantized)
+
+
 def described(name):
   """A method with a base to lie over: fresh, and as training might leave it."""
-  model, base = tiny.make('gpt2')  # with biases and learnt positions: every kind of parameter
+  model, base, *_ = model_and_bases()
   init = functools.partial(adapters.init, base=base, method=name, **OPTIONS)
   fresh = init(jax.random.key(0))
+  batch = {'tokens': tiny.tokens(), 'mask': MASK}
+  loss = lambda learnt, fixed: language_loss(model)(
+    trees.combine(learnt, fixed), base, batch, None)[0].value()
   return types.SimpleNamespace(
-    name=name, module=adapters.find(name), model=model, base=base, init=init,
+    name=name, module=adapters.find(name), model=model, base=base, init=init, batch=batch,
     fresh=fresh, adapter=tiny.trained(fresh), logits=jax.jit(functools.partial(lm.logits, model)),
-    batch={'tokens': tiny.tokens(), 'mask': MASK},
-  )
+    loss_and_grads=jax.jit(jax.value_and_grad(loss)))
 
 
 @pytest.fixture(scope='module', params=choices.names('perl.peft.methods'))
@@ -156,10 +166,9 @@ def test_gradients_of_the_loss_are_finite_differences(method):
     lambda node: node.replace(detach=False) if hasattr(node, 'detach') else node, tree,
     is_leaf=protocol.is_adapter)
   learnt, fixed = adapters.split(loosen(method.adapter))
-  loss = jax.jit(lambda learnt: language_loss(method.model)(
-    trees.combine(learnt, fixed), method.base, method.batch, None)[0].value())
-  direction = jax.tree.map(
-    without_steered, jax.grad(loss)(learnt), is_leaf=protocol.is_adapter)
+  loss = lambda learnt: method.loss_and_grads(learnt, fixed)[0]
+  _, grads = method.loss_and_grads(learnt, fixed)
+  direction = jax.tree.map(without_steered, grads, is_leaf=protocol.is_adapter)
   norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(direction)))
   moved = lambda size: jax.tree.map(lambda a, d: a + size * d / norm, learnt, direction)
   found = (loss(moved(3e-3)) - loss(moved(-3e-3))) / 6e-3
@@ -199,9 +208,7 @@ def test_the_step_is_compiled_once(after):
 
 
 def test_the_first_step_moves_a_fresh_adapter(method):
-  loss = lambda learnt, fixed: language_loss(method.model)(
-    trees.combine(learnt, fixed), method.base, method.batch, None)[0].value()
-  grads = jax.jit(jax.grad(loss))(*adapters.split(method.fresh))
+  _, grads = method.loss_and_grads(*adapters.split(method.fresh))
   assert any(np.any(g) for g in jax.tree.leaves(grads))
 
 
@@ -324,8 +331,6 @@ def test_of_the_last_layers_alone(method):
   learnt, fixed = adapters.split(tiny.trained(adapter))
   if method.name not in ('intrinsic', 'prefix', 'topk', 'full', 'lntuning', 'bitfit'):
     assert 2 * adapters.count(adapter) == adapters.count(method.fresh)
-  loss = lambda learnt, base: language_loss(method.model)(
-    trees.combine(learnt, fixed), base, method.batch, None)[0].value()
   whole = trees.combine(learnt, fixed)
   layer = lambda i: jax.tree.map(lambda w: w[i], method.base['layers']['block'])
   if adapters.mergeable(method.base, whole):
@@ -334,7 +339,7 @@ def test_of_the_last_layers_alone(method):
     np.testing.assert_allclose(
       method.logits(merged, {}, tiny.tokens(), MASK),
       method.logits(method.base, whole, tiny.tokens(), MASK), atol=2e-5)
-  grads = jax.jit(jax.grad(loss))(learnt, method.base)
+  _, grads = method.loss_and_grads(learnt, fixed)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -360,13 +365,11 @@ def test_over_another_adapter(method):
 def test_over_a_quantized_base(method):
   """The function over its values; a step leaves its codes; copies of kernels are refused."""
   skip_the_same(method)
-  model = method.model
-  base = quantize_tree(method.base, Scheme('nf4', 8, double=True))
+  model, _, base, values = model_and_bases()
   if method.name in ('full', 'topk'):
     with pytest.raises(ValueError, match='expected a base in full precision'):
       adapters.init(jax.random.key(0), base, method.name)
     return
-  values = jax.tree.map(dense, base, is_leaf=is_quantized)
   fresh = adapters.init(jax.random.key(0), base, method.name, **OPTIONS)
   adapter = tiny.trained(fresh)
   ask = lambda base, adapter: method.logits(base, adapter, tiny.tokens(), MASK)
