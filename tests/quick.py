@@ -22,6 +22,7 @@ ENVIRON = {
   'JAX_DISABLE_MOST_OPTIMIZATIONS': 'True',
   'JAX_COMPILATION_CACHE_DIR': f'{tempfile.gettempdir()}/perl-tests-xla-{os.getuid()}',
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_TRACEBACK_IN_LOCATIONS_LIMIT': '0',
   'XLA_FLAGS': ' '.join(flags()),
 }
 """For a process on one device: slower programs in a fifth of the time, and each of them once."""
