@@ -1,6 +1,7 @@
 """A compiler that does not try hard: nearly all that these tests cost is compilation.
 
-What a program computes is the same however well it is compiled.
+What a program computes is the same to rounding, however well it is compiled; what has to be the
+same to the bit asks for the fixture `optimized`.
 """
 
 import importlib.metadata

@@ -56,6 +56,16 @@ def test_scale_is_alpha_over_rank_or_its_root(rank, rslora, scale):
   np.testing.assert_allclose(delta.scale, np.full(3, scale), rtol=1e-6)
 
 
+@pytest.mark.parametrize('method, scale', [('rslora', 4.0), ('lora', 2.0), ('lora_fa', 2.0)])
+def test_what_a_method_decides_no_option_undoes(method, scale):
+  """A config's peft.rslora is False by default, and so it comes to rsLoRA too."""
+  _, base = tiny.make()
+  tree = adapters.init(KEY, base, method, rank=4, alpha=8.0, rslora=False)
+  (made, *others) = adapters.nodes(tree).values()
+  assert others and type(made).__name__ == ('LoRAFA' if method == 'lora_fa' else 'LoRA')
+  np.testing.assert_allclose(made.scale, scale, rtol=1e-6)
+
+
 def test_projection_by_hand():
   delta = lora.LoRA(
     a=jnp.asarray([[1.0], [2.0]]), b=jnp.asarray([[3.0, 5.0]]), scale=jnp.float32(0.5))

@@ -50,7 +50,7 @@ def _check(rows: Sequence[Row], kind: str, packed: bool, shared_prompt: bool) ->
   if not rows:
     raise ValueError('batches: expected rows; found none; check the split and the filter counts')
   for name, wanted, kinds in (('packed', packed, ('document', 'demonstration')),
-                             ('shared_prompt', shared_prompt, ('preference',))):
+                              ('shared_prompt', shared_prompt, ('preference',))):
     if wanted and kind not in kinds:
       raise ValueError(f'batches: expected kind {" or ".join(kinds)} for {name}; found {kind!r}; '
                        f'set {name}=False')
