@@ -10,6 +10,7 @@ TEST = [
     'pytest-xdist>=3.6',
     'setuptools>=77',
     'ruff>=0.9',
+    'hypothesis>=6.112',
     'nbformat>=5.10',
     'nbclient>=0.10',
     'ipykernel>=6.29',
