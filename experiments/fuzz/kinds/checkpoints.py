@@ -1,0 +1,62 @@
+"""Our own checkpoints: one flipped bit anywhere is refused, or nothing is lost by it."""
+
+import functools
+import pathlib
+import random
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from experiments.fuzz import _mutations as mutations
+from perl.train import storage
+
+SHARE = 3
+
+_TREE = {'layers': {'a': np.arange(48, dtype=np.float32).reshape(6, 8), 'b': np.float32(2.5)},
+         'step': np.int32(7)}
+_META = {'digest': 'd' * 64, 'config': {'layers': 2}, 'method': 'lora'}
+
+
+@functools.cache
+def files() -> dict[str, bytes]:
+  """A saved tree."""
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = pathlib.Path(scratch) / 'tree'
+    storage.save_tree(folder, _TREE, _META)
+    return {file.relative_to(folder).as_posix(): file.read_bytes()
+            for file in folder.rglob('*') if file.is_file()}
+
+
+def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None]:
+  """A file of it, the list of files twice as often, or one more with the list."""
+  names = [*sorted(valid), storage.FILES, storage.FILES]
+  name = rng.choice(names)
+  if name == storage.FILES:
+    spoilt = {name: mutations.spoilt_json(valid[name], rng)}
+  else:
+    spoilt = {name: None if rng.random() < 0.05 else mutations.spoilt_bytes(valid[name], rng)}
+  if rng.random() < 0.3:  # both at once: what the list no longer says, nothing may pass
+    other = rng.choice(sorted(set(valid) - {storage.FILES}))
+    spoilt = {storage.FILES: mutations.spoilt_json(valid[storage.FILES], rng),
+              other: mutations.spoilt_bytes(valid[other], rng)}
+  return spoilt
+
+
+def read(folder: pathlib.Path, rng: random.Random) -> Any:
+  """The tree and its meta; now and then the meta alone."""
+  if rng.random() < 0.3:
+    return _TREE, storage.read_about(storage.absolute(folder))['meta']
+  return storage.load_tree(folder)
+
+
+def check(folder: pathlib.Path, value: Any) -> None:
+  """What is accepted is what was saved, to the bit."""
+  del folder
+  tree, meta = value
+  assert meta == _META, f'meta {meta!r:.200}'
+  for path in (('layers', 'a'), ('layers', 'b'), ('step',)):
+    one, other = tree, _TREE
+    for key in path:
+      one, other = one[key], other[key]
+    assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), f'{path} is another'
