@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -67,14 +68,8 @@ def _spots(node: Any) -> list[tuple[Any, Any]]:
 
 def text(document: Any) -> bytes:
   """The document as JSON: also what JSON has no word for, as Python writes it."""
-  content = json.dumps(document)
-  while _DEEP in content:
-    before, _, rest = content.partition(f'"{_DEEP}')
-    if not _:
-      break
-    depth, _, after = rest.partition('"')
-    content = before + '[' * int(depth) + ']' * int(depth) + after
-  return content.encode()
+  deep = lambda match: '[' * int(match[1]) + ']' * int(match[1])
+  return re.sub(f'"{_DEEP}(\\d{{1,6}})"', deep, json.dumps(document)).encode()
 
 
 def spoilt_json(content: bytes, rng: random.Random) -> bytes:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from perl import trees
+from perl import documents, trees
 from perl.data.text import tokenizer as tokenizers
+from perl.documents import OBJECT, TEXT
 from perl.hub import families, gemma_orbax, reading, tensors, writing
 from perl.hub.config_json import Unsupported
 from perl.models import config as configs
@@ -220,27 +221,23 @@ def _config_json(folder: pathlib.Path) -> dict[str, Any]:
     raise FileNotFoundError(
       f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
       'and safetensors')
-  try:
-    fields = json.loads(file.read_text('utf-8'))
-    assert isinstance(fields, dict)
-  except (ValueError, AssertionError) as error:
-    raise tensors.CorruptTensors(
-      f'{file}: expected a JSON object, found {error or "another value"}; fetch it again'
-    ) from error
-  return fields
+  return documents.read(file, OBJECT, remedy='fetch it again', error=tensors.CorruptTensors)
 
 
 def _published_config(folder: pathlib.Path, about: dict, run: dict[str, Any]) -> Config:
-  known = families.find(about.get('model_type', 'no model_type')).ARCHITECTURE
-  ends = {n: n.removeprefix(known).removeprefix('Text') for n in about.get('architectures') or ()}
+  where = str(folder / 'config.json')
+  known = families.find(about.get('model_type', 'no model_type'), where).ARCHITECTURE
+  names = documents.check(about.get('architectures') or [], documents.items(TEXT, 64),
+                          'architectures', where, error=Unsupported)
+  ends = {name: name.removeprefix(known).removeprefix('Text') for name in names}
   for name, end in ends.items():
     if not name.startswith(known) or end not in _ENDS:
       raise Unsupported(
         f'expected the architecture {known}ForCausalLM or {known}ForSequenceClassification in '
-        f'{folder / "config.json"}, found {name!r}; that is not supported')
+        f'{where}, found {name!r:.60}; that is not supported')
   if set(ends.values()) & set(_HEADLESS):
     run = {**run, 'tied': True}  # there is no unembedding, and its logits mean nothing
-  return families.parse(about, **run)
+  return families.parse(about, where=where, **run)
 
 
 def _load_published(

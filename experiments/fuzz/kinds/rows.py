@@ -60,7 +60,7 @@ def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None
   if kind == 0:
     return {'train.jsonl': None, 'train.parquet': _parquet(rng)}
   name, row = rng.choice([('', row) for row in LAYOUTS] + list(PUBLISHED.items()))
-  stem = f'{name}.jsonl' if name else 'train.jsonl'
+  stem = f'{name}/{_file(name, rng)}' if name else 'train.jsonl'
   lines = [json.dumps(row).encode() for _ in range(3)]
   if kind < 7:
     spoilt = rng.randrange(len(lines))
@@ -70,8 +70,18 @@ def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None
     content = gzip.compress(content, mtime=0)
     if kind == 7:
       content = mutations.spoilt_bytes(content, rng)
-    return {'train.jsonl': None, f'{stem}.gz': content}
+    return {'train.jsonl': None, stem if name else f'{stem}.gz': content}
   return {'train.jsonl': None, stem: content}
+
+
+def _source(name: str) -> tfds.Source:
+  return choices.find('perl.data.sets', name).SOURCE
+
+
+def _file(name: str, rng: random.Random) -> str:
+  """The first file of a part."""
+  parts = _source(name).parts
+  return parts[rng.choice(sorted(parts))].files[0]
 
 
 def _parquet(rng: random.Random) -> bytes:
@@ -95,14 +105,14 @@ def _tokenizer() -> tokenizers.Tokenizer:
 
 def read(folder: pathlib.Path, rng: random.Random) -> Any:
   """The examples of some kind, and the ids of their texts."""
-  (file,) = folder.iterdir()
-  if file.name.startswith('train'):
+  (file,) = (path for path in folder.rglob('*') if path.is_file())
+  if file.parent == folder:
     local.kinds(str(folder))
     examples = local.load('train', rng.choice(['document', *KINDS]), mirror=str(folder))
   else:
-    source = choices.find('perl.data.sets', file.name.partition('.')[0]).SOURCE
-    part = source.parts[rng.choice(sorted(source.parts))]
-    records = [record for _, record in part.read({part.files[0]: tfds.read_rows(file)})]
+    name, _, inner = file.relative_to(folder).as_posix().partition('/')
+    part = next(part for part in _source(name).parts.values() if part.files[0] == inner)
+    records = [record for _, record in part.read({inner: tfds.read_rows(file)})]
     examples = [example for record in records if 'turns' not in record
                 for example in layouts.examples(record, 'document', file.name)]
   texts = [text for example in examples for field in example.TEXTS
