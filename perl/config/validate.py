@@ -1,12 +1,11 @@
 """The checks that a config passes before anything is computed."""
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from perl import choices
+from perl import choices, patterns
 from perl.config import checks, schema
 from perl.config.fields import ConfigError, flatten, nearest, pick
 from perl.config.rates import COPIES
@@ -107,10 +106,9 @@ def _targets(config: ConfigDict) -> Iterator[str]:
     yield 'expected a pattern in peft.targets, found none; the paper\'s is \'attn/(q|k|v|o)\''
   for pattern in config.peft.targets:
     try:
-      re.compile(pattern)
-    except (re.error, TypeError) as error:
-      yield (f'expected regular expressions in peft.targets, found {pattern!r} ({error}); '
-             'write for example attn/(q|v)')
+      patterns.check(pattern, 'peft.targets')
+    except ValueError as error:
+      yield f'{error}, for example attn/(q|v)'
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:

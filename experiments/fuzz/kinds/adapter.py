@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: adapter_config.json, perl.json, and how they fit their tensors."""
+"""Adapters in PEFT's format: adapter_config.json, perl.json, their tensors, and how these fit."""
 
 import functools
 import json
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from experiments.fuzz import _mutations as mutations
+from experiments.fuzz.kinds import safetensors
 from perl.hub import adapters as peft_format
 from perl.models import lm
 from perl.models.config import sized
@@ -59,8 +60,11 @@ def files() -> dict[str, bytes]:
 def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None]:
   """An adapter of some method with a document spoilt."""
   there = dict(_saved()[rng.choice(sorted(_saved()))])
-  documents = [name for name in there if name.endswith('.json')]
-  there |= mutations.spoilt_one(there, rng, sorted(documents))
+  if rng.random() < 0.25:
+    there[peft_format.WEIGHTS] = safetensors.spoilt_file(there[peft_format.WEIGHTS], rng)
+  else:
+    documents = [name for name in there if name.endswith('.json')]
+    there |= mutations.spoilt_one(there, rng, sorted(documents))
   return dict.fromkeys(valid.keys() - there.keys()) | there
 
 

@@ -45,12 +45,13 @@ def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None
   """A header, its length, the index, or a length of the file; the numbers themselves stay."""
   there = dict(_forms()[rng.choice(['one', 'many', 'many'])])
   name = rng.choice(sorted(there))
-  there |= {name: _header(there[name], rng) if name.endswith('.safetensors')
+  there |= {name: spoilt_file(there[name], rng) if name.endswith('.safetensors')
             else mutations.spoilt_json(there[name], rng)}
   return dict.fromkeys(valid.keys() - there.keys()) | there
 
 
-def _header(content: bytes, rng: random.Random) -> bytes:
+def spoilt_file(content: bytes, rng: random.Random) -> bytes:
+  """A file of tensors whose header, its length or that of the whole is another."""
   (length,) = struct.unpack('<Q', content[:8])
   header, data = content[8:8 + length], content[8 + length:]
   kind = rng.randrange(8)

@@ -10,14 +10,13 @@ perl/data/sources/layouts.py has the layouts of a row. Which kinds there are, th
 file decides: all rows of a file are meant to have one layout.
 """
 
-import gzip
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from perl import documents
 from perl.data.examples import KINDS, SPLITS, Example, check_request
-from perl.data.sources import layouts
+from perl.data.sources import layouts, row_files
 from perl.data.text import dialogue
 
 _SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
@@ -114,10 +113,11 @@ def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
       # Parquet has all columns in all rows: null means that the row has no such field.
       yield f'{file}, row {number}', {k: v for k, v in row.items() if v is not None}
     return
-  with (gzip.open if file.name.endswith('.gz') else open)(file, 'rb') as lines:
-    for number, line in enumerate(_lines(lines, file), start=1):
-      if line.strip():
-        yield f'{file}, line {number}', _parse(line, f'{file}, line {number}')
+  for number, line in enumerate(row_files.lines(file), start=1):
+    if line.strip():
+      where = f'{file}, line {number}'
+      yield where, documents.parse(
+        line, where, documents.OBJECT, remedy='repair or delete the line')
 
 
 def _columns(file: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -129,26 +129,6 @@ def _columns(file: pathlib.Path) -> Iterator[dict[str, Any]]:
     with pyarrow.parquet.ParquetFile(file) as table:
       for batch in table.iter_batches():
         yield from batch.to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, ValueError, OSError) as error:  # ValueError: text that is none
     raise ValueError(f'local: expected a Parquet file in {file}; found {error}; '
                      'write the file again') from error
-
-
-def _lines(lines: Any, file: pathlib.Path) -> Iterator[bytes]:
-  try:
-    yield from lines
-  except (OSError, EOFError) as error:
-    raise ValueError(f'local: expected a whole gzip file in {file}; found {error}; '
-                     'write the file again') from error
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line.decode('utf-8'))
-  except ValueError as error:  # of the JSON, or of the UTF-8
-    raise ValueError(f'local: expected a JSON object in {where}; found {line[:60]!r} ({error}); '
-                     'repair or delete the line') from error
-  if not isinstance(row, dict):
-    raise ValueError(f'local: expected a JSON object in {where}; found a {type(row).__name__}; '
-                     'write one object a line')
-  return row

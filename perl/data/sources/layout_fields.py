@@ -56,8 +56,9 @@ def messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]
   """The messages of a field, as they stand there."""
   chat = row[name]
   for message in chat if isinstance(chat, list) else [None]:
-    if (not isinstance(message, dict) or message.get('role') not in ROLES
-        or not isinstance(message.get('content'), str)):
+    if not isinstance(message, dict) or not all(
+        isinstance(message.get(name), str) for name in ('role', 'content')) or (
+        message['role'] not in ROLES):
       raise ValueError(
         f'local: expected {name!r} to be a list of {{role, content}} with roles '
         f'{", ".join(ROLES)} in {where}; found {message!r:.60}; repair the row')

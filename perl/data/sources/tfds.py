@@ -7,17 +7,17 @@ records are kept as JSON.
 """
 
 import functools
-import gzip
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from perl import documents
 from perl.data.examples import SPLITS
+from perl.data.sources import row_files as rows
 
 VERSION = '2.0.0'
 """Of the prepared form: one JSON text a record."""
@@ -79,24 +79,13 @@ def read_rows(path: pathlib.Path) -> list:
   Raises:
     ValueError: it is neither, or was cut short.
   """
-  try:
-    content = path.read_bytes()
-    if content.startswith(b'\x1f\x8b'):
-      content = gzip.decompress(content)
-    text = content.decode('utf-8').strip()
-    return json.loads(text) if text.startswith('[') else list(_lines(text))
-  except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f'expected a JSON array, or JSON lines, in {path}; found {error}; '
-                     'fetch the file again') from error
+  text = rows.read_text(path).strip()
+  return documents.parse(text, path, _ROWS) if text.startswith('[') else [
+    documents.parse(line, f'{path}, line {number}')
+    for number, line in enumerate(text.split('\n'), start=1) if line.strip()]
 
 
-def _lines(text: str) -> Iterator[Any]:
-  for number, line in enumerate(text.split('\n'), start=1):
-    if line.strip():
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(f'{error}, in line {number}') from None
+_ROWS = documents.items(documents.ANY, 2**26)
 
 
 def each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any]:
@@ -116,7 +105,7 @@ def each_by_file(
     for index, row in enumerate(rows):
       try:
         yield name, parse(row)
-      except (KeyError, TypeError, ValueError, AttributeError) as error:
+      except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
           f'expected a row as the dataset describes it; found {type(error).__name__} ({error}) in '
           f'{name}, row {index} (from 0); repair or delete the row') from error
@@ -236,4 +225,5 @@ def records(source: Source, part: str, split: str, mirror: str,
     raise ValueError(f'{source.name}: expected rows in split {split!r} of {part}; found none '
                      f'({ {k: v.num_examples for k, v in builder.info.splits.items()} }); '
                      'add files to the mirror')
-  return [json.loads(row['record']) for row in builder.as_data_source(split)]
+  return [documents.parse(row['record'], f'the prepared {source.name}')
+          for row in builder.as_data_source(split)]
