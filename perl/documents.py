@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 MOST_BYTES = 2**28
@@ -74,7 +74,7 @@ ANY = Kind('any value', lambda x: True)
 FLAG = Kind('true or false', lambda x: type(x) is bool)
 TEXT = Kind('text', lambda x: isinstance(x, str))
 OBJECT = Kind('an object', lambda x: isinstance(x, dict))
-OBJECTS = items(OBJECT)
+LIST = Kind('a list', lambda x: isinstance(x, list))
 NULL = one_of(None)
 
 
@@ -199,6 +199,9 @@ class Fields:
     """
     value = self._values.get(name)
     return default if value is None else self.check(name, value, kind)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._values)
 
   def has(self, name: str) -> bool:
     """Whether the field is there, be it null."""

@@ -127,12 +127,15 @@ def test_files_are_told_by_their_content(content, expected, tmp_path):
 
 
 @pytest.mark.parametrize('content, found', [
-  (b'{"a": 1}\n{"a":', 'in line 2'), (b'[1, 2', 'Expecting'), (b'\xff', 'utf-8'),
-  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'end-of-stream')],
-  ids=['row', 'array', 'bytes', 'gzip'])  # gzip's bytes hold the time
+  (b'{"a": 1}\n{"a":', 'a, line 2, found'), (b'[1, 2', 'a list in .*a, found .*Expecting'),
+  (b'\xff', 'UTF-8 in .*a, found'), (b'{"a": "\\ud800"}', 'a, line 1, found .*surrogates'),
+  (b'[' * 10**5, 'a list in .*a, found lists in lists'),
+  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'whole gzip file in .*a, found .*end-of-stream'),
+  (gzip.compress(b'{"a": 1}' * 99)[:20] + b'\xff' * 20, 'whole gzip file in .*a, found')],
+  ids=['row', 'array', 'bytes', 'half a character', 'depth', 'gzip', 'gzip inside'])
 def test_a_file_cut_short_is_named(content, found, tmp_path):
   (tmp_path / 'a').write_bytes(content)
-  with pytest.raises(ValueError, match=f'JSON lines, in .*a; found .*{found}.*fetch the file'):
+  with pytest.raises(ValueError, match=f'expected .*{found}.*(again|repair)'):
     tfds.read_rows(tmp_path / 'a')
 
 

@@ -178,7 +178,7 @@ def test_a_malformed_row_is_named(damage, mirror, tmp_path):
 def test_a_truncated_file_is_named(mirror, tmp_path):
   file = mirror / 'TM-4-2024/reward/reward_01.json'
   file.write_text(file.read_text()[:-20])
-  with pytest.raises(ValueError, match=r'(?s)JSON array, .*reward_01.json.*fetch the file again'):
+  with pytest.raises(ValueError, match=r'(?s)a list in .*reward_01.json.*fetch it again'):
     taskmaster_coffee.load('train', 'labelled', mirror=str(mirror), data_dir=str(tmp_path / 'p'))
 
 

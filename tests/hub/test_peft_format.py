@@ -309,7 +309,7 @@ def test_tensors_that_do_not_fit(copy):
   state = safetensors.numpy.load_file(file)
   name = next(n for n in state if 'lora_A' in n)
   change(r=5)
-  with pytest.raises(CorruptTensors, match='do not fit adapter_config.json'):
+  with pytest.raises(CorruptTensors, match='do not fit .*adapter_config.json'):
     peft_format.load(folder, base)
   change(r=4)
   safetensors.numpy.save_file({n: x for n, x in state.items() if n != name}, file)

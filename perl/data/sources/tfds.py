@@ -80,12 +80,9 @@ def read_rows(path: pathlib.Path) -> list:
     ValueError: it is neither, or was cut short.
   """
   text = rows.read_text(path).strip()
-  return documents.parse(text, path, _ROWS) if text.startswith('[') else [
+  return documents.parse(text, path, documents.LIST) if text.startswith('[') else [
     documents.parse(line, f'{path}, line {number}')
     for number, line in enumerate(text.split('\n'), start=1) if line.strip()]
-
-
-_ROWS = documents.items(documents.ANY, 2**26)
 
 
 def each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any]:

@@ -1,10 +1,12 @@
 """Chat templates of published checkpoints: jinja2 source, rendered in a sandbox.
 
 A template is text of a stranger. It sees the messages, the tools and the special tokens as plain
-values; jinja2's sandbox refuses it the rest of Python.
+values; jinja2's sandbox refuses it the rest of Python, and a process of its own bounds its time, its
+memory and its output.
 """
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, sandbox
+
+from perl import bounded
 
 Message = dict[str, Any]
 
@@ -79,8 +83,28 @@ def _environment() -> sandbox.ImmutableSandboxedEnvironment:
   return environment
 
 
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> tuple[jinja2.Template, bool]:
+  """(the template, whether it has `{% generation %}` blocks)."""
+  environment = _environment()
+  template = environment.from_string(source)
+  return template, environment.generation_blocks
+
+
+def write(source: str, variables: dict[str, Any] | None = None) -> str | bool:
+  """What a template writes of variables; of none, whether it has `{% generation %}` blocks.
+
+  It runs in a process of its own: use `Template`.
+  """
+  template, has_blocks = _compiled(source)
+  return has_blocks if variables is None else template.render(variables)
+
+
+_write = bounded.Function(f'{__name__}:write')
+
+
 class Template:
-  """A chat template, compiled.
+  """A chat template, compiled and rendered in bounded time and memory (perl/bounded.py).
 
   Args:
     source: what Tokenizer.chat_template holds.
@@ -94,13 +118,12 @@ class Template:
     if not isinstance(source, str):
       raise ValueError(f'chat template: expected the source of a template; found {source!r:.60}; '
                        'give the path of a tokenizer that has one (an instruct checkpoint)')
-    environment = _environment()
+    self._source = source
     try:
-      self._template = environment.from_string(source)
-    except Exception as error:  # a template may also break the compiler, by its depth for one
-      raise ValueError(f'chat template: expected a jinja2 template; found '
-                       f'{type(error).__name__}: {error}; repair the template') from error
-    self._has_blocks = environment.generation_blocks
+      self._has_blocks = _write(source)
+    except (bounded.Failed, bounded.Exceeded) as error:
+      raise ValueError(f'chat template: expected a jinja2 template; found {error}; repair the '
+                       'template') from error
     self.special_tokens = dict(special_tokens)
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
@@ -118,12 +141,12 @@ class Template:
     messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
     variables = self.special_tokens | variables
     try:
-      return self._template.render(messages=messages, tools=tools, documents=None, **variables)
-    except Exception as error:  # whatever an expression of the template may raise
+      return _write(self._source, variables | {
+        'messages': messages, 'tools': tools, 'documents': None})
+    except (bounded.Failed, bounded.Exceeded) as error:
       roles = ', '.join(str(message.get('role')) for message in messages)
       raise Refusal(f'chat template: expected it to render messages with the roles [{roles}]; '
-                    f'found {type(error).__name__}: {error}; change the messages, or the '
-                    'template') from error
+                    f'found {error}; change the messages, or the template') from error
 
   def turn(self, context: Sequence[Message], message: Message,
            tools: Sequence[dict] | None = None) -> tuple[str, str]:

@@ -4,6 +4,7 @@
 in the text ('<|user|>') are single ids when the vocabulary has them.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -42,8 +43,9 @@ class Tokenizer:
     digest: sha256 hex of the vocabulary and the special ids; it identifies the tokenizer.
   """
 
-  def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING):
-    self._backend, self._files = backend, settings.files
+  def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING, *,
+               where: str = 'the tokenizer'):
+    self._backend, self._files, self._where = backend, settings.files, where
     self._class = settings.tokenizer_class
     special = _special_ids(backend, settings)
     self.eos_id = _stop(special['eos_token'], settings)
@@ -78,14 +80,19 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of each text, in parallel where the backend can."""
-    return self._backend.encode_batch(list(texts))
+    with self._native('encode a text'):
+      return self._backend.encode_batch(list(texts))
+
+  def _native(self, what: str) -> contextlib.AbstractContextManager:
+    return vocabularies.native(f'{self._where} to {what}', 'check its file')
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
 
     Tokens that share a character have its range each; one that stands for nothing has an empty one.
     """
-    return self._backend.encode_with_offsets(text)
+    with self._native('encode a text'):
+      return self._backend.encode_with_offsets(text)
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
     """The text of the ids; special tokens (markers, bos, eos, pad) are left out or kept.
@@ -93,7 +100,8 @@ class Tokenizer:
     An id that the vocabulary does not have gives '': a model may have more rows than there are ids.
     """
     known = [int(i) for i in ids if 0 <= i < self.vocab_size]
-    return self._backend.decode(known, skip_special)
+    with self._native('decode ids'):
+      return self._backend.decode(known, skip_special)
 
   def save(self, folder: str | pathlib.Path) -> pathlib.Path:
     """Writes tokenizer.json (or tokenizer.model) and what stood beside it; returns the former.
@@ -179,12 +187,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
       f'tokenizer: expected a tokenizer.json, a *.model, or a folder with one (or with vocab.json '
       f'and merges.txt); found none at {path}; give the path of one')
   settings = tokenizer_files.read(file.parent)
-  try:
-    backend = vocabularies.read(file, settings)
-  except Exception as error:  # both libraries raise bare Exception or RuntimeError
-    raise ValueError(f'tokenizer: expected a tokenizer.json or a SentencePiece model in {file}; '
-                     f'found {type(error).__name__}: {error}; check the file') from error
-  return Tokenizer(backend, settings)
+  return Tokenizer(vocabularies.read(file, settings), settings, where=str(file))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int,

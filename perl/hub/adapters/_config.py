@@ -26,7 +26,7 @@ CONFIG = 'adapter_config.json'
 RANK = documents.whole(1, 2**16)
 _ALPHA, _NAMES = documents.number(-1e9, 1e9), documents.items(documents.TEXT)
 _KINDS = {
-  'peft_type': documents.TEXT, 'task_type': documents.TEXT, 'bias': documents.TEXT, 'r': RANK,
+  'peft_type': documents.TEXT, 'task_type': documents.TEXT, 'bias': documents.TEXT,
   'lora_alpha': _ALPHA, 'lora_dropout': documents.number(0, 1),
   'vera_dropout': documents.number(0, 1), 'modules_to_save': _NAMES,
   'rank_pattern': documents.mapping(RANK, 2**16), 'alpha_pattern': documents.mapping(_ALPHA, 2**16),
