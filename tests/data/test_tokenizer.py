@@ -165,7 +165,7 @@ def test_errors(tmp_path, trained):
   with pytest.raises(FileNotFoundError, match='expected a tokenizer.json'):
     tokenizers.load(tmp_path / 'nowhere')
   (tmp_path / 'tokenizer.json').write_text('{"model": 1}')
-  with pytest.raises(ValueError, match='tokenizer.json.*check the file'):
+  with pytest.raises(ValueError, match='expected model to be an object in .*tokenizer.json, found 1'):
     tokenizers.load(tmp_path)
   (tmp_path / 'broken.model').write_bytes(b'no model')
   with pytest.raises(ValueError, match='broken.model.*check the file'):
@@ -375,7 +375,7 @@ def test_where_chat_templates_are(written, expected, trained, tmp_path):
 
 def test_files_of_a_checkpoint_that_are_wrong(tmp_path, folders):
   folder = checkpoints.llama2(tmp_path / 'a', added_tokens_decoder={'x': {}})
-  with pytest.raises(ValueError, match='expected tokenizer_config.json.*found KeyError.*again'):
+  with pytest.raises(ValueError, match="an id .*tokenizer_config.json, found 'x'; save"):
     tokenizers.load(folder)
   (folder / 'tokenizer_config.json').write_text('[1]')
   with pytest.raises(ValueError, match='expected a JSON object in .*found a list; repair'):
