@@ -14,12 +14,13 @@ reward model over the same anchor, best one that no policy learnt from.
 """
 
 import argparse
-import json
-import pathlib
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from etils import epath
+
+from perl import paths
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.evaluate import win_rate
@@ -35,25 +36,27 @@ from perl.train import metrics
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
 
 
-def read(place: str) -> tuple[pathlib.Path, list[dict[str, Any]], list[str]]:
+def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[str]]:
   """(the stage's folder, the prompts, the responses) of 'folder' or 'folder:before'.
 
   Raises:
     ConfigError: no finished evaluate stage with its responses.
   """
-  name, _, which = place.partition(':')
+  name, _, which = place.partition(':') if '://' not in place else place.rpartition(':')
+  if which.startswith('//'):  # of a scheme
+    name, which = place, ''
   if which not in ('', 'before', 'after'):
     raise ConfigError(f"expected ':before' or ':after' behind the folder, found {which!r}")
-  folder = pathlib.Path(name)
+  folder = paths.of(name)
   try:
-    rows = json.loads((folder / 'responses.json').read_text('utf-8'))
+    rows = paths.read_json(folder / 'responses.json')
     return folder, rows, [row[which or 'after'] for row in rows]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
                       f'{type(error).__name__} ({error}); run --job=evaluate first') from None
 
 
-def by_gold(folder: pathlib.Path) -> Callable:
+def by_gold(folder: epath.Path) -> Callable:
   """The judge who has the dataset's gold reward.
 
   Raises:
@@ -67,7 +70,7 @@ def by_gold(folder: pathlib.Path) -> Callable:
   return win_rate.by_score(lambda prompts, texts: [gold(p, t) for p, t in zip(prompts, texts)])
 
 
-def by_reward(folder: pathlib.Path, stage: str) -> Callable:
+def by_reward(folder: epath.Path, stage: str) -> Callable:
   """The judge who has the reward model of a stage, over the anchor of `folder`."""
   run = _run(folder)
   artefacts = Artefacts(run)
@@ -81,11 +84,11 @@ def by_reward(folder: pathlib.Path, stage: str) -> Callable:
     rewards, [known[prompt] for prompt in prompts], texts))
 
 
-def _run(folder: pathlib.Path) -> Run:
+def _run(folder: epath.Path) -> Run:
   return Run(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
 
 
-def _judge(options: argparse.Namespace, folder: pathlib.Path):
+def _judge(options: argparse.Namespace, folder: epath.Path):
   needed = {'reward': options.reward, 'command': options.command}
   if not needed.get(options.by, 'nothing more'):
     raise ConfigError(f'expected --{options.by}=<...> with --by={options.by}, found none')

@@ -3,9 +3,8 @@
 import argparse
 import functools
 import inspect
-import json
 import logging
-import pathlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from perl import paths
 from perl.config import experiments, schema
 from perl.config.fields import ConfigError, flatten, nearest
 from perl.config.schema import FIELDS
@@ -131,7 +131,7 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def load(spec: str) -> ConfigDict:
   """The config that the experiment's get_config returns, without overrides."""
-  name, _, text = spec.partition(':')
+  name, text = re.fullmatch(r'((?:\w+://)?[^:]*):?(.*)', spec).groups()
   path = experiments.find(name)
   if path.suffix == '.json':
     return saved(path)
@@ -145,10 +145,10 @@ def load(spec: str) -> ConfigDict:
   return get_config(text)
 
 
-def saved(path: pathlib.Path) -> ConfigDict:
+def saved(path: os.PathLike) -> ConfigDict:
   """The resolved config that a run left in its workdir."""
   config = schema.get_config()
-  for name, value in flatten(json.loads(path.read_text())).items():
+  for name, value in flatten(paths.read_json(path)).items():
     if name not in FIELDS:
       raise ConfigError(
         f'expected the fields of perl/config/schema.py in {path}, found {name!r}'

@@ -8,8 +8,10 @@ from types import ModuleType
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from perl import choices
+from perl.data import examples as kinds
 from perl.data import sets
 from perl.data.batches import encoding, pipeline
 from perl.data.examples import Example
@@ -18,6 +20,16 @@ from perl.data.text.tokenizer import Tokenizer
 from perl.jobs import _folds as folds
 from perl.jobs._run import Run
 from perl.types import Batch
+
+ROWS = 'rows'
+"""Begins the name of what is kept of rows: 'rows <dataset> <kind> <split>'."""
+
+
+def load(config: ConfigDict, split: str, kind: str, name: str = '') -> list[Example]:
+  """The examples of config.data's dataset, or of another one of that name."""
+  parts = {'parts': tuple(config.parts)} if config.parts and name in ('', config.name) else {}
+  return choices.find(sets.SETS, name or config.name).load(
+    split, kind, mirror=config.mirror, data_dir=config.data_dir, seed=config.seed, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +83,11 @@ class Data:
     return examples[:: max(1, len(examples) // limit)][:limit]
 
   def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
+    """Those of a dataset; the run keeps their digest."""
     config = self.run.config.data
-    dataset = choices.find(sets.SETS, name) if name else self.dataset
-    parts = {'parts': tuple(config.parts)} if config.parts and not name else {}
-    return dataset.load(
-      split, kind, mirror=config.mirror, data_dir=config.data_dir, seed=config.seed, **parts)
+    examples = load(config, split, kind, name)
+    self.run.reading.note(f'{ROWS} {name or config.name} {kind} {split}', kinds.digest(examples))
+    return examples
 
   @functools.cached_property
   def _assigned(self) -> dict[str, str]:

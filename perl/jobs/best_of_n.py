@@ -5,13 +5,13 @@ best-of-n picks by the first, and the second tells what it is worth. Reward mode
 other sizes even, judge the same samples by their text (`best_of_n.sampled`).
 """
 
-import json
 import os
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from perl import paths
 from perl.data.examples import Example
 from perl.evaluate import best_of_n
 from perl.jobs import _responses as responses
@@ -94,8 +94,7 @@ def _sampled(folder: str, prompts: list[Example]) -> list[list[str]]:
   """The texts that a finished best_of_n stage has drawn; [] where no folder is named."""
   if not folder:
     return []
-  with open(os.path.join(folder, 'samples.json'), encoding='utf-8') as file:
-    rows = json.load(file)
+  rows = paths.read_json(paths.of(folder) / 'samples.json')
   if [row['prompt'] for row in rows] != [e.prompt for e in prompts]:
     raise ValueError(
       f'expected samples to the {len(prompts)} prompts of this config in {folder}, found '

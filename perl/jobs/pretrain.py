@@ -35,13 +35,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   state, places = run.first_state(params, adapter, tx)
   step = language.make_step(model, tx, places, dropout=False, microbatches=run.section.microbatches)
   batches = [run.place(batch) for batch in data.evaluation_batches(dev, 'document')]
-  meta = {'seed': config.seed, 'tokenizer': data.tokenizer.digest}
   state, result = loop.fit(
     lambda state, batch: step(state, params, run.place(batch)),
     state,
     data.stream(rows, 'document'),
-    meta=meta | {k: v for k, v in config.pretrain.to_dict().items() if k != 'log_every_steps'},
     evaluate=language.make_evaluation(model, params, batches),
+    **artefacts.resumed(),
     **run.loop_options(),
   )
   artefacts.save_base(model, adapters.merge(params, state.adapters))

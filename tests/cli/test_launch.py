@@ -141,6 +141,16 @@ def test_a_killed_stage_resumes_but_not_with_another_config(jobs, tmp_path, caps
   assert jobs.take() == ['sft']
 
 
+def test_a_job_alone_stands_on_stages_of_its_own_config(jobs, tmp_path, capsys):
+  run(tmp_path, '--config.stages=("tokenizer", "pretrain")')
+  jobs.take()
+  assert run(tmp_path, '--job=sft', '--config.seed=1') == 2
+  assert 'stage pretrain' in (error := capsys.readouterr().err) and 'seed: expected 1' in error
+  named = f'--config.inputs.base={tmp_path / "pretrain"}'  # said, and known by its path
+  assert run(tmp_path, '--job=sft', '--config.seed=1', named) == 0
+  assert jobs.take() == ['sft']
+
+
 def test_a_job_alone_needs_what_comes_before_it(jobs, tmp_path, capsys):
   assert run(tmp_path, '--job=reward') == 2
   error = capsys.readouterr().err
