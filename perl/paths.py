@@ -121,6 +121,19 @@ def glob(folder: epath.Path, suffixes: tuple[str, ...]) -> list[epath.Path]:
     glob(path, suffixes) if path.is_dir() else [path] * path.name.endswith(suffixes))]
 
 
+def stamps(place: str | os.PathLike) -> list[tuple]:
+  """[(name, bytes, times of change)] of a file, or of all files below a folder: cheap to compare.
+
+  Where they are the same, nobody has written there; the contents were not looked at.
+  """
+  path = of(place)
+  files = glob(path, ('',)) if path.is_dir() else [path] * path.exists()
+  if not is_local(path):
+    return [(str(file), (s := file.stat()).length, s.mtime) for file in files]
+  return [(str(file), (s := os.stat(file)).st_size, s.st_mtime_ns, s.st_ctime_ns)
+          for file in files]
+
+
 def free_bytes(place: str | os.PathLike) -> int | None:
   """Room on the device that holds the place, or its nearest folder that exists; None if remote."""
   if not is_local(of(place)):

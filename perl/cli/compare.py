@@ -64,6 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     prog='perl-rlhf compare', description=__doc__.split('\n', 1)[0], allow_abbrev=False)
   parser.add_argument('workdir', nargs='+', type=paths.of, help='folder of a run')
   parser.add_argument('--format', default='markdown', choices=tuple(formats.FORMATS))
-  options = parser.parse_args(argv)
+  options = command_line.explaining(parser).parse_args(argv)
   head = ['', *(str(workdir) for workdir in options.workdir)]
   print(formats.FORMATS[options.format](head, rows(options.workdir), NOTES))

@@ -209,19 +209,18 @@ ACTIONS = {
 @command_line.guarded
 def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for what cannot be read or written, else 0."""
-  options = _parser().parse_args(argv)
-  try:
-    report = ACTIONS[options.action](options)
-    if options.action == 'inspect':
-      print(json.dumps(report, indent=2) if options.json else describe(report))
-      return
-    print('\n'.join(f'{name} {value}' for name, value in report.items()))
-    if options.action != 'check':
-      print(f'written to {options.out}')
-    elif options.json:
-      _write(options, report)
-  except (ValueError, OSError) as error:  # written for the one who reads it
-    raise ConfigError(str(error)) from error
+  options = command_line.explaining(_parser()).parse_args(argv)
+  if 'out' in options:
+    writing.check_new(options.out)
+  report = ACTIONS[options.action](options)
+  if options.action == 'inspect':
+    print(json.dumps(report, indent=2) if options.json else describe(report))
+    return
+  print('\n'.join(f'{name} {value}' for name, value in report.items()))
+  if options.action != 'check':
+    print(f'written to {options.out}')
+  elif options.json:
+    _write(options, report)
 
 
 def _write(options: argparse.Namespace, report: dict) -> None:

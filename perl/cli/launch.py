@@ -20,7 +20,7 @@ from perl import paths
 from perl.config import command_line, identity, runs
 from perl.config.fields import plain
 from perl.config.validate import validate
-from perl.jobs import STAGES, _unchanged
+from perl.jobs import STAGES, _preflight, _unchanged
 from perl.report import page
 from perl.train import metrics
 
@@ -63,6 +63,8 @@ def run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) ->
   start, workdir = time.monotonic(), paths.of(workdir)
   identity.check_inputs(config, names, workdir)
   check_unchanged(config, names, workdir)
+  _preflight.check(
+    config, [s for s in names if not identity.is_finished(workdir / s)], workdir)
   metrics.write_json(workdir / 'config.json', plain(config))
   ran = [stage for stage in names if not run_stage(config, stage, workdir)['skipped']]
   summary = summarize(workdir)

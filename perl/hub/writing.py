@@ -128,6 +128,20 @@ def check_head(head: Tree) -> None:
       'lower by it; comparisons of scores are the same', float(head['bias'][0]))
 
 
+def check_new(folder: str | os.PathLike) -> epath.Path:
+  """The folder, absolute.
+
+  Raises:
+    FileExistsError: it holds something.
+  """
+  folder = paths.absolute(folder)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise FileExistsError(
+      f'expected a new or empty folder, found {folder} with something in it; name another one, or '
+      'remove it')
+  return folder
+
+
 def into_folder(folder: str | os.PathLike, write: Callable[[epath.Path], None]) -> None:
   """Runs write(a new folder), which becomes `folder` when it is whole, or nothing at all.
 
@@ -135,11 +149,7 @@ def into_folder(folder: str | os.PathLike, write: Callable[[epath.Path], None]) 
     FileExistsError: the folder holds something.
     OSError: among others, no space was left; what had been written is removed.
   """
-  folder = paths.absolute(folder)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise FileExistsError(
-      f'expected a new or empty folder, found {folder} with something in it; name another one, or '
-      'remove it')
+  folder = check_new(folder)
   new = folder.parent / f'{folder.name}.new'
   new.rmtree(missing_ok=True)
   new.mkdir(parents=True)

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,11 +27,14 @@ ROWS = 'rows'
 """Begins the name of what is kept of rows: 'rows <dataset> <kind> <split>'."""
 
 
-def load(config: ConfigDict, split: str, kind: str, name: str = '') -> list[Example]:
-  """The examples of config.data's dataset, or of another one of that name."""
+def load(
+  config: ConfigDict, split: str, kind: str, name: str = '', *, read: Callable = sets.load
+) -> Any:
+  """read(dataset, split, kind, ...) of config.data's dataset, or of another one of that name."""
   parts = {'parts': tuple(config.parts)} if config.parts and name in ('', config.name) else {}
-  return choices.find(sets.SETS, name or config.name).load(
-    split, kind, mirror=config.mirror, data_dir=config.data_dir, seed=config.seed, **parts)
+  return read(
+    choices.find(sets.SETS, name or config.name), split, kind, mirror=config.mirror,
+    data_dir=config.data_dir, seed=config.seed, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,14 @@ class Data:
   def has(self, kind: str) -> bool:
     """Whether the dataset has examples of a kind."""
     return kind in sets.kinds(self.dataset, mirror=self.run.config.data.mirror)
+
+  def offered(self, kind: str, *splits: str) -> list[tuple[str, str]]:
+    """(kind, split) of each split; none of a kind that the dataset has not."""
+    return [(kind, split) for split in splits] if self.has(kind) else []
+
+  def first(self, split: str, kind: str) -> Example:
+    """The first example of the fixed split; no more is read than it takes."""
+    return load(self.run.config.data, split, kind, read=sets.first)
 
   def examples(self, split: str, kind: str) -> list[Example]:
     """Those of the dataset, of the fixed split or of config.data.fold.

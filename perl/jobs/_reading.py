@@ -27,10 +27,12 @@ class Reading:
 
   Args:
     folder: the stage's, which keeps it; '' keeps nothing.
+    stamp: of the data (perl.data.sets.stamp): the same stamp is the same rows, and they need not be
+      read to be compared.
   """
 
-  def __init__(self, folder: str = ''):
-    self.folder, self.digests = folder, {}
+  def __init__(self, folder: str = '', stamp: str = ''):
+    self.folder, self.stamp, self.digests = folder, stamp, {}
     self.known = recorded(folder) if folder and _has_checkpoints(folder) else {}
 
   def note(self, what: str, digest: str) -> None:
@@ -42,11 +44,21 @@ class Reading:
     check({what: self.known.get(what, digest)}, {what: digest}, self.folder)
     self.digests[what] = digest
     if self.folder and jax.process_index() == 0:
-      metrics.write_json(paths.of(self.folder) / FILE, {**self.known, **self.digests})
+      metrics.write_json(paths.of(self.folder) / FILE, {
+        'stamp': self.stamp, 'digests': self.known | self.digests})
 
 
 def recorded(folder: str) -> dict[str, str]:
   """What the stage of a folder has read; {} of a version that kept no record."""
+  return _record(folder).get('digests', {})
+
+
+def is_stamped(folder: str, stamp: str) -> bool:
+  """Whether the stage of a folder has read data of that very stamp."""
+  return _record(folder).get('stamp') == stamp
+
+
+def _record(folder: str) -> dict:
   file = paths.of(folder) / FILE
   return paths.read_json(file) if file.exists() else {}
 
@@ -129,9 +141,7 @@ def _of_file(path: str) -> str:
 
 def checkpoint_digest(folder: str) -> str:
   """`pretrained.digest`, read again only where a file has changed meanwhile."""
-  files = paths.glob(paths.of(folder), ('',))
-  stamps = tuple((str(file), file.stat().length, file.stat().mtime) for file in files)
-  return _digest(folder, stamps)
+  return _digest(folder, tuple(paths.stamps(folder)))
 
 
 @functools.lru_cache(maxsize=8)

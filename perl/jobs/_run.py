@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from perl import paths
+from perl.data import sets
 from perl.hub import adapters as peft_format
 from perl.jobs import ADAPTERS, PRODUCER, STAGES, _identity
 from perl.jobs._reading import Reading, of_inputs
@@ -181,7 +182,8 @@ def begin(config: ConfigDict, workdir: str, stage: str) -> Run:
   folder.mkdir(parents=True, exist_ok=True)
   plain = json.loads(config.to_json_best_effort())
   metrics.write_json(folder / 'config.json', plain)
-  run = Run(config, workdir, stage, Reading(workdir))
+  stamp = sets.stamp(config.data.mirror, config.data.data_dir)
+  run = Run(config, workdir, stage, Reading(workdir, stamp))
   for what, digest in run.inputs().items():
     run.reading.note(what, digest)
   return run

@@ -6,6 +6,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl.data import examples as kinds
+from perl.data import sets
 from perl.jobs import _data, _reading
 from perl.jobs._run import Run
 
@@ -13,7 +14,7 @@ from perl.jobs._run import Run
 def check(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> None:
   """Refuses stages of a workdir whose rows or inputs are others than when they ran.
 
-  Rows are read once for all stages.
+  Rows are read where a file of theirs was written since, once for all stages.
 
   Args:
     config: the experiment.
@@ -25,19 +26,23 @@ def check(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Non
     ValueError, OSError: the rows cannot be read.
   """
   rows: dict[str, str] = {}
+  stamp = sets.stamp(config.data.mirror, config.data.data_dir) if stages else ''
   for stage in stages:
     folder = str(workdir / stage)
-    before = _reading.recorded(folder)
-    for what in before:
-      dataset = what.split(' ')
-      if dataset[0] == _data.ROWS and what not in rows:
-        rows[what] = _digest(config, *dataset[1:])
-    _reading.check(before, rows, folder)
+    if not _reading.is_stamped(folder, stamp):
+      _check_rows(config, folder, rows)
     check_inputs(config, stage, workdir)
 
 
-def _digest(config: ConfigDict, name: str, kind: str, split: str) -> str:
-  return kinds.digest(_data.load(config.data, split, kind, name))
+def _check_rows(config: ConfigDict, folder: str, rows: dict[str, str]) -> None:
+  """`rows` holds the digests of those that were read before, and gets more."""
+  before = _reading.recorded(folder)
+  for what in before:
+    word, *names = what.split(' ')
+    if word == _data.ROWS and what not in rows:
+      name, kind, split = names
+      rows[what] = kinds.digest(_data.load(config.data, split, kind, name))
+  _reading.check(before, rows, folder)
 
 
 def check_inputs(config: ConfigDict, stage: str, workdir: epath.Path) -> None:

@@ -18,6 +18,7 @@ from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
 from perl.jobs import _scoring as scoring
 from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._data import Data
 from perl.train import metrics
 
 TOGETHER = 8
@@ -58,6 +59,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
     'distinct_texts': float(np.mean([len(set(row)) for row in texts])),
     'prompts': len(prompts), 'samples': len(texts[0]),
   })
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  del data
+  return [('prompt', 'dev')]
 
 
 def curve(values: dict[str, np.ndarray]) -> list[dict[str, float]]:

@@ -11,6 +11,7 @@ from perl import trees
 from perl.jobs import _language as language
 from perl.jobs import _run as runs
 from perl.jobs._artefacts import Artefacts
+from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Stage
 from perl.models import lm
 from perl.peft import adapters
@@ -46,6 +47,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   artefacts.save_base(model, adapters.merge(params, state.adapters))
   total = trees.count(params)
   return run.finish({**result, 'parameters_total': total, 'parameters_trainable': total})
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  del data
+  return [('document', 'train'), ('document', 'dev')]
 
 
 def learns(plan: Plan) -> tuple[Tree, optax.GradientTransformation]:

@@ -34,17 +34,24 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
       layout that the kind cannot use, or an empty split.
     FileNotFoundError: there is no file for the split.
   """
+  return list(stream(split, kind, mirror=mirror, data_dir=data_dir, seed=seed))
+
+
+def stream(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
+           seed: int = 0) -> Iterator[Example]:
+  """The examples of `load` in turn; raises as it does, and of an empty split at its end."""
   del data_dir, seed  # nothing is prepared, nothing is drawn
   check_request('local', split, kind, KINDS)
   file, whole = _file(mirror, split, kind)
-  examples = [example for where, row in _rows(file)
-              for example in layouts.examples(row, kind, where)]
-  if whole:
-    examples = [example for example in examples if dialogue.split_of(example.group) == split]
-  if not examples:
+  count = 0
+  for where, row in _rows(file):
+    for example in layouts.examples(row, kind, where):
+      if not whole or dialogue.split_of(example.group) == split:
+        count += 1
+        yield example
+  if not count:
     raise ValueError(f'local: expected examples of kind {kind!r} in split {split!r}; found none in '
                      f'{file}; add rows, or give a folder with a file for each split')
-  return examples
 
 
 def kinds(mirror: str = '') -> tuple[str, ...]:
