@@ -52,8 +52,8 @@ def _fields(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
   """A field that a saved config lacks is younger than the run, and had its default's effect."""
   defaults = flatten(plain(schema.get_config()))
   flat = [{**defaults, **flatten(config)} if config else {} for config in configs]
-  paths = dict.fromkeys([*schema.FIELDS, *(path for config in flat for path in config)])
-  body = [[path, *(str(config.get(path, '–')) for config in flat)] for path in paths]
+  names = dict.fromkeys([*schema.FIELDS, *(path for config in flat for path in config)])
+  body = [[path, *(str(config.get(path, '–')) for config in flat)] for path in names]
   return [row for row in body if len(set(row[1:])) > 1]
 
 

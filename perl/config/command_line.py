@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -197,18 +198,19 @@ def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: str) -> str
   return f'expected overrides as --config.<field>=<value>, found {list(overrides)} ({error})'
 
 
-def guarded(program: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-  """The program of some flags, with an exit code.
+def guarded(program: Callable[..., None]) -> Callable[..., int]:
+  """The program, whose last argument are its flags, with an exit code.
 
   What is wrong with a config, a file or the data ends in a message and 2; with --traceback, in the
   traceback of whatever raised it.
   """
   @functools.wraps(program)
-  def run(argv: Sequence[str] | None = None) -> int:
+  def run(*args: Any) -> int:
+    *others, argv = args or (None,)
     argv = sys.argv[1:] if argv is None else argv
     try:
       _check_places(argv)
-      program([text for text in argv if text != TRACEBACK])
+      program(*others, [text for text in argv if text != TRACEBACK])
     except EXPLAINED as error:
       if TRACEBACK in argv:
         raise

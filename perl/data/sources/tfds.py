@@ -53,8 +53,8 @@ def present(source: Source, names: Sequence[str], mirror: str) -> dict[str, epat
   Raises:
     FileNotFoundError: it holds none of them.
   """
-  paths = {name: paths.of(mirror) / name for name in names}
-  files = {name: path for name, path in paths.items() if path.is_file()}
+  places = {name: paths.of(mirror) / name for name in names}
+  files = {name: path for name, path in places.items() if path.is_file()}
   missing = [name for name in names if name not in files]
   if not files:
     raise FileNotFoundError(
@@ -149,11 +149,11 @@ def _builder_class() -> Any:
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
       names, read = self.source.parts[self.builder_config.name]
-      paths = (present(self.source, names, self._mirror) if self._mirror
+      files = (present(self.source, names, self._mirror) if self._mirror
                else _download(self.source, names, dl_manager))
       splits: dict[str, list] = {}
       try:
-        for split, record in read({name: read_rows(path) for name, path in paths.items()}):
+        for split, record in read({name: read_rows(path) for name, path in files.items()}):
           splits.setdefault(split, []).append({'record': json.dumps(record)})
       except ValueError as error:
         raise ValueError(f'{self.source.name}: {error}') from error
@@ -179,12 +179,12 @@ def _of(source: Source) -> Any:
 
 def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str, epath.Path]:
   try:
-    paths = dl_manager.download({name: f'{source.home}/{name}' for name in names})
+    files = dl_manager.download({name: f'{source.home}/{name}' for name in names})
   except Exception as error:  # requests, urllib3 and TFDS each raise their own
     raise OSError(f'{source.name}: expected to download {_range(names)} from {source.home}; found '
                   f'{type(error).__name__}: {error}; check the network, or set data.mirror to a '
                   'folder that holds the files in the same layout') from error
-  return {name: epath.Path(path) for name, path in paths.items()}
+  return {name: epath.Path(path) for name, path in files.items()}
 
 
 def folder(source: Source, part: str, mirror: str, data_dir: str) -> epath.Path:
