@@ -8,10 +8,11 @@ machine can hold. Errors are one class, and say what was expected, what was foun
 
 import json
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from etils import epath
 
 MOST_BYTES = 2**28
 """Of a document; the tokenizer.json of 262,144 tokens has 2**25."""
@@ -159,7 +160,7 @@ def read_bytes(
   error: type[ValueError] = Malformed,
 ) -> bytes:
   """A whole file, if it is not larger than a file of its kind can be; raises as `read`."""
-  with open(pathlib.Path(file), 'rb') as stream:
+  with epath.Path(file).open('rb') as stream:
     content = stream.read(most + 1)
   if len(content) > most:
     raise error(f'expected at most {most:,} bytes in {file}, found more; {remedy}')

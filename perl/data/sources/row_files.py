@@ -5,9 +5,10 @@ rows can be is refused before it fills the memory.
 """
 
 import gzip
-import pathlib
 import zlib
 from collections.abc import Iterator
+
+from etils import epath
 
 MOST_BYTES = 2**33
 """Of a file, once it is unpacked."""
@@ -17,14 +18,14 @@ _DAMAGED = (OSError, EOFError, zlib.error)
 """What gzip raises; BadGzipFile is an OSError."""
 
 
-def read_text(file: pathlib.Path) -> str:
+def read_text(file: epath.Path) -> str:
   """A whole file; whether it is gzipped its content tells.
 
   Raises:
     ValueError: it is cut short, too large, or no UTF-8; the file is named.
     OSError: it cannot be read.
   """
-  with open(file, 'rb') as stream:
+  with file.open('rb') as stream:
     packed = stream.read(2) == b'\x1f\x8b'
   content = b''.join(_blocks(file, packed))
   try:
@@ -33,7 +34,7 @@ def read_text(file: pathlib.Path) -> str:
     raise ValueError(f'expected UTF-8 in {file}, found {error}; fetch the file again') from error
 
 
-def lines(file: pathlib.Path) -> Iterator[bytes]:
+def lines(file: epath.Path) -> Iterator[bytes]:
   """The lines of a file, which is gzipped if its name ends in .gz; raises as `read_text`."""
   rest = b''
   for block in _blocks(file, file.name.endswith('.gz')):
@@ -45,15 +46,15 @@ def lines(file: pathlib.Path) -> Iterator[bytes]:
   yield rest
 
 
-def _blocks(file: pathlib.Path, packed: bool) -> Iterator[bytes]:
+def _blocks(file: epath.Path, packed: bool) -> Iterator[bytes]:
   if not packed:
-    with open(file, 'rb') as stream:
+    with file.open('rb') as stream:
       while block := stream.read(2**20):
         yield block
     return
   size = 0
   try:
-    with gzip.open(file, 'rb') as stream:
+    with file.open('rb') as source, gzip.GzipFile(fileobj=source) as stream:
       while block := stream.read(2**20):
         size += len(block)
         if size > MOST_BYTES:

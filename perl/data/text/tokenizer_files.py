@@ -8,9 +8,10 @@ Nothing in them is executed: a class that they name in `auto_map` is not looked 
 """
 
 import dataclasses
-import pathlib
 import re
 from typing import Any
+
+from etils import epath
 
 from perl import documents
 from perl.documents import FLAG, OBJECT, TEXT, Fields
@@ -67,7 +68,7 @@ class Settings:
 NOTHING = Settings()
 
 
-def read(folder: pathlib.Path) -> Settings:
+def read(folder: epath.Path) -> Settings:
   """The settings in a folder.
 
   Raises:
@@ -114,7 +115,7 @@ def _older(fields: Fields, special: set[str | None]) -> dict[str, Added]:
   return {text: Added(fields.need(text, ID), text in special) for text in fields}
 
 
-def _template(config: Fields, content: bytes | None, file: pathlib.Path) -> str | None:
+def _template(config: Fields, content: bytes | None, file: epath.Path) -> str | None:
   """The template in a file of its own, or in the config: a string, or the default of several."""
   if content is not None:
     try:

@@ -12,15 +12,15 @@ Both have
 import contextlib
 import functools
 import json
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from perl import documents
+from perl import documents, paths
 from perl.data.text.sentence_piece import Offsets, SentencePiece
 from perl.data.text.tokenizer_files import ID, MOST_IDS, Added, Settings
 from perl.documents import OBJECT, Fields
@@ -142,7 +142,7 @@ def native(expected: str, remedy: str) -> Iterator[None]:
                      f'{str(error):.300}; {remedy}') from error
 
 
-def read(file: pathlib.Path, settings: Settings) -> Json | SentencePiece:
+def read(file: epath.Path, settings: Settings) -> Json | SentencePiece:
   """The vocabulary of a tokenizer.json, a *.model, or a vocab.json with its merges.txt.
 
   Raises:
@@ -173,13 +173,14 @@ def _check_ids(fields: Fields) -> None:
     fields.check('the id of an added token', token.get('id'), ID)
 
 
-def _byte_level(file: pathlib.Path, settings: Settings) -> Any:
+def _byte_level(file: epath.Path, settings: Settings) -> Any:
   """A byte-level BPE as GPT-2 has it, from vocab.json and merges.txt."""
   if settings.tokenizer_class.removesuffix('Fast') not in _AS_GPT2:
     raise ValueError(
       f'expected a class that cuts words as GPT-2 does, for a vocab.json; found '
       f'{settings.tokenizer_class}; save the tokenizer with transformers, as a tokenizer.json')
-  vocabulary, merges = models.BPE.read_file(str(file), str(file.with_name('merges.txt')))
+  with paths.local_copy(file) as one, paths.local_copy(file.with_name('merges.txt')) as other:
+    vocabulary, merges = models.BPE.read_file(str(one), str(other))
   backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.prefix_space)
   backend.decoder = decoders.ByteLevel()

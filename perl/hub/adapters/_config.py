@@ -1,11 +1,11 @@
 """PEFT's adapter_config.json: what it asks for, and what is refused by name."""
 
-import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from perl import documents, patterns
 from perl.documents import OBJECT
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
   tensors: dict[str, np.ndarray]  # by name
   about: dict[str, Any]  # what is in adapter_config.json
-  file: pathlib.Path  # that file
+  file: epath.Path  # that file
 
 
 Written = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -88,7 +88,7 @@ class LoraConfig(NamedTuple):
     return alpha / (rank**0.5 if self.rslora else rank)
 
 
-def parse(file: pathlib.Path) -> dict[str, Any]:
+def parse(file: epath.Path) -> dict[str, Any]:
   """What is in the file.
 
   Raises:
@@ -107,7 +107,7 @@ def parse(file: pathlib.Path) -> dict[str, Any]:
   return about
 
 
-def lora(about: dict[str, Any], file: pathlib.Path) -> LoraConfig:
+def lora(about: dict[str, Any], file: epath.Path) -> LoraConfig:
   """The LoRA, or DoRA, that the parsed file asks for.
 
   Raises:
@@ -134,7 +134,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def check(
-  about: dict[str, Any], file: pathlib.Path, expected: dict[str, Callable[[Any], bool]], *,
+  about: dict[str, Any], file: epath.Path, expected: dict[str, Callable[[Any], bool]], *,
   read: Iterable[str], what: str = '',
 ) -> None:
   """Requires fields that are known, with values that fit.
