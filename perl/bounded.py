@@ -1,8 +1,9 @@
-"""Functions that run what a stranger wrote, in a process of their own with bounds on time and memory.
+"""Functions that run what a stranger wrote, in a process with bounds on its time and its memory.
 
 A chat template may loop for ever or ask for 3 GB in one expression, which no count of steps sees:
-'{{ 10**10**10 }}' is one step. The operating system ends it. The process starts with the first call,
-serves all that follow, and starts anew after one that went over its bounds; it ends with its parent.
+'{{ 10**10**10 }}' is one step. The operating system ends it. The process starts with the first
+call, serves all that follow, and starts anew after one that went over its bounds; it ends with its
+parent.
 
 What it is asked comes pickled, what it answers is JSON: nothing that it says is executed here.
 """
@@ -20,6 +21,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from perl import documents
 
 
 class Bounds(NamedTuple):
@@ -44,11 +47,11 @@ class Function:
   Args:
     name: 'package.module:function'; the module is imported there too, and should be light. The
       function takes what can be pickled, and returns what JSON can hold.
-    bounds: of a call.
+    bounds: of a call; None is what `Bounds` says.
   """
 
-  def __init__(self, name: str, bounds: Bounds = Bounds()):
-    self.name, self.bounds = name, bounds
+  def __init__(self, name: str, bounds: Bounds | None = None):
+    self.name, self.bounds = name, bounds or Bounds()
     self._lock, self._process, self._owner = threading.Lock(), None, 0
 
   def __call__(self, *arguments: Any) -> Any:
@@ -62,7 +65,7 @@ class Function:
       process = self._running()
       try:
         _send(process.stdin, pickle.dumps(arguments))
-        ok, value = json.loads(_receive(process.stdout))
+        ok, value = documents.parse(_receive(process.stdout), self.name)
       except (OSError, EOFError):
         code = self.close()
         raise Exceeded(self._why(code)) from None

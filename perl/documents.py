@@ -48,15 +48,22 @@ def number(low: float = -1e30, high: float = 1e30) -> Kind:
 
 
 def items(kind: Kind, most: int = 2**20) -> Kind:
-  """A list of at most so many."""
-  return Kind(f'a list, each {kind.expected}',
-              lambda x: isinstance(x, list) and len(x) <= most and all(map(kind.fits, x)))
+  """A list of at most so many; or, of what is no JSON, a tuple."""
+  return Kind(f'a list, each {kind.expected}', lambda x: (
+    isinstance(x, (list, tuple)) and len(x) <= most and all(map(kind.fits, x))))
 
 
 def mapping(kind: Kind, most: int = 2**24) -> Kind:
   """An object of at most so many values."""
   return Kind(f'an object, each value {kind.expected}',
               lambda x: isinstance(x, dict) and len(x) <= most and all(map(kind.fits, x.values())))
+
+
+def record(**kinds: Kind) -> Kind:
+  """An object with these fields, of these kinds, and perhaps others; of NULL they may be absent."""
+  return Kind(
+    'an object with ' + ', '.join(f'{name} ({kind.expected})' for name, kind in kinds.items()),
+    lambda x: isinstance(x, dict) and all(kind.fits(x.get(name)) for name, kind in kinds.items()))
 
 
 def one_of(*values: Any) -> Kind:

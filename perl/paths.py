@@ -7,7 +7,6 @@ there, by name: an unknown scheme would else become a local folder called 'gs:'.
 import contextlib
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import re
@@ -17,6 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from perl import documents
+from perl.documents import Kind
 
 SERVED = {'gs': 'gcsfs', 's3': 's3fs'}
 """Scheme -> the package that serves it. Both epath and TensorStore, which checkpoints need, can."""

@@ -1,9 +1,9 @@
 """Regular expressions that come from files, matched in time that grows with the text alone.
 
 A pattern of a stranger, in an adapter's config or in a row, may take Python's `re` longer than
-anybody waits: '([a-z0-9_.]+)+!' tries 2^n ways through n letters. RE2 (github.com/google/re2), which
-pyarrow brings, tries all at once. It has what `re` has but look-around and back references, and
-bounds the memory of a pattern; what it does not take is refused.
+anybody waits: '([a-z0-9_.]+)+!' tries 2^n ways through n letters. RE2 (github.com/google/re2),
+which pyarrow brings, tries all at once. It has what `re` has but look-around and back references,
+and bounds the memory of a pattern; what it does not take is refused.
 """
 
 from collections.abc import Sequence

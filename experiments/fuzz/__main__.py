@@ -74,13 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     (kind,) = options.kinds
     if options.keep:
       print(judges.spoilt(kind, options.seed, options.number, pathlib.Path(options.keep)))
-    verdict, = judges.verdicts(kind, options.seed, options.number, 1, bounds)
+    (verdict,) = judges.verdicts(kind, options.seed, options.number, 1, bounds)
     print(verdict)
     return int(verdict['verdict'] not in judges.FINE)
   from perl.train import metrics, provenance
 
-  result = {'command': f'python -m experiments.fuzz --inputs={options.inputs} --seed={options.seed}',
-            'settings': vars(options), **provenance.record(), 'kinds': {}}
+  result = {
+    'command': f'python -m experiments.fuzz --inputs={options.inputs} --seed={options.seed}',
+    'settings': vars(options), **provenance.record(), 'kinds': {}}
   for kind, count in shares(options.kinds, options.inputs).items():
     result['kinds'][kind] = judges.tally(kind, options.seed, count, bounds)
     if options.json:

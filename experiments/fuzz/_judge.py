@@ -69,7 +69,8 @@ def _ended(number: int, code: int, noise: str, first: int) -> dict:
     RuntimeError: the process ended by itself before any input: the fuzz is broken, not perl.
   """
   if code > 0 and number == first:
-    raise RuntimeError(f'expected the process of the fuzz to begin, found exit code {code}:\n{noise}')
+    raise RuntimeError(
+      f'expected the process of the fuzz to begin, found exit code {code}:\n{noise}')
   name = signal.Signals(-code).name if code < 0 else f'exit code {code}'
   what = 'hang' if name in ('SIGPROF', 'SIGKILL') else 'died'
   return {'number': number, 'verdict': what, 'error': name, 'place': '', 'text': noise[-240:],

@@ -30,7 +30,7 @@ VALUES: tuple[Callable[[random.Random], Any], ...] = (
 def value(document: Any, rng: random.Random) -> Any:
   """The document with one value of it absent, in another place, or another value."""
   document = json.loads(json.dumps(document))
-  spots = [spot for spot in _spots(document)]
+  spots = _spots(document)
   if not spots or rng.random() < 0.02:
     return rng.choice(VALUES)(rng)
   parent, key = rng.choice(spots)
@@ -46,7 +46,8 @@ def value(document: Any, rng: random.Random) -> Any:
     parent[key] = json.loads(json.dumps(other[name])) if name in (
       other if isinstance(other, dict) else range(len(other))) else None
   elif kind == 4 and isinstance(old, (int, float)):
-    parent[key] = rng.choice([-old, old + 1, old * 1000, float(old), old * 10**12, str(old), -old - 1])
+    parent[key] = rng.choice(
+      [-old, old + 1, old * 1000, float(old), old * 10**12, str(old), -old - 1])
   elif kind == 5 and isinstance(old, str):
     parent[key] = rng.choice([old[:-1], old + old, old[::-1], old.upper(), f' {old}', old + '\0'])
   elif kind == 6 and isinstance(parent, list):

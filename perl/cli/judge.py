@@ -20,9 +20,10 @@ from typing import Any
 
 from etils import epath
 
-from perl import paths
+from perl import documents, paths
 from perl.config import command_line
 from perl.config.fields import ConfigError
+from perl.documents import TEXT
 from perl.evaluate import win_rate
 from perl.jobs import _reading
 from perl.jobs._artefacts import Artefacts
@@ -34,6 +35,7 @@ from perl.rl.rewards import Rewards
 from perl.rl.rules import Rules
 from perl.train import metrics
 
+RESPONSE = documents.record(prompt=TEXT, before=TEXT, after=TEXT, group=TEXT)
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
 
 
@@ -50,9 +52,9 @@ def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[str]]:
     raise ConfigError(f"expected ':before' or ':after' behind the folder, found {which!r}")
   folder = paths.of(name)
   try:
-    rows = paths.read_json(folder / 'responses.json')
+    rows = paths.read_json(folder / 'responses.json', documents.items(RESPONSE))
     return folder, rows, [row[which or 'after'] for row in rows]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
                       f'{type(error).__name__} ({error}); run --job=evaluate first') from None
 
@@ -97,7 +99,9 @@ def by_reward(folder: epath.Path, stage: str, prompts: Sequence[str]) -> Callabl
 
 
 def _run(folder: epath.Path) -> Run:
-  return Run(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
+  config = command_line.saved(folder / 'config.json')
+  config.rl.rules = ()  # who judges needs none, and imports none that a folder names
+  return Run(config, str(folder), 'evaluate')
 
 
 def _judge(options: argparse.Namespace, folder: epath.Path, prompts: Sequence[str]) -> Callable:

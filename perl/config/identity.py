@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl import paths
+from perl.config import runs
 from perl.config.fields import ConfigError, flatten, plain
 from perl.config.schema import FIELDS
 from perl.jobs import ADAPTERS, PRODUCER, STAGES, _identity
@@ -52,7 +53,7 @@ def check_same(config: ConfigDict, stage: str, folder: epath.Path) -> None:
   """
   if not is_begun(folder) or not (folder / 'config.json').exists():
     return
-  recorded = identity(paths.read_json(folder / 'config.json'), stage)
+  recorded = identity(runs.recorded(folder / 'config.json'), stage)
   expected = identity(plain(config), stage)
   lines = [
     f'  {path}: expected {expected.get(path, "no such field")!r}, '

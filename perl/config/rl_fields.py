@@ -97,7 +97,8 @@ FIELDS: dict[str, Field] = {
                                'rl.ensemble=uncertainty.', source='Coste et al. 2023', low=0.0),
   'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
                     '\'module:function\' of your own.'),
-  'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),
+  'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.',
+                           kind=float),
   'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '
                      'custom: the baseline of tables of memory.', choices=('shared', 'separate')),
   'rl.forwards': Field('auto', 'Reference and reward model read the responses in a pass each, or '

@@ -105,8 +105,8 @@ class Fields(documents.Fields):
     value = self.get(name, default)
     if value not in known:
       raise Unsupported(
-        f'expected {name} among {", ".join(known)} in {self.where}, found {value!r:.60}; that is not '
-        'supported, use a model with one of these')
+        f'expected {name} among {", ".join(known)} in {self.where}, found {value!r:.60}; that is '
+        'not supported, use a model with one of these')
     return known[value]
 
   def check_rest(self) -> None:

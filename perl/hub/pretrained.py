@@ -247,8 +247,9 @@ def _load_published(
   config = _published_config(folder, about, {})
   entries = tensors.find(folder)
   like = lm.abstract(Transformer(config))
-  plan = reading.check(
-    entries, like, config.heads, tied=config.tied, vision='text_config' in about)
+  with tensors.named(folder, Unsupported):
+    plan = reading.check(
+      entries, like, config.heads, tied=config.tied, vision='text_config' in about)
   stored = stored or tensors.widest(
     tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
   config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})

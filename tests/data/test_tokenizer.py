@@ -165,7 +165,7 @@ def test_errors(tmp_path, trained):
   with pytest.raises(FileNotFoundError, match='expected a tokenizer.json'):
     tokenizers.load(tmp_path / 'nowhere')
   (tmp_path / 'tokenizer.json').write_text('{"model": 1}')
-  with pytest.raises(ValueError, match='expected model to be an object in .*tokenizer.json, found 1'):
+  with pytest.raises(ValueError, match='model to be an object in .*tokenizer.json, found 1'):
     tokenizers.load(tmp_path)
   (tmp_path / 'broken.model').write_bytes(b'no model')
   with pytest.raises(ValueError, match='broken.model.*check the file'):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.fuzz import _mutations as mutations
+from perl import paths
 from perl.train import storage
 
 SHARE = 3
@@ -46,7 +47,7 @@ def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None
 def read(folder: pathlib.Path, rng: random.Random) -> Any:
   """The tree and its meta; now and then the meta alone."""
   if rng.random() < 0.3:
-    return _TREE, storage.read_about(storage.absolute(folder))['meta']
+    return _TREE, storage.read_about(paths.absolute(folder))['meta']
   return storage.load_tree(folder)
 
 

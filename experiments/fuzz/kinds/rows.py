@@ -26,7 +26,8 @@ LAYOUTS = (
   {'messages': [{'role': 'system', 'content': 's'}, *_CHAT], 'tools': [{'name': 'f'}]},
   {'prompt': _CHAT[:1], 'chosen': _CHAT[1:], 'rejected': [{'role': 'agent', 'content': 'no'}]},
 )
-_TURNS = json.dumps([{'role': 'user', 'text': 'a latte'}, {'role': 'agent', 'api': {'f': {'q': 'x'}}},
+_TURNS = json.dumps([{'role': 'user', 'text': 'a latte'},
+                     {'role': 'agent', 'api': {'f': {'q': 'x'}}},
                      {'role': 'api', 'response': {'f': {'items': [{'name': 'n', 'option': 1}]}}}])
 _POST = {'id': 't3', 'subreddit': 's', 'title': 't', 'post': 'p'}
 PUBLISHED: dict[str, dict] = {
@@ -92,8 +93,8 @@ def _parquet(rng: random.Random) -> bytes:
   try:
     row = json.loads(mutations.text(mutations.value(row, rng))) if rng.random() < 0.7 else row
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 3), file)
-  except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, pyarrow.ArrowException,
-          OSError):  # a table cannot hold it
+  except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
+          pyarrow.ArrowException):  # a table cannot hold it
     return mutations.spoilt_bytes(b'PAR1', rng)
   return file.getvalue() if rng.random() < 0.5 else mutations.spoilt_bytes(file.getvalue(), rng)
 

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.fuzz import _mutations as mutations
 from perl.cli import compare, judge, launch
 from perl.config import command_line, identity, runs, schema
-from perl.config.fields import plain
+from perl.config.fields import ConfigError, plain
 from perl.config.validate import validate
 from perl.report import page
 
@@ -26,7 +26,8 @@ def files() -> dict[str, bytes]:
              'exact_match_low': 0.4, 'exact_match_high': 0.6, 'versions': {'python': '3.11'}}
   row = {'prompt': '<|user|>a<|agent|>', 'before': 'b', 'after': 'c', 'group': 'g',
          'reference': 'r', 'gold_before': 0.1, 'gold_after': 0.2}
-  metrics = '\n'.join(json.dumps({'step': i, 'loss': 1.0 / i, 'dev_loss': 1.0}) for i in range(1, 5))
+  metrics = '\n'.join(
+    json.dumps({'step': i, 'loss': 1.0 / i, 'dev/loss': 1.0}) for i in range(1, 5))
   return {
     'config.json': config, 'summary.json': json.dumps({'sft': summary, 'wall_seconds': 3}).encode(),
     'sft/config.json': config, 'sft/summary.json': json.dumps(summary).encode(),
@@ -46,7 +47,11 @@ def read(folder: pathlib.Path, rng: random.Random) -> Any:
   """As one of the commands does."""
   action = rng.choice(['config', 'same', 'compare', 'report', 'judge', 'summary', 'files'])
   if action == 'config':
-    validate(command_line.read(str(folder / 'config.json')))
+    config = command_line.read(str(folder / 'config.json'))
+    try:
+      validate(config)
+    except ConfigError as error:  # of values; their fields are named, and who gave the file knows it
+      raise ConfigError(f'config.json: {error}') from error
   elif action == 'same':
     config = command_line.read('demo')
     for stage in ('sft', 'evaluate'):

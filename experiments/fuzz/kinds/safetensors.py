@@ -1,7 +1,6 @@
 """Safetensors: a file, or shards with an index. What is accepted is what the bytes say."""
 
 import functools
-import json
 import pathlib
 import random
 import struct

@@ -22,7 +22,8 @@ HOSTILE = (
   '{% endfor %}{% endfor %}',
   "{{ 'a' * 3000000000 }}", "{{ 'abc' * 10**9 }}", '{{ 10**10**10 }}', "{{ '%1000000000d' % 1 }}",
   "{{ '{:>999999999}'.format(1) }}", "{{ 'a' | center(2000000000) }}", '{{ [0] * 10**10 }}',
-  "{{ lipsum(n=100000) }}", "{{ 'a' | indent(10**9) }}", "{{ ([1] * 1000) | tojson(indent=10**7) }}",
+  '{{ lipsum(n=100000) }}', "{{ 'a' | indent(10**9) }}",
+  '{{ ([1] * 1000) | tojson(indent=10**7) }}',
   '{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}',
   '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
   "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
@@ -31,9 +32,11 @@ HOSTILE = (
   "{% for i in range(60000) %}{% for j in range(60000) %}x{% endfor %}{% endfor %}",
   "{{ ''.__class__.__mro__ }}", '{{ messages.__init__.__globals__ }}', '{{ cycler.__init__ }}',
   "{{ 'a'.encode('rot13') }}", "{% include 'x' %}", '{% extends x %}', '{{ raise_exception(1) }}',
-  '{{ messages[0].content.foo.bar }}', '{{ 1 / 0 }}', '{% if %}', '{{', '{% for x in 1 %}{% endfor %}',
+  '{{ messages[0].content.foo.bar }}', '{{ 1 / 0 }}', '{% if %}', '{{',
+  '{% for x in 1 %}{% endfor %}',
   '(' * 3000, '{{ ' + '(' * 3000 + '1' + ')' * 3000 + ' }}', '{{ ' + '-' * 5000 + '1 }}',
-  '{% if 1 %}' * 300, '{{ "\ud800" }}', '{% set x = "\ufdd0" %}{{ x }}', '{{ self._TemplateReference__context }}',
+  '{% if 1 %}' * 300, '{{ "\ud800" }}', '{% set x = "\ufdd0" %}{{ x }}',
+  '{{ self._TemplateReference__context }}',
   "{% generation %}{% generation %}a{% endgeneration %}{% endgeneration %}",
 )
 _MESSAGES = [{'role': 'user', 'content': 'tea'}, {'role': 'assistant', 'content': 'green?'},
@@ -54,8 +57,8 @@ def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None
     at = rng.choice([0, len(text), rng.randrange(len(text))])
     text = text[:at] + rng.choice(HOSTILE) + text[at:]
   else:
-    text = mutations.spoilt_bytes(text.encode(), rng).decode('utf-8', 'surrogatepass' if rng.random(
-    ) < 0.1 else 'replace') if rng.random() < 0.7 else _cut(text, rng)
+    text = _cut(text, rng) if rng.random() < 0.3 else mutations.spoilt_bytes(
+      text.encode(), rng).decode('utf-8', 'replace')
   return {'chat_template.jinja': text.encode('utf-8', 'surrogatepass')}
 
 

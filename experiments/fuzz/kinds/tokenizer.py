@@ -1,4 +1,4 @@
-"""Tokenizers: tokenizer.json, vocab.json with merges.txt, a SentencePiece model, and their settings."""
+"""Tokenizers: tokenizer.json, vocab.json with merges.txt, a SentencePiece model; their settings."""
 
 import functools
 import io
@@ -14,7 +14,8 @@ from perl.data.text import tokenizer_files
 
 SHARE = 15
 
-_TEXTS = ('an oat latte please <|user|> \n 12 naïve\u00a0cafés', '', ' ', 'a' * 300, '\0\ufffd<s></s>')
+_TEXTS = ('an oat latte please <|user|> \n 12 naïve\u00a0cafés', '', ' ', 'a' * 300,
+          '\0\ufffd<s></s>')
 _SIDES = {
   'tokenizer_config.json': {
     'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': '<|bos|>', 'eos_token': {

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from perl import documents
 from perl.data.sources import tfds
 from perl.data.text import dialogue
 
@@ -70,4 +71,5 @@ def approved_dialogues(files: Mapping[str, list]) -> Iterator[dict[str, Any]]:
   continued = {turns[:i] for turns in whole for i in range(len(turns))}
   for turns, conversation_id in whole.items():
     if turns not in continued:
-      yield {'conversation_id': conversation_id, 'turns': [json.loads(turn) for turn in turns]}
+      yield {'conversation_id': conversation_id,
+             'turns': [documents.parse(turn, conversation_id) for turn in turns]}

@@ -58,8 +58,8 @@ def _blocks(file: epath.Path, packed: bool) -> Iterator[bytes]:
       while block := stream.read(2**20):
         size += len(block)
         if size > MOST_BYTES:
-          raise ValueError(f'expected at most {MOST_BYTES:,} bytes in {file}, found more once it is '
-                           'unpacked; split the file')
+          raise ValueError(f'expected at most {MOST_BYTES:,} bytes in {file}, found more once '
+                           'unpacked; split it')
         yield block
   except _DAMAGED as error:
     raise ValueError(

@@ -18,7 +18,7 @@ from etils import epath
 
 from perl import documents, paths
 from perl.data.examples import SPLITS
-from perl.data.sources import row_files as rows
+from perl.data.sources import row_files
 
 VERSION = '2.0.0'
 """Of the prepared form: one JSON text a record."""
@@ -80,7 +80,7 @@ def read_rows(path: epath.Path) -> list:
   Raises:
     ValueError: it is neither, or was cut short.
   """
-  text = rows.read_text(path).strip()
+  text = row_files.read_text(path).strip()
   return documents.parse(text, path, documents.LIST) if text.startswith('[') else [
     documents.parse(line, f'{path}, line {number}')
     for number, line in enumerate(text.split('\n'), start=1) if line.strip()]

@@ -1,8 +1,8 @@
 """Chat templates of published checkpoints: jinja2 source, rendered in a sandbox.
 
 A template is text of a stranger. It sees the messages, the tools and the special tokens as plain
-values; jinja2's sandbox refuses it the rest of Python, and a process of its own bounds its time, its
-memory and its output.
+values; jinja2's sandbox refuses it the rest of Python, and a process of its own bounds its time,
+its memory and its output.
 """
 
 import datetime

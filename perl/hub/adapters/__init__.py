@@ -80,10 +80,11 @@ def load(
   arrays = {name: tensors.read(name, entry).astype(np.float32) for name, entry in entries.items()}
   if bad := [name for name, x in arrays.items() if not np.isfinite(x).all()]:
     logging.warning('expected finite weights in %s, found NaN or infinity in %s', folder, bad[0])
-  head = _read_head(arrays, own, base)
-  modules.drop_copies(arrays, base)
-  form = FORMATS.get(about.get('peft_type'), lora)  # which refuses what is not known
-  adapter = form.load(config_file.Saved(arrays, about, folder / CONFIG), base, heads)
+  with tensors.named(folder, Unsupported):
+    head = _read_head(arrays, own, base)
+    modules.drop_copies(arrays, base)
+    form = FORMATS.get(about.get('peft_type'), lora)  # which refuses what is not known
+    adapter = form.load(config_file.Saved(arrays, about, folder / CONFIG), base, heads)
   return adapter if head is None else {**adapter, 'head': head}
 
 
@@ -159,7 +160,8 @@ def inspect(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int |
   shapes = {name: shape(entry) for name, entry in entries.items()}
   head = [shapes.pop(name).size for name in list(shapes) if _HEAD.search(name)]
   if (kind := about.get('peft_type')) not in FORMATS or kind == 'LORA':
-    own = lora.inspect(config_file.Saved(shapes, about, folder / CONFIG))
+    with tensors.named(folder, Unsupported):
+      own = lora.inspect(config_file.Saved(shapes, about, folder / CONFIG))
   else:
     own = {}
     for name, x in shapes.items():

@@ -80,8 +80,8 @@ def from_tensors(arrays: dict[str, np.ndarray], config: LoraConfig) -> dict[str,
     if not whole or shapes['A'][0] != rank or shapes['B'][1] != rank:
       raise tensors.CorruptTensors(
         f'expected A [{rank}, I] and B [O, {rank}] of {module}, found '
-        f'{ {side: list(shape) for side, shape in sorted(shapes.items())} }; the tensors do not fit '
-        f'{config.where}')
+        f'{ {side: list(shape) for side, shape in sorted(shapes.items())} }; the tensors do '
+        f'not fit {config.where}')
     if config.dora:
       _check_magnitude(module, m, shapes['B'][0], config.where)
     pieces[module] = Piece(sides['A'].T, sides['B'].T, scale, m)

@@ -187,8 +187,8 @@ def read_windows(fields: Fields, layers: int, default: list[bool], window: int |
     known = {'sliding_attention': True, 'full_attention': False}
     if len(types) != layers or not set(types) <= set(known):
       raise Unsupported(
-        f'expected layer_types of {layers} layers among {", ".join(known)} in {fields.where}, found '
-        f'{types!r:.200}; that is not supported')
+        f'expected layer_types of {layers} layers among {", ".join(known)} in {fields.where}, '
+        f'found {types!r:.200}; that is not supported')
     default = [known[name] for name in types]
   if window is None or not any(default):
     return {}

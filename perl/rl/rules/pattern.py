@@ -19,6 +19,7 @@ def rewards(
     ValueError: an example whose meta holds no regular expression.
   """
   del dataset
+  where = lambda example: f"meta['pattern'] of {example.meta.get('source', 'a row')}"
   return [float(patterns.matching(
-    example.meta.get('pattern'), [text], f"meta['pattern'] of {example.meta.get('source', 'a row')}",
-    flags='s')[0]) for example, text in zip(examples, responses)]
+    example.meta.get('pattern'), [text], where(example), flags='s')[0])
+    for example, text in zip(examples, responses)]
