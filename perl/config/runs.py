@@ -1,6 +1,10 @@
-"""Reads what finished and unfinished stages left in a workdir; nothing missing is an error."""
+"""Reads what finished and unfinished stages left in a workdir; nothing missing is an error.
 
-from collections.abc import Mapping
+Nor is a damaged file, where it is only shown: it is passed over, and named.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -64,7 +68,7 @@ def summary(folder: epath.Path) -> dict:
 
 def summaries(workdir: epath.Path) -> dict[str, dict]:
   """{stage: its summary} of the stages that are finished in workdir."""
-  values = {stage: summary(workdir / stage) for stage in STAGES}
+  values = {stage: readable(summary, workdir / stage, {}) for stage in STAGES}
   return {stage: value for stage, value in values.items() if value}
 
 
@@ -75,11 +79,16 @@ def optimum(summaries: Mapping[str, Any]) -> float | None:
 
 
 def config(workdir: epath.Path) -> dict:
-  """The pipeline's config.json, or that of the last stage that has one; {} if there is none.
-
-  Raises:
-    ConfigError: it is no config.
-  """
+  """The pipeline's config.json, or that of the last stage that has one; {} if there is none."""
   places = [workdir, *(workdir / stage for stage in reversed(STAGES))]
-  file = next((f for place in places if (f := place / 'config.json').exists()), None)
-  return nest(recorded(file)) if file else {}
+  files = [file for place in places if (file := place / 'config.json').exists()]
+  return nest(next(filter(None, (readable(recorded, file, {}) for file in files)), {}))
+
+
+def readable(read: Callable[[epath.Path], Any], place: epath.Path, default: Any) -> Any:
+  """read(place); of a file that is damaged the default, and a warning that names it."""
+  try:
+    return read(place)
+  except ValueError as error:
+    logging.warning('passing over a file: %s', error)
+    return default

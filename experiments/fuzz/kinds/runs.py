@@ -50,7 +50,7 @@ def read(folder: pathlib.Path, rng: random.Random) -> Any:
     config = command_line.read(str(folder / 'config.json'))
     try:
       validate(config)
-    except ConfigError as error:  # of values; their fields are named, and who gave the file knows it
+    except ConfigError as error:  # of values: it names their fields
       raise ConfigError(f'config.json: {error}') from error
   elif action == 'same':
     config = command_line.read('demo')
