@@ -44,9 +44,7 @@ def serve(name: str, seed: int, first: int, count: int, seconds: float, mebibyte
       verdict = judge(kind, folder, rng, list(spoilt))
       signal.setitimer(signal.ITIMER_PROF, 0)
       print(json.dumps({'number': number, **verdict}), file=OUT, flush=True)
-      for extra in set(spoilt) - set(valid):
-        (folder / extra).unlink(missing_ok=True)
-      write(folder, {file: valid[file] for file in spoilt if file in valid})
+      clear(folder, spoilt, valid)
 
 
 def limit(mebibytes: int) -> None:
@@ -64,6 +62,13 @@ def write(folder: pathlib.Path, files: dict[str, bytes | None]) -> None:
     else:
       (folder / name).parent.mkdir(parents=True, exist_ok=True)
       (folder / name).write_bytes(content)
+
+
+def clear(
+  folder: pathlib.Path, spoilt: dict[str, bytes | None], valid: dict[str, bytes]
+) -> None:
+  """What was valid as it was; nothing else is left of what was spoilt."""
+  write(folder, {name: valid.get(name) for name in spoilt})
 
 
 def judge(kind, folder: pathlib.Path, rng: random.Random, spoilt: list[str]) -> dict:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from perl import documents
-from perl.data.sources import tfds
+from perl.data.sources import pins, tfds
 from perl.data.text import dialogue
 
-HOME = 'https://raw.githubusercontent.com/google-research-datasets/Taskmaster/master'
+HOME = f'https://raw.githubusercontent.com/google-research-datasets/Taskmaster/{pins.TASKMASTER}'
 CITATION = """@misc{sidahmed2024perl,
   title={Parameter Efficient Reinforcement Learning from Human Feedback},
   author={Sidahmed et al.}, year={2024}, eprint={2403.10704}, archivePrefix={arXiv}}"""
@@ -30,7 +30,7 @@ def source(name: str, **parts: tuple[tuple[str, ...], Records]) -> tfds.Source:
 
   return tfds.Source(
     name, HOME, {part: tfds.Part(names, split(read)) for part, (names, read) in parts.items()},
-    CITATION)
+    CITATION, pins.CHECKSUMS)
 
 
 def numbered(folder: str, stem: str, count: int) -> tuple[str, ...]:

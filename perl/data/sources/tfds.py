@@ -18,7 +18,7 @@ from etils import epath
 
 from perl import documents, paths
 from perl.data.examples import SPLITS
-from perl.data.sources import row_files
+from perl.data.sources import pins, row_files
 
 VERSION = '2.0.0'
 """Of the prepared form: one JSON text a record."""
@@ -41,6 +41,7 @@ class Source(NamedTuple):
   home: str  # URL; the names of files are relative to it
   parts: Mapping[str, Part]
   citation: str = ''
+  checksums: Mapping[str, str] = {}  # of files: perl/data/sources/pins.py
 
 
 # --- Files
@@ -169,7 +170,14 @@ def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str
     raise OSError(f'{source.name}: expected to download {_range(names)} from {source.home}; found '
                   f'{type(error).__name__}: {error}; check the network, or set data.mirror to a '
                   'folder that holds the files in the same layout') from error
-  return {name: epath.Path(path) for name, path in files.items()}
+  files = {name: epath.Path(path) for name, path in files.items()}
+  for name, file in files.items():
+    if name in source.checksums:
+      pins.check(f'{source.name}: {name}', file, source.checksums[name])
+    else:
+      logging.warning('%s: no checksum is known of %s; what was downloaded has sha256 %s',
+                      source.name, name, pins.digest(file))
+  return files
 
 
 def folder(source: Source, part: str, mirror: str, data_dir: str) -> epath.Path:
