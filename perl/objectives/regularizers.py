@@ -15,6 +15,7 @@ their gradients is another matter: that of k1 is 0, that of k2 the gradient of K
 that of k3 the gradient of KL(pi_ref || pi). So k1 belongs in the reward, and a loss uses k2.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -37,8 +38,8 @@ def squared_error(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
 def bregman(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
   """exp(-d) - 1 + d, elementwise; where -d is above LARGEST_EXPONENT, its tangent there."""
   d = logprobs - reference
-  steep = jnp.minimum(-d, LARGEST_EXPONENT)
-  return jnp.expm1(steep) + jnp.exp(LARGEST_EXPONENT) * (-d - steep) + d
+  beyond = jnp.maximum(-d - LARGEST_EXPONENT, 0.0)
+  return jnp.expm1(jnp.minimum(-d, LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * beyond + d
 
 
 def clamped_kl(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
