@@ -118,8 +118,9 @@ def unread(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     defaults: the same as nobody has set it.
   """
   name, wrong = given['algorithm'], []
+  own = OPEN | find(name).OWN
   for option in sorted(given.keys() - reads(name, resolve(name, given))):
-    value, usual = given[option], OPEN.get(option, defaults[option])
+    value, usual = given[option], own.get(option, defaults[option])
     if value not in (None, usual, defaults[option]):
       wrong.append(f'expected rl.{option}={usual} for rl.algorithm={name}, found {value!r}: it '
                    f'would not be read; leave it, or set {_needs(option)}')
