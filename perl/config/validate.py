@@ -34,7 +34,7 @@ def validate(config: ConfigDict) -> list[str]:
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
-  return [*_slow_adapters(config), *_long_warmups(config)]
+  return [*_slow_adapters(config), *_long_warmups(config), *_narrow_samplers(config)]
 
 
 def _value(path: str, value: Any) -> Iterator[str]:
@@ -184,6 +184,14 @@ def _slow_adapters(config: ConfigDict) -> Iterator[str]:
     if rate < FULL_TUNING_RATE:
       yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '
              f'{FULL_TUNING_RATE:g}: 1e-4 to 1e-3 is usual')
+
+
+def _narrow_samplers(config: ConfigDict) -> Iterator[str]:
+  narrow = {'model.dtype': config.model.dtype, 'rl.cache': config.rl.cache}
+  for path, value in narrow.items():
+    if config.rl.behaviour == 'sampler' and value not in ('float32', 'model'):
+      yield (f'rl.behaviour is sampler with {path}={value}: the ratio to what was sampled is not 1 '
+             'before any update; auto takes the log-probs of the trainer')
 
 
 def _long_warmups(config: ConfigDict) -> Iterator[str]:

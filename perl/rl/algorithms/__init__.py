@@ -170,6 +170,9 @@ def problems(options: Mapping[str, Any]) -> list[str]:
     wrong.append(f'expected rl.samples of at least 2 for rl.rounds={options["rounds"]}, found '
                  f'{samples}: of one response nobody knows whether it differs; set rl.rounds=1, or '
                  'rl.samples=8')
+  if options.get('critic_from') == 'reward' and not options.get('reward_weight', 1):
+    wrong.append('expected a reward model for rl.critic_from=reward, found rl.reward_weight=0; set '
+                 'rl.critic_from=zero')
   return wrong + _wrong_in_time(options) + _wrong_beta(options)
 
 
