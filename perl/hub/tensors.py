@@ -135,7 +135,7 @@ def header(file: epath.Path) -> dict[str, Entry]:
       entries = json.loads(stream.read(length))
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise CorruptTensors(
-      f'{file}: expected a whole safetensors file, found {file.stat().length:,} bytes that are '
+      f'{file}: expected a whole safetensors file, found {paths.size_bytes(file):,} bytes that are '
       f'none ({error}); {_REMEDY}'
     ) from error
   entries.pop('__metadata__', None)
