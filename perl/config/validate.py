@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from perl import choices
+from perl import choices, paths
 from perl.config import checks, schema
 from perl.config.fields import ConfigError, flatten, nearest, pick
 from perl.config.rates import COPIES
@@ -53,6 +53,11 @@ def _value(path: str, value: Any) -> Iterator[str]:
     if field.package:  # names resolve by file: perl/choices.py
       yield from _among(one, choices.names(field.package),
                         f'{path} to name a file of {choices.folder(field.package)}')
+  if field.unit == 'path' and value:
+    try:
+      paths.of(value)
+    except ValueError as error:
+      yield f'{path}: {error}'
   if path == 'model.size':
     yield from _among(value, SIZES, f'model.size to be one of {_listed(SIZES)}')
   if field.low is not None and not value >= field.low:

@@ -270,7 +270,7 @@ def test_what_is_logged_is_watched_and_what_is_evaluated_is_shown(tmp_path):
   watched, shown = [], []
   fit(tmp_path, 8, watch=lambda step, values: watched.append((step, sorted(values))),
       show=lambda writer, step: (shown.append(step), writer.texts(
-        tmp_path / 'texts.jsonl', step, [{'prompt': 'a | b', 'reward': 0.5}])))
+        'texts.jsonl', step, [{'prompt': 'a | b', 'reward': 0.5}])))
   assert [step for step, _ in watched] == [2, 4, 6, 8] and 'loss' in watched[0][1]
   assert shown == [0, 4, 8]
   lines = [json.loads(line) for line in (tmp_path / 'texts.jsonl').read_text().splitlines()]
