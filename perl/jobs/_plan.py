@@ -82,6 +82,11 @@ class Vocabulary(NamedTuple):
     """Ids beyond the special ones, different where characters are."""
     return [[3 + ord(character) % 8 for character in text] for text in texts]
 
+  def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(the ids of both texts as one, how many are the first's) of each pair."""
+    return [(ids, len(first)) for ids, (first, _) in
+            zip(self.encode_batch([first + second for first, second in pairs]), pairs)]
+
 
 class _Run(Run):
   """A run whose batches are shapes, of as many rows as an update has."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from perl.data.examples import Document, Example, Prompt, Ranked
 from perl.data.text import dialogue
+from perl.data.text.offsets import before, beginning_before
 from perl.data.text.templates import Message, Refusal, Template
 from perl.data.text.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
 
 def as_prompt(example: Example) -> Prompt:
   """What an example asks, without its answers."""
-  cut = len(example.messages) - len(_answers(example))
+  cut = len(example.messages) - len(example.answers)
   return Prompt(example.prompt, group=example.group, meta=example.meta,
                 messages=example.messages[:max(cut, 0)])
 
@@ -56,9 +57,8 @@ def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message]
   ids, offsets = tokenizer.encode_with_offsets(text)
   mask = [False] * len(ids)
   for begin, end in spans:
-    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
-    if inside:
-      mask[inside[0]:inside[-1] + 1] = [True] * (inside[-1] + 1 - inside[0])
+    inside = slice(before(offsets, begin), beginning_before(offsets, end))
+    mask[inside] = [True] * len(mask[inside])
   if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
     return [tokenizer.bos_id, *ids], [False, *mask]
   return ids, mask
@@ -134,20 +134,12 @@ def _messages(example: Example) -> tuple[list[Message], list[Message]]:
   if isinstance(example, Document):
     ours = example.text.startswith(tuple(_OPENINGS))
     return _named(example.messages) or (as_messages(example.text) if ours else []), []
-  answers = _answers(example)
   if example.messages:
-    cut = len(example.messages) - len(answers)
+    cut = len(example.messages) - len(example.answers)
     return _named(example.messages[:cut]), _named(example.messages[cut:])
   ours = example.prompt.startswith(tuple(_OPENINGS))
   context = as_messages(example.prompt) if ours else [{'role': 'user', 'content': example.prompt}]
-  return context, [{'role': 'assistant', 'content': answer} for answer in answers]
-
-
-def _answers(example: Example) -> tuple[str, ...]:
-  """The responses of an example, in the order of its messages."""
-  if isinstance(example, Ranked):
-    return example.responses
-  return tuple(getattr(example, name) for name in example.TEXTS[1:])
+  return context, [{'role': 'assistant', 'content': answer} for answer in example.answers]
 
 
 def _named(messages: Sequence[Message]) -> list[Message]:

@@ -101,7 +101,7 @@ class Template:
       raise ValueError(f'chat template: expected a jinja2 template; found '
                        f'{type(error).__name__}: {error}; repair the template') from error
     self._has_blocks = environment.generation_blocks
-    self.special_tokens = dict(special_tokens)
+    self.source, self.special_tokens = source, dict(special_tokens)
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
              tools: Sequence[dict] | None = None) -> str:

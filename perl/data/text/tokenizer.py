@@ -80,10 +80,19 @@ class Tokenizer:
     """`encode` of each text, in parallel where the backend can."""
     return self._backend.encode_batch(list(texts))
 
+  def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(`encode` of both texts as one, how many of its ids are the first text's) of each pair.
+
+    A token that holds the end of the first text and the beginning of the second, or that stands for
+    nothing between them, is the second's.
+    """
+    return self._backend.encode_pairs(list(pairs))
+
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
 
     Tokens that share a character have its range each; one that stands for nothing has an empty one.
+    White space that an added token swallows from beside it is not in its range.
     """
     return self._backend.encode_with_offsets(text)
 
