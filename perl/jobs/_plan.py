@@ -75,6 +75,7 @@ class Vocabulary(NamedTuple):
   pad_id: int = 0
   bos_id: int = 1
   eos_id: int = 2
+  stop_ids: tuple[int, ...] = (2,)
   adds_bos: bool = True
   chat_template: None = None
 

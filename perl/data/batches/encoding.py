@@ -6,7 +6,7 @@ learnt, and scored. Of several responses to one prompt the prompt is what their 
 that. A prompt alone (which a policy answers) is encoded alone, as a server would have it.
 
 A prompt opens with bos if the tokenizer puts it there (`adds_bos`) or its text has it, once; eos
-ends what does not end in it yet.
+ends what does not end in it, or another token that ends a response (`stop_ids`), yet.
 
 A row is a dict of numpy arrays of one example, not yet padded, with `index`, the position of the
 example in its list:

@@ -11,7 +11,7 @@ Offsets = list[tuple[int, int]]
 
 
 def before(offsets: Sequence[tuple[int, int]], seam: int) -> int:
-  """How many leading tokens lie before character `seam`: the next one begins there, or covers it."""
+  """How many leading tokens lie before character `seam`; the next begins there, or covers it."""
   return bisect.bisect_left(
     offsets, True, key=lambda span: span[0] >= seam or span[1] > seam)
 
