@@ -58,7 +58,7 @@ def run_stages(config: ConfigDict, names: Sequence[str], workdir: pathlib.Path) 
     {stage: its summary, ..., 'gold_optimum' where a stage knows it, 'wall_seconds'}, over all
     stages that are finished in workdir; wall_seconds counts the skipped ones at what they took.
   """
-  start = time.monotonic()
+  start, config = time.monotonic(), identity.dated(config, workdir)
   identity.check_inputs(config, names, workdir)
   for stage in names:
     identity.check_same(config, stage, workdir / stage)

@@ -1,5 +1,6 @@
 """When a finished stage still counts, and what a stage needs of others."""
 
+import datetime
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from perl.config import runs
 from perl.config.fields import ConfigError, flatten, plain
 from perl.config.schema import FIELDS
 from perl.jobs import ADAPTERS, PRODUCER, PUBLISHED, STAGES
@@ -74,6 +76,15 @@ def check_same(config: ConfigDict, stage: str, folder: pathlib.Path) -> None:
       f'stage {stage} in {folder} was run with another config:', *lines,
       f'use a new --workdir, or delete {folder} to run it again',
     ]))
+
+
+def dated(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+  """The config with a day in data.date: its own, or that of the run in workdir, or today."""
+  day = config.data.date or runs.config(workdir).get('data', {}).get('date')
+  dated = config.copy_and_resolve_references()
+  with dated.unlocked():
+    dated.data.date = day or datetime.date.today().isoformat()
+  return dated
 
 
 def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Path) -> None:

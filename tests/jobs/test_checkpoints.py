@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -25,6 +26,7 @@ from perl.jobs import rl
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._run import Run
 from perl.models import lm
+from perl.train import checkpoint
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
 import checkpoints  # noqa: E402
@@ -109,6 +111,24 @@ def stops_as_trained(where: Run, folder: pathlib.Path) -> None:
   assert transformers.AutoTokenizer.from_pretrained(folder).eos_token_id == stops[0]
   if (folder / 'config.json').exists():
     assert transformers.AutoConfig.from_pretrained(folder).eos_token_id == stops
+
+
+def test_an_adapter_of_other_texts_is_refused(run, tmp_path):
+  """The same weights and vocabulary behind another template are not what it was trained on."""
+  folder, workdir = run
+  shutil.copytree(folder, tmp_path / 'hub')
+  made = command_line.saved(workdir / 'reward' / 'config.json')
+  with made.unlocked():
+    made.model.checkpoint = str(tmp_path / 'hub')
+  where = Run(made, '', 'reward')
+  base = Artefacts(where).base()
+  Artefacts(where).adapter(str(workdir / 'sft'), base)
+  file = tmp_path / 'hub' / 'tokenizer_config.json'
+  about = json.loads(file.read_text())
+  about['chat_template'] = '{# new #}' + about['chat_template']
+  file.write_text(json.dumps(about))
+  with pytest.raises(checkpoint.MismatchError, match="text: expected {.*'template'"):
+    Artefacts(where).adapter(str(workdir / 'sft'), base)
 
 
 @pytest.mark.parametrize('stage', ['sft', 'rl'])

@@ -30,7 +30,8 @@ READ = {
 }
 """Stage -> (the sections, the inputs) that determine its result: its own and those behind it."""
 
-FREE = {'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'evaluate.batch_size',
+FREE = {'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.date',
+        'evaluate.batch_size',
         *(f'{stage}.{name}' for stage in jobs.TRAINED for name in ('log_every_steps', 'keep_last'))}
 """Fields of these sections that change no result."""
 

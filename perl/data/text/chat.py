@@ -5,8 +5,11 @@ as templates read them. The markup of our own dialogues (dialogue.py) can be rea
 """
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from perl.data.examples import Document, Example, Prompt, Ranked
 from perl.data.text import dialogue
@@ -18,22 +21,45 @@ _ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
 _OPENINGS = {dialogue.MARKERS[role]: name for role, name in _ROLES.items()}
 
 
-def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
+def of(tokenizer: Tokenizer, date: str = '') -> tuple[Template, Tokenizer]:
   """(a tokenizer's chat template, the tokenizer with what ends a turn of it as its eos).
 
   Gemma writes '<end_of_turn>' and Qwen '<|im_end|>', whatever their eos is; a policy that answers
   a chat has to stop there. A template that ends turns with no single token leaves eos as it is.
+  `date` is what a template that reads the clock is told (Template).
 
   Raises:
     ValueError: the tokenizer has no template, or it does not render one question and its answer.
   """
-  template, probe = Template(tokenizer.chat_template, tokenizer.special_tokens), 'aardvark'
+  make = lambda special: Template(tokenizer.chat_template, special, date)
+  template, probe = make(tokenizer.special_tokens), 'aardvark'
   question, answer = {'role': 'user', 'content': 'zebra'}, {'role': 'assistant', 'content': probe}
   end = template.turn([question], answer)[1].partition(probe)[2].strip()
   if not end or len(tokenizer.encode(end)) != 1:
     return template, tokenizer
   stopping = tokenizer.stopping_at(end)
-  return Template(tokenizer.chat_template, stopping.special_tokens), stopping
+  return make(stopping.special_tokens), stopping
+
+
+def text_identity(tokenizer: Tokenizer, template: Template | None) -> dict[str, Any]:
+  """What turns text into ids: {tokenizer, stops, template, date}.
+
+  The template is known by its source and the special tokens that it reads; '' is none. The date is
+  there where it reads the clock.
+  """
+  written = template and json.dumps([template.source, template.special_tokens], sort_keys=True)
+  return {
+    'tokenizer': tokenizer.digest, 'stops': list(tokenizer.stop_ids),
+    'template': hashlib.sha256(written.encode()).hexdigest() if written else '',
+    'date': template.date if template else ''}
+
+
+def text_digest(tokenizer: Tokenizer, template: Template | None) -> str:
+  """sha256 (hex) of `text_identity`; its own digest of a vocabulary with one end, no template."""
+  if template is None and tokenizer.stop_ids == (tokenizer.eos_id,):
+    return tokenizer.digest
+  about = text_identity(tokenizer, template)
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def as_prompt(example: Example) -> Prompt:

@@ -65,18 +65,26 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
                     sort_keys=sort_keys)
 
 
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
+def _environment(date: datetime.date) -> sandbox.ImmutableSandboxedEnvironment:
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
   environment.generation_blocks = False
   environment.filters['tojson'] = _to_json
   environment.globals |= {
     'raise_exception': _raise_exception,
-    'strftime_now': lambda form: datetime.datetime.now().strftime(form),
+    'strftime_now': date.strftime,
     'dict': lambda *arguments, **values: dict(*arguments, **values),
     'namespace': _Namespace,
   }
   return environment
+
+
+def _day(date: str) -> datetime.date:
+  try:
+    return datetime.date.fromisoformat(date) if date else datetime.date.today()
+  except ValueError as error:
+    raise ValueError("chat template: expected data.date to be a day as '2026-03-31'; found "
+                     f'{date!r}; write it so') from error
 
 
 class Template:
@@ -85,22 +93,30 @@ class Template:
   Args:
     source: what Tokenizer.chat_template holds.
     special_tokens: bos_token, eos_token, ... as the template reads them; Tokenizer.special_tokens.
+    date: the day that a template which asks for it is told, '2026-03-31'; '' is today. The time of
+      the day is midnight, so that a run's prompts are the same whenever they are rendered.
+
+  Attributes:
+    source, special_tokens: as above.
+    date: the day; '' where the template does not ask.
 
   Raises:
-    ValueError: the source is not a template.
+    ValueError: the source is not a template, or the date is none.
   """
 
-  def __init__(self, source: str, special_tokens: dict[str, str]):
+  def __init__(self, source: str, special_tokens: dict[str, str], date: str = ''):
     if not isinstance(source, str):
       raise ValueError(f'chat template: expected the source of a template; found {source!r:.60}; '
                        'give the path of a tokenizer that has one (an instruct checkpoint)')
-    environment = _environment()
+    day = _day(date)
+    environment = _environment(day)
     try:
       self._template = environment.from_string(source)
     except Exception as error:  # a template may also break the compiler, by its depth for one
       raise ValueError(f'chat template: expected a jinja2 template; found '
                        f'{type(error).__name__}: {error}; repair the template') from error
     self._has_blocks = environment.generation_blocks
+    self.date = day.isoformat() if 'strftime_now' in source else ''
     self.source, self.special_tokens = source, dict(special_tokens)
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
