@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from perl import choices
+from perl.config import schema
 from perl.config.fields import pick
 from perl.preference import methods
 from perl.rl import algorithms
@@ -16,6 +17,9 @@ def _algorithm(config: ConfigDict) -> Iterator[str]:
     return  # said of the field itself
   rl = algorithms.resolve(config.rl.algorithm, config.rl.to_dict())
   yield from algorithms.problems(rl)
+  if rl['baseline'] in schema.FIELDS['rl.baseline'].choices:
+    yield from algorithms.unread(config.rl.to_dict(), {
+      path.removeprefix('rl.'): field.default for path, field in schema.of_stage('rl').items()})
   parts = [rl[name] for name in ('samples', 'minibatches', 'microbatches')]
   if min(parts) > 0 and rl['batch_size'] % math.prod(parts):
     yield (f'expected rl.samples times rl.minibatches times rl.microbatches to divide '

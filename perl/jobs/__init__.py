@@ -93,6 +93,9 @@ STAGES = {
       'whole_chats': dict(
         default=False, meaning='Each chat is one example, in which all turns of the assistant are '
         'learnt (needs a chat template); else each turn is one, after what came before it.'),
+      'patience': dict(
+        default=0, unit='evaluations', low=0, meaning='Evaluations in a row without a lower loss '
+        'on dev, after which the stage ends; 0 is never.'),
     }),
   'reward': Stage(
     key=3, title='Reward model', reads=('tokenizer', 'base', 'anchor'), makes='reward',

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -122,6 +122,25 @@ class Writer:
     self._file.flush()  # a kill loses no line that was written
     for name, value in values.items():
       self._board.add_scalar(name, value, int(step))
+
+  def texts(self, path: str | os.PathLike, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends a line {"step": n, **row} for each row to a file, and a TensorBoard table of them.
+
+    Args:
+      path: of JSON lines.
+      step: the number of steps done.
+      rows: of one kind: texts and numbers by name.
+    """
+    if self._file is None or not rows:
+      return
+    with open(path, 'a', encoding='utf-8') as file:
+      for row in rows:
+        file.write(json.dumps(jsonable({'step': int(step), **row}), ensure_ascii=False) + '\n')
+    cell = lambda x: f'{x:.3f}' if isinstance(x, float) else ' '.join(str(x).split())
+    line = lambda cells: '|' + '|'.join(c.replace('|', '\\|') for c in cells) + '|'
+    table = [line(rows[0]), line(['---'] * len(rows[0])),
+             *(line(map(cell, row.values())) for row in rows)]
+    self._board.add_text(pathlib.Path(path).stem, '\n'.join(table), int(step))
 
   def close(self) -> None:
     """Flushes and closes both."""

@@ -164,10 +164,10 @@ def wins(theta):
 
 
 def best_of_two(theta):
-  """E log pi of the better of two responses, per token."""
+  """E log pi of the better of two responses that differ, per token."""
   p = jax.lax.stop_gradient(table.probabilities(theta))
   better = jnp.float32(SCORES[:, None] > SCORES[None, :])
-  return jnp.log(table.probabilities(theta)) @ (p * (2 * better @ p + p)) / 2
+  return jnp.log(table.probabilities(theta)) @ (p * (2 * better @ p)) / 2
 
 
 def passing(theta):
@@ -293,7 +293,7 @@ def hand(name, rewards, *, now=None, old=None, lengths=None, values=None, scores
     scores=np.asarray(scores or rewards, f32), values=row(values), weight=np.ones(n, f32),
     greedy_returns=np.full(n, 0.7, f32))
   module, asked = algorithms.find(name), table.asked(name, **given)
-  running = {'return': jnp.float32(0.5), 'seen': jnp.float32(1.0)}
+  running = {'mean_return': jnp.float32(0.5), 'seen': jnp.float32(1.0)}
 
   @jax.jit
   def found(e, now):
@@ -307,9 +307,8 @@ def hand(name, rewards, *, now=None, old=None, lengths=None, values=None, scores
 def test_reinforce_by_hand():
   # sums over two tokens: A = 1 - 0.25 and 0 - 0.25; -(-1)(2 A), mean of 2.
   assert hand('reinforce', [1.0, 0.0], values=[0.25, 0.25])[0] == pytest.approx((1.5 - 0.5) / 2)
-  # 0.05 * 0.5 / (1 - 0.95) is the bias-corrected 0.5.
   e = hand('reinforce', [1.0, 0.0], baseline='moving_average')[1]
-  np.testing.assert_allclose(e.advantages[:, 1], [1 - 0.5 / 0.05, -0.5 / 0.05], rtol=1e-4)
+  np.testing.assert_allclose(e.advantages[:, 1], [0.5, -0.5], rtol=1e-6)
 
 
 def test_rloo_by_hand():
@@ -379,10 +378,11 @@ def test_clips_by_hand():
 
 
 def test_what_is_imitated_by_hand():
-  # The first of equals; the mean over its tokens alone.
-  loss, e = hand('rejection_sampling', [1.0, 1.0, 0.0, 2.0], now=[-1.0, -2.0, -3.0, -4.0])
-  np.testing.assert_array_equal(e.advantages[:, 1], [1, 0, 0, 1])
-  assert loss == pytest.approx((1 + 4) / 2)
+  # The first of the best; of equals alone, which may all be wrong, none; the mean over its tokens.
+  loss, e = hand('rejection_sampling', [1.0, 1.0, 0.0, 2.0, 2.0, 2.0], samples=3,
+                 now=[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+  np.testing.assert_array_equal(e.advantages[:, 1], [1, 0, 0, 0, 0, 0])
+  assert loss == pytest.approx(1.0)
   loss, _ = hand('expert_iteration', [0.5, -0.4, 1.0], now=[-1.0, -2.0, -3.0], lengths=[2, 2, 1])
   assert loss == pytest.approx((2 * 1 + 3) / 3)
   assert hand('expert_iteration', [0.0, -0.4])[0] == 0.0  # nothing passes

@@ -90,11 +90,29 @@ def rollout(
   )
 
 
+def merges(model: Transformer, base: Tree, adapter: Tree, merged: bool | None = None) -> bool:
+  """Whether a rollout reads a merged copy; the arguments are those of `rollout`, by shapes too."""
+  if merged is not None:
+    return merged
+  exact = model.config.dtype == model.config.param_dtype == 'float32'
+  return stack.copies(base) and exact and adapters.mergeable(base, adapter)
+
+
+def exact(
+  model: Transformer, base: Tree, adapter: Tree, *, merged: bool | None = None, cache: str = 'model'
+) -> bool:
+  """Whether sampling computes as an update does, so that their log-probs differ by float32's
+  rounding of sums alone: no narrow type, no narrow cache, no merged copy, no accelerator (whose
+  products of float32 are narrower).
+  """
+  wide = model.config.dtype == 'float32' and cache in ('model', 'float32')
+  on_cpu = jax.default_backend() == 'cpu'
+  return wide and on_cpu and not merges(model, base, adapter, merged)
+
+
 def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
   """The weights as decoding reads them; `merged` as in `rollout`."""
-  if merged is None:
-    exact = model.config.dtype == model.config.param_dtype == 'float32'
-    merged = stack.copies(base) and exact and adapters.mergeable(base, adapter)
+  merged = merges(model, base, adapter, merged)
   if merged and (scheme := scheme_of(base)) is not None:
     raise ValueError(
       f'expected a dense base to merge adapters into, found {scheme.tag} kernels, which would '
