@@ -20,7 +20,7 @@ example in its list:
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,33 @@ def _parts(examples: Sequence[Example], kind: str,
   """(the ids of the text or the prompt, those of each response after it) of every example."""
   if kind in ('document', 'prompt'):
     texts = [getattr(example, *KINDS[kind].TEXTS) for example in examples]
-    return ((ids, []) for ids in tokenizer.encode_batch(texts))
-  pairs = iter(tokenizer.encode_pairs(
-    [(example.prompt, answer) for example in examples for answer in example.answers]))
+    return ((ids, []) for ids in _ids(tokenizer.encode_batch, texts, examples))
+  texts = [(example.prompt, answer) for example in examples for answer in example.answers]
+  whose = [example for example in examples for _ in example.answers]
+  pairs = iter(_ids(tokenizer.encode_pairs, texts, whose))
   return (_apart([*itertools.islice(pairs, len(example.answers))]) for example in examples)
+
+
+def _ids(encode: Callable[[list], list], texts: list, examples: Sequence[Example]) -> list:
+  """encode(texts).
+
+  Raises:
+    ValueError: the tokenizer has no ids for one of the texts; the row of its example is named.
+  """
+  try:
+    return encode(texts)
+  except ValueError:  # which does not say at which text
+    for text, example in zip(texts, examples):
+      _check_readable(encode, text, example)
+    raise
+
+
+def _check_readable(encode: Callable[[list], list], text: Any, example: Example) -> None:
+  try:
+    encode([text])
+  except ValueError as error:
+    where = example.meta.get('source', 'an example')
+    raise ValueError(f'{where}: {error}, in {text!r:.80}') from error
 
 
 def _apart(rows: list[tuple[list[int], int]]) -> tuple[list[int], list[list[int]]]:
@@ -158,7 +181,7 @@ def encode_sampled(prompts: Sequence[Example], responses: Sequence[Sequence[int]
     ValueError: another number of responses than of prompts, or an impossible length.
   """
   limits = Limits(tokenizer, max_prompt_tokens, 1, 'truncate')
-  ids = tokenizer.encode_batch([example.prompt for example in prompts])
+  ids = _ids(tokenizer.encode_batch, [example.prompt for example in prompts], prompts)
   return [{'index': index, **_scored_row(limits.prompt(prompt), list(response))}
           for index, (prompt, response) in enumerate(zip(ids, responses, strict=True))]
 

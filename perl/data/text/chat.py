@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from perl.data.examples import Document, Example, Prompt, Ranked
@@ -100,13 +100,28 @@ def encode_document(
   messages, tools = _messages(document)[0], document.meta.get('tools')
   if not messages:
     return [], []
+  return _as_it_takes(document, lambda plain: encode(
+    tokenizer, template, _plain(messages) if plain else messages, tools))
+
+
+def _as_it_takes(example: Example, write: Callable[[bool], Any]) -> Any:
+  """write(False), or write(True), in plain roles, where the template refuses that.
+
+  Raises:
+    ValueError: it refuses both, which names the row.
+  """
   try:
-    return encode(tokenizer, template, messages, tools)
-  except Refusal as refusal:
     try:
-      return encode(tokenizer, template, _plain(messages), tools)
-    except Refusal:
-      raise refusal from None
+      return write(False)
+    except Refusal as refusal:
+      try:
+        return write(True)
+      except Refusal:
+        raise refusal from None
+  except ValueError as error:
+    if source := example.meta.get('source'):
+      raise type(error)(f'{source}: {error}') from error
+    raise
 
 
 def as_messages(text: str) -> list[Message]:
@@ -139,20 +154,16 @@ def apply(template: Template, example: Example) -> Example:
   one role become one message, joined by a blank line.
 
   Raises:
-    ValueError: the template refuses these too, or its generation prompt does not open the turn.
+    ValueError: the template refuses these too, or its generation prompt does not open the turn;
+      the file and row are named.
   """
   tools = example.meta.get('tools')
   context, turns = _messages(example)
   if isinstance(example, Document) and not context:
     return example
-  try:
-    return dataclasses.replace(example, **_texts(template, example, context, turns, tools))
-  except Refusal as refusal:
-    try:
-      plain = _plain(context)
-      return dataclasses.replace(example, **_texts(template, example, plain, turns, tools))
-    except Refusal:
-      raise refusal from None
+  texts = _as_it_takes(example, lambda plain: _texts(
+    template, example, _plain(context) if plain else context, turns, tools))
+  return dataclasses.replace(example, **texts)
 
 
 def _messages(example: Example) -> tuple[list[Message], list[Message]]:
@@ -217,7 +228,15 @@ def _plain(messages: list[Message]) -> list[Message]:
     last = result[-1] if result else {}
     both = [last.get('content'), message.get('content')]
     if last.get('role') == role and all(isinstance(content, str) for content in both):
-      result[-1] = last | message | {'role': role, 'content': '\n\n'.join(both)}
+      result[-1] = last | message | {'role': role, 'content': '\n\n'.join(both)} | _joined(
+        last, message)
     else:
       result.append(message | {'role': role})
   return result
+
+
+def _joined(first: Message, second: Message) -> Message:
+  """What else two messages have together: the calls of both; they are learnt if both are."""
+  calls = [*(first.get('tool_calls') or ()), *(second.get('tool_calls') or ())]
+  weights = [message['weight'] for message in (first, second) if 'weight' in message]
+  return ({'tool_calls': calls} if calls else {}) | ({'weight': min(weights)} if weights else {})

@@ -4,12 +4,13 @@
 in the text ('<|user|>') are single ids when the vocabulary has them.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tokenizers
@@ -83,8 +84,13 @@ class Tokenizer:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of each text, in parallel where the backend can."""
-    return self._backend.encode_batch(list(texts))
+    """`encode` of each text, in parallel where the backend can.
+
+    Raises:
+      ValueError: the vocabulary has no ids for a text; so do the others that encode.
+    """
+    with _words():
+      return self._backend.encode_batch(list(texts))
 
   def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
     """(`encode` of both texts as one, how many of its ids are the first text's) of each pair.
@@ -92,7 +98,8 @@ class Tokenizer:
     A token that holds the end of the first text and the beginning of the second, or that stands for
     nothing between them, is the second's.
     """
-    return self._backend.encode_pairs(list(pairs))
+    with _words():
+      return self._backend.encode_pairs(list(pairs))
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
@@ -100,7 +107,8 @@ class Tokenizer:
     Tokens that share a character have its range each; one that stands for nothing has an empty one.
     White space that an added token swallows from beside it is not in its range.
     """
-    return self._backend.encode_with_offsets(text)
+    with _words():
+      return self._backend.encode_with_offsets(text)
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
     """The text of the ids; special tokens (markers, bos, eos, pad) are left out or kept.
@@ -170,6 +178,17 @@ class Tokenizer:
     for name, text in (files | {self._backend.filename: content}).items():
       (folder / name).write_bytes(text)
     return folder / self._backend.filename
+
+
+@contextlib.contextmanager
+def _words() -> Iterator[None]:
+  """Both libraries raise what they like."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f'tokenizer: expected text that it has ids for; found {type(error).__name__}: {error}; leave '
+      'the text out, or use a tokenizer with an unknown token or bytes') from error
 
 
 def _json(value: dict) -> bytes:
