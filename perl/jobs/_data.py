@@ -164,8 +164,8 @@ class Data:
     return tuple(b for b in config.buckets if b < longest) + (longest,)
 
   def decode(self, ids: list[int]) -> str:
-    """A response's text without its EOS; other special tokens show, for they are mistakes."""
-    ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_id else ids
+    """A response's text without what ends it; other special tokens show, for they are mistakes."""
+    ids = ids[:-1] if ids and ids[-1] in self.tokenizer.stop_ids else ids
     return self.tokenizer.decode(ids, skip_special=False).strip()
 
   def gold_rewards(self, examples: list[Example], texts: list[str]) -> np.ndarray | None:

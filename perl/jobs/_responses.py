@@ -39,7 +39,7 @@ def sampling(run: Run, data: Data, **changes) -> dict:
   rl, ids = run.config.rl, data.tokenizer
   return dict(
     max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, top_k=rl.top_k, top_p=rl.top_p,
-    eos_id=ids.eos_id, pad_id=ids.pad_id, cache=rl.cache,
+    eos_id=ids.stop_ids if len(ids.stop_ids) > 1 else ids.eos_id, pad_id=ids.pad_id, cache=rl.cache,
     merged=MERGED[rl.decode],
   ) | changes
 

@@ -28,7 +28,7 @@ def rollout(
   key: jax.Array,
   *,
   max_new_tokens: int,
-  eos_id: int,
+  eos_id: int | tuple[int, ...],
   pad_id: int,
   temperature: float = 1.0,
   top_k: int = 0,
@@ -49,7 +49,7 @@ def rollout(
     mask: bool[N, P], with the last column True.
     key: typed PRNG key.
     max_new_tokens: R.
-    eos_id: the token that ends a response; it belongs to the response.
+    eos_id: the token that ends a response, or all that do; it belongs to the response.
     pad_id: fills the slots after it (masks, not ids, say what counts: it may equal eos_id).
     temperature: of the sampling distribution; 0 for the most likely token.
     top_k: keep the k most likely tokens; 0 for all.
