@@ -86,8 +86,9 @@ class Scorer:
     """Rows of kind labelled."""
     if all(answer.ids is not None for answer in answers):
       return self.data.sampled(prompts, [answer.ids for answer in answers])
-    rows = self.data.rows(
-      [_as_labelled(example, answer.text) for example, answer in zip(prompts, answers)], 'labelled')
+    examples = [_as_labelled(example, answer.text) for example, answer in zip(prompts, answers)]
+    # Another tokenizer may need more tokens for what ours sampled.
+    rows = self.data.rows(examples, 'labelled', longest=2 * self.run.config.rl.max_new_tokens)
     return [row if answers[row['index']].finished else row | {'tokens': self._open(row['tokens'])}
             for row in rows]
 
