@@ -167,8 +167,11 @@ def read_bytes(
   error: type[ValueError] = Malformed,
 ) -> bytes:
   """A whole file, if it is not larger than a file of its kind can be; raises as `read`."""
-  with epath.Path(file).open('rb') as stream:
-    content = stream.read(most + 1)
+  try:
+    with epath.Path(file).open('rb') as stream:
+      content = stream.read(most + 1)
+  except OSError as reason:
+    raise type(reason)(f'expected a file {file}, found {reason}; {remedy}') from reason
   if len(content) > most:
     raise error(f'expected at most {most:,} bytes in {file}, found more; {remedy}')
   return content

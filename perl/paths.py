@@ -20,8 +20,8 @@ from etils import epath
 from perl import documents
 from perl.documents import Kind
 
-SERVED = {'gs': 'gcsfs', 's3': 's3fs'}
-"""Scheme -> the package that serves it. Both epath and TensorStore, which checkpoints need, can."""
+SERVED = {'gs': 'gcsfs'}
+"""Scheme -> the package that serves it; those that both epath and Orbax, for checkpoints, can."""
 
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/')
 
@@ -116,6 +116,11 @@ def glob(folder: epath.Path, suffixes: tuple[str, ...]) -> list[epath.Path]:
   paths = sorted(folder.iterdir())
   return [file for path in paths for file in (
     glob(path, suffixes) if path.is_dir() else [path] * path.name.endswith(suffixes))]
+
+
+def size_bytes(place: str | os.PathLike) -> int:
+  """Of a file."""
+  return os.path.getsize(place) if is_local(place) else of(place).stat().length
 
 
 def stamps(place: str | os.PathLike) -> list[tuple]:

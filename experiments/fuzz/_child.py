@@ -28,6 +28,7 @@ DOCUMENTED = (ValueError, OSError)
 def serve(name: str, seed: int, first: int, count: int, seconds: float, mebibytes: int) -> None:
   """Judges the inputs of a kind, one after another."""
   kind = choices.find(KINDS, name)
+  getattr(kind, 'prepare', lambda: None)()
   valid = kind.files()
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)

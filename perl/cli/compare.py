@@ -62,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for a folder without a run, else 0."""
   parser = argparse.ArgumentParser(
     prog='perl-rlhf compare', description=__doc__.split('\n', 1)[0], allow_abbrev=False)
-  parser.add_argument('workdir', nargs='+', type=paths.of, help='folder of a run')
+  parser.add_argument('workdir', nargs='+', help='folder of a run')
   parser.add_argument('--format', default='markdown', choices=tuple(formats.FORMATS))
   options = command_line.explaining(parser).parse_args(argv)
-  head = ['', *(str(workdir) for workdir in options.workdir)]
-  print(formats.FORMATS[options.format](head, rows(options.workdir), NOTES))
+  head = ['', *options.workdir]
+  workdirs = [paths.of(workdir) for workdir in options.workdir]
+  print(formats.FORMATS[options.format](head, rows(workdirs), NOTES))

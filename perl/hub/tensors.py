@@ -144,7 +144,7 @@ def header(file: epath.Path) -> dict[str, Entry]:
     CorruptTensors: it is cut short or malformed, or its tensors are not the bytes after the header,
       each once.
   """
-  size = file.stat().length
+  size = paths.size_bytes(file)
   try:
     if paths.is_local(file):
       with safetensors.safe_open(file, 'np'):  # the library's own checks

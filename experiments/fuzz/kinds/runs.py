@@ -25,7 +25,8 @@ def files() -> dict[str, bytes]:
   summary = {'loss': 1.5, 'wall_seconds': 3.0, 'seed': 0, 'gold_optimum': 1.0, 'exact_match': 0.5,
              'exact_match_low': 0.4, 'exact_match_high': 0.6, 'versions': {'python': '3.11'}}
   row = {'prompt': '<|user|>a<|agent|>', 'before': 'b', 'after': 'c', 'group': 'g',
-         'reference': 'r', 'gold_before': 0.1, 'gold_after': 0.2}
+         'reference': 'r', 'gold_before': 0.1, 'gold_after': 0.2, 'finished_before': True,
+         'finished_after': False}
   metrics = '\n'.join(
     json.dumps({'step': i, 'loss': 1.0 / i, 'dev/loss': 1.0}) for i in range(1, 5))
   return {

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 from experiments.fuzz import _mutations as mutations
+from perl import bounded
 from perl.data.text import templates
 
 SHARE = 10
@@ -42,6 +43,11 @@ HOSTILE = (
 _MESSAGES = [{'role': 'user', 'content': 'tea'}, {'role': 'assistant', 'content': 'green?'},
              {'role': 'user', 'content': 'yes'}, {'role': 'assistant', 'content': 'done'}]
 _SPECIAL = {'bos_token': '<s>', 'eos_token': '</s>'}
+
+
+def prepare() -> None:
+  """A second in place of the five that users have: many of the inputs take all of it."""
+  templates._write = bounded.Function(templates._write.name, bounded.Bounds(seconds=1.0))
 
 
 def files() -> dict[str, bytes]:

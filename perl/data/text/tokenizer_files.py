@@ -4,6 +4,8 @@
   special_tokens_map.json  special tokens, in older checkpoints
   added_tokens.json        {text: id}, in older checkpoints
   chat_template.jinja      the template, as transformers 5 writes it
+  generation_config.json   eos_token_id: the ids that end a response, one or several; where it does
+                           not say, config.json
 Nothing in them is executed: a class that they name in `auto_map` is not looked at.
 """
 
@@ -17,14 +19,16 @@ from perl import documents
 from perl.documents import FLAG, OBJECT, TEXT, Fields
 
 CONFIG, TEMPLATE = 'tokenizer_config.json', 'chat_template.jinja'
+SPECIAL, GENERATION = 'special_tokens_map.json', 'generation_config.json'
+NAMES = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 MOST_IDS = 2**22
 """Of a vocabulary; an id is a row of the embedding, and of tables in the libraries."""
 ID = documents.whole(0, MOST_IDS - 1)
-NAMES = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
 _REMEDY = 'save the tokenizer again'
-_COPIED = (CONFIG, 'special_tokens_map.json', 'added_tokens.json', TEMPLATE,
+_COPIED = (CONFIG, SPECIAL, 'added_tokens.json', TEMPLATE, GENERATION,
            'vocab.json', 'merges.txt', 'tokenizer.model')
+_STOPS = (GENERATION, 'config.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Settings:
     prefix_space: whether a byte-level vocabulary puts a space before a text.
     tokenizer_class: the class of transformers that is named, '' if none.
     chat_template: the default one.
+    stops: the ids that the checkpoint's generation ends at.
     files: the files themselves by name, to be saved with the vocabulary.
   """
 
@@ -62,6 +67,7 @@ class Settings:
   prefix_space: bool = False
   tokenizer_class: str = ''
   chat_template: str | None = None
+  stops: tuple[int, ...] = ()
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
@@ -79,7 +85,7 @@ def read(folder: epath.Path) -> Settings:
   fields = lambda name: Fields(
     documents.parse(files[name], folder / name, OBJECT, remedy=_REMEDY) if name in files else {},
     folder / name, remedy=_REMEDY)
-  config, special, older = map(fields, (CONFIG, 'special_tokens_map.json', 'added_tokens.json'))
+  config, special, older = map(fields, (CONFIG, SPECIAL, 'added_tokens.json'))
   declared = {name: _content(config if config.has(name) else special, name)
               for name in NAMES if config.has(name) or special.has(name)}
   # As in transformers: the older file of added tokens counts only without the newer entry.
@@ -90,7 +96,26 @@ def read(folder: epath.Path) -> Settings:
     adds_bos=config.get('add_bos_token', FLAG), legacy=config.get('legacy', FLAG, False),
     prefix_space=config.get('add_prefix_space', FLAG, False),
     tokenizer_class=config.get('tokenizer_class', TEXT, ''),
-    chat_template=_template(config, files.get(TEMPLATE), folder / TEMPLATE), files=files)
+    chat_template=_template(config, files.get(TEMPLATE), folder / TEMPLATE), files=files,
+    stops=stops(folder))
+
+
+def stops(folder: epath.Path) -> tuple[int, ...]:
+  """The ids that end a response by generation_config.json, or else by config.json; () of neither.
+
+  Raises:
+    ValueError: they are no ids, or the file is no JSON object.
+  """
+  for file in (folder / name for name in _STOPS if (folder / name).is_file()):
+    ids = Fields(documents.read(file, OBJECT), file).get('eos_token_id', _STOP_IDS)
+    if ids is not None:
+      ids = ids if isinstance(ids, list) else [ids]
+      return tuple(i for i in ids if i >= 0)  # some write -1 for none
+  return ()
+
+
+_STOP = documents.whole(-1, MOST_IDS - 1)
+_STOP_IDS = documents.either(_STOP, documents.items(_STOP, 2**10))
 
 
 def _content(fields: Fields, name: str) -> str | None:
