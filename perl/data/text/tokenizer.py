@@ -106,7 +106,7 @@ class Tokenizer:
 
   def _words(self) -> contextlib.AbstractContextManager:
     return vocabularies.native(
-      f'text that it has ids for, of {self._where}',
+      f'text that {self._where} has ids for',
       'leave the text out, or use a tokenizer with an unknown token or bytes')
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -77,8 +77,8 @@ def read_rope(fields: Fields, *, theta: str = 'rope_theta', turns_a_part: bool =
     turns_a_part: the family reads partial_rotary_factor itself; where none does, it is refused.
   """
   rope = rope_fields(fields, 'rope_parameters', 'rope_scaling')
-  base = rope.pop('rope_theta', None) or fields.get(theta, 10_000.0, THETA)
-  fields.get(theta)
+  older = fields.get(theta, 10_000.0, THETA)
+  base = rope.pop('rope_theta', None) or older
   if turns_a_part:
     rope.pop('partial_rotary_factor', None)
   return {

@@ -26,10 +26,10 @@ def _read_rope(fields: Fields, options: dict) -> dict[str, Any]:
   whole = common.check_rope(fields, rope.get('full_attention'))
   whole |= common.rope_fields(fields, 'rope_scaling')
   local = common.check_rope(fields, rope.get('sliding_attention'))
-  theta = float(whole.pop('rope_theta', None) or fields.get('rope_theta', 1e6, common.THETA))
-  local_theta = float(local.pop('rope_theta', None)
-                      or fields.get('rope_local_base_freq', 1e4, common.THETA))
-  fields.get('rope_theta'), fields.get('rope_local_base_freq')
+  older = fields.get('rope_theta', 1e6, common.THETA)
+  older_local = fields.get('rope_local_base_freq', 1e4, common.THETA)
+  theta = float(whole.pop('rope_theta', None) or older)
+  local_theta = float(local.pop('rope_theta', None) or older_local)
   positions = options['max_positions']
   if common.read_scaling(local, positions) is not None:
     raise Unsupported(
