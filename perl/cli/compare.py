@@ -7,10 +7,12 @@ A column is a run, a row a figure of a stage or a field of the config.
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
+from perl import paths
 from perl.cli import launch
 from perl.config import command_line, runs, schema
 from perl.config.fields import ConfigError, flatten, plain
@@ -20,7 +22,7 @@ FIGURES = ('exact_match', *launch.SHOWN)
 NOTES = ('[low, high]: 95 % interval over the examples of that run; –: the run has no such value.',)
 
 
-def rows(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
+def rows(workdirs: Sequence[epath.Path]) -> list[list[str]]:
   """The body of the table, a column a run: figures by stage, then the fields that differ.
 
   Raises:
@@ -50,8 +52,8 @@ def _fields(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
   """A field that a saved config lacks is younger than the run, and had its default's effect."""
   defaults = flatten(plain(schema.get_config()))
   flat = [{**defaults, **flatten(config)} if config else {} for config in configs]
-  paths = dict.fromkeys([*schema.FIELDS, *(path for config in flat for path in config)])
-  body = [[path, *(str(config.get(path, '–')) for config in flat)] for path in paths]
+  names = dict.fromkeys([*schema.FIELDS, *(path for config in flat for path in config)])
+  body = [[path, *(str(config.get(path, '–')) for config in flat)] for path in names]
   return [row for row in body if len(set(row[1:])) > 1]
 
 
@@ -60,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for a folder without a run, else 0."""
   parser = argparse.ArgumentParser(
     prog='perl-rlhf compare', description=__doc__.split('\n', 1)[0], allow_abbrev=False)
-  parser.add_argument('workdir', nargs='+', type=pathlib.Path, help='folder of a run')
+  parser.add_argument('workdir', nargs='+', help='folder of a run')
   parser.add_argument('--format', default='markdown', choices=tuple(formats.FORMATS))
-  options = parser.parse_args(argv)
-  head = ['', *(str(workdir) for workdir in options.workdir)]
-  print(formats.FORMATS[options.format](head, rows(options.workdir), NOTES))
+  options = command_line.explaining(parser).parse_args(argv)
+  head = ['', *options.workdir]
+  workdirs = [paths.of(workdir) for workdir in options.workdir]
+  print(formats.FORMATS[options.format](head, rows(workdirs), NOTES))

@@ -21,15 +21,14 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from perl import trees
+from perl import paths, trees
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.hub import adapters as peft_format
@@ -53,7 +52,7 @@ def inspect(folder: str) -> dict:
     for a checkpoint: config, tensors {path: {shape, dtype}} of our base tree, parameters, bytes,
     digest, head, vocabulary of the tokenizer; for an adapter: ranks and scales by module.
   """
-  if (pathlib.Path(folder) / 'adapter_config.json').is_file():
+  if (paths.of(folder) / 'adapter_config.json').exists():
     return _inspect_adapter(folder)
   stored = pretrained.stored_dtype(folder)
   config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
@@ -98,9 +97,9 @@ def import_(
     block, double: as config.model.quantize_block and double_quantize.
   """
   scheme = Scheme(quantize, block, double) if quantize else None
-  summary = {'imported_from': os.path.abspath(folder), 'commit': provenance.commit()}
+  summary = {'imported_from': str(paths.absolute(folder)), 'commit': provenance.commit()}
 
-  def write(new: pathlib.Path) -> None:
+  def write(new: epath.Path) -> None:
     model, params, tokenizer = pretrained.load(folder, dtype=dtype or None, quantize=scheme)
     base = bases.Base(model, params, bases.digest_of(folder, scheme))
     summary.update(parameters_total=trees.count(params), digest=base.digest,
@@ -122,11 +121,11 @@ def export(stage: str, out: str, form: str, uniform: bool) -> dict:
   Raises:
     ConfigError: no finished stage there.
   """
-  folder = pathlib.Path(stage)
-  if not (folder / 'summary.json').is_file() or not (folder / 'config.json').is_file():
+  folder = paths.of(stage)
+  if not (folder / 'summary.json').exists() or not (folder / 'config.json').exists():
     raise ConfigError(f'expected a finished stage in {stage}, found none; give <workdir>/<stage>')
   config = command_line.saved(folder / 'config.json')
-  name = folder.resolve().name
+  name = paths.absolute(folder).name
   if name not in ADAPTED or not (folder / 'adapter').is_dir():
     name = PRODUCER['base']
     if not (folder / 'base').is_dir():
@@ -213,19 +212,18 @@ ACTIONS = {
 @command_line.guarded
 def main(argv: Sequence[str] | None = None) -> None:
   """The program; returns the exit code: 2 for what cannot be read or written, else 0."""
-  options = _parser().parse_args(argv)
-  try:
-    report = ACTIONS[options.action](options)
-    if options.action == 'inspect':
-      print(json.dumps(report, indent=2) if options.json else describe(report))
-      return
-    print('\n'.join(f'{name} {value}' for name, value in report.items()))
-    if options.action != 'check':
-      print(f'written to {options.out}')
-    elif options.json:
-      _write(options, report)
-  except (ValueError, OSError) as error:  # written for the one who reads it
-    raise ConfigError(str(error)) from error
+  options = command_line.explaining(_parser()).parse_args(argv)
+  if 'out' in options:
+    writing.check_new(options.out)
+  report = ACTIONS[options.action](options)
+  if options.action == 'inspect':
+    print(json.dumps(report, indent=2) if options.json else describe(report))
+    return
+  print('\n'.join(f'{name} {value}' for name, value in report.items()))
+  if options.action != 'check':
+    print(f'written to {options.out}')
+  elif options.json:
+    _write(options, report)
 
 
 def _write(options: argparse.Namespace, report: dict) -> None:

@@ -14,15 +14,17 @@ reward model over the same anchor, best one that no policy learnt from.
 """
 
 import argparse
-import json
-import pathlib
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from etils import epath
+
+from perl import paths
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.evaluate import win_rate
+from perl.jobs import _reading
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._run import Run
@@ -35,25 +37,27 @@ from perl.train import metrics
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
 
 
-def read(place: str) -> tuple[pathlib.Path, list[dict[str, Any]], list[str]]:
+def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[str]]:
   """(the stage's folder, the prompts, the responses) of 'folder' or 'folder:before'.
 
   Raises:
     ConfigError: no finished evaluate stage with its responses.
   """
-  name, _, which = place.partition(':')
+  name, _, which = place.partition(':') if '://' not in place else place.rpartition(':')
+  if which.startswith('//'):  # of a scheme
+    name, which = place, ''
   if which not in ('', 'before', 'after'):
     raise ConfigError(f"expected ':before' or ':after' behind the folder, found {which!r}")
-  folder = pathlib.Path(name)
+  folder = paths.of(name)
   try:
-    rows = json.loads((folder / 'responses.json').read_text('utf-8'))
+    rows = paths.read_json(folder / 'responses.json')
     return folder, rows, [row[which or 'after'] for row in rows]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
                       f'{type(error).__name__} ({error}); run --job=evaluate first') from None
 
 
-def by_gold(folder: pathlib.Path) -> Callable:
+def by_gold(folder: epath.Path) -> Callable:
   """The judge who has the dataset's gold reward.
 
   Raises:
@@ -67,32 +71,43 @@ def by_gold(folder: pathlib.Path) -> Callable:
   return win_rate.by_score(lambda prompts, texts: [gold(p, t) for p, t in zip(prompts, texts)])
 
 
-def by_reward(folder: pathlib.Path, stage: str) -> Callable:
-  """The judge who has the reward model of a stage, over the anchor of `folder`."""
+def by_reward(folder: epath.Path, stage: str, prompts: Sequence[str]) -> Callable:
+  """The judge who has the reward model of a stage, over the anchor of `folder`.
+
+  Raises:
+    FileNotFoundError: there is no such model.
+    ConfigError: the dataset has not these prompts any more.
+  """
+  _reading.of_result(stage, 'reward')
   run = _run(folder)
   artefacts = Artefacts(run)
-  data, anchor = artefacts.data, artefacts.anchor()
+  data = artefacts.data
+  known = {example.prompt: example for example in data.answered('test')}
+  if lost := [prompt for prompt in prompts if prompt not in known]:
+    raise ConfigError(
+      f'expected the prompts of {folder} in the test split of {run.config.data.name}, found '
+      f'{len(lost)} of {len(prompts)} missing; give the data that were evaluated on')
+  anchor = artefacts.anchor()
   adapter, _ = artefacts.adapter(stage, anchor)
   rewards = Rewards(None, {'reward': adapter}, Rules((), (), data.dataset),
                     max_new_tokens=run.config.rl.max_new_tokens, decode=data.decode)
   scorer = Scorer(run, data, anchor)
-  known = {example.prompt: example for example in data.answered('test')}
   return win_rate.by_score(lambda prompts, texts: scorer.of_texts(
     rewards, [known[prompt] for prompt in prompts], texts))
 
 
-def _run(folder: pathlib.Path) -> Run:
+def _run(folder: epath.Path) -> Run:
   return Run(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
 
 
-def _judge(options: argparse.Namespace, folder: pathlib.Path):
+def _judge(options: argparse.Namespace, folder: epath.Path, prompts: Sequence[str]) -> Callable:
   needed = {'reward': options.reward, 'command': options.command}
   if not needed.get(options.by, 'nothing more'):
     raise ConfigError(f'expected --{options.by}=<...> with --by={options.by}, found none')
   if options.by == 'gold':
     return by_gold(folder)
   if options.by == 'reward':
-    return by_reward(folder, options.reward)
+    return by_reward(folder, options.reward, prompts)
   return win_rate.by_command(shlex.split(options.command))
 
 
@@ -107,8 +122,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     raise ConfigError(f'expected responses to the same prompts, found {len(rows)} in '
                       f'{options.ours} and {len(others)} others in {options.theirs}; evaluate both '
                       'with one dataset and one evaluate.max_examples')
-  judge = _judge(options, folder)
-  first, second = win_rate.verdicts(judge, [row['prompt'] for row in rows], ours, theirs)
+  prompts = [row['prompt'] for row in rows]
+  first, second = win_rate.verdicts(_judge(options, folder, prompts), prompts, ours, theirs)
   report = win_rate.report(first, second, [row['group'] for row in rows], seed=options.seed)
   return {'ours': options.ours, 'theirs': options.theirs, 'by': options.by, **report}
 
@@ -138,11 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   reader.add_argument('--command', default='', help='a program that judges')
   reader.add_argument('--seed', type=int, default=0, help='of the bootstrap')
   reader.add_argument('--json', default='', help='write the report to this file')
-  options = reader.parse_args(argv)
-  try:
-    report = run(options)
-  except ValueError as error:  # of the judge
-    raise ConfigError(str(error)) from error
+  options = command_line.explaining(reader).parse_args(argv)
+  report = run(options)
   print(table(report))
   if options.json:
     metrics.write_json(options.json, report)

@@ -9,23 +9,23 @@ killed is resumed. <workdir> ends with config.json, summary.json and report.html
 """
 
 import importlib
-import json
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
+from etils import epath
 from ml_collections import ConfigDict
 
+from perl import paths
 from perl.config import command_line, identity, runs
 from perl.config.fields import plain
 from perl.config.validate import validate
-from perl.jobs import STAGES
+from perl.jobs import STAGES, _preflight, _unchanged
 from perl.report import page
 from perl.train import metrics
 
 
-def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
+def run_stage(config: ConfigDict, stage: str, workdir: epath.Path) -> dict:
   """Runs one stage in workdir/stage, or takes its result from there.
 
   Returns:
@@ -33,20 +33,22 @@ def run_stage(config: ConfigDict, stage: str, workdir: pathlib.Path) -> dict:
 
   Raises:
     ConfigError: the folder holds this stage with another config.
+    MismatchError: it was made of other results of stages than there are now.
     SystemExit: a signal stopped the job, which has saved its state.
   """
   folder = workdir / stage
   identity.check_same(config, stage, folder)
   if identity.is_finished(folder):
+    _unchanged.check_inputs(config, stage, workdir)
     print(f'[{stage}] skipped: finished before, in {folder}', flush=True)
-    return {**_load(folder / 'summary.json'), 'skipped': True}
+    return {**paths.read_json(folder / 'summary.json'), 'skipped': True}
   print(f'[{stage}] runs in {folder}', flush=True)
-  _save(folder / 'config.json', plain(config))
+  metrics.write_json(folder / 'config.json', plain(config))
   importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder))
-  return {**_load(folder / 'summary.json'), 'skipped': False}
+  return {**paths.read_json(folder / 'summary.json'), 'skipped': False}
 
 
-def run_stages(config: ConfigDict, names: Sequence[str], workdir: pathlib.Path) -> dict:
+def run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> dict:
   """Runs stages in order and writes the summary and the report of workdir.
 
   Args:
@@ -58,37 +60,43 @@ def run_stages(config: ConfigDict, names: Sequence[str], workdir: pathlib.Path) 
     {stage: its summary, ..., 'gold_optimum' where a stage knows it, 'wall_seconds'}, over all
     stages that are finished in workdir; wall_seconds counts the skipped ones at what they took.
   """
-  start, config = time.monotonic(), identity.dated(config, workdir)
+  start, workdir = time.monotonic(), paths.of(workdir)
+  config = identity.dated(config, workdir)
   identity.check_inputs(config, names, workdir)
-  for stage in names:
-    identity.check_same(config, stage, workdir / stage)
-  _save(workdir / 'config.json', plain(config))
+  check_unchanged(config, names, workdir)
+  _preflight.check(
+    config, [s for s in names if not identity.is_finished(workdir / s)], workdir)
+  metrics.write_json(workdir / 'config.json', plain(config))
   ran = [stage for stage in names if not run_stage(config, stage, workdir)['skipped']]
   summary = summarize(workdir)
   before = [s.get('wall_seconds') or 0.0 for name, s in summary.items()
             if isinstance(s, dict) and name not in ran]
   summary['wall_seconds'] = time.monotonic() - start + sum(before)
-  _save(workdir / 'summary.json', summary)
+  metrics.write_json(workdir / 'summary.json', summary)
   page.write(str(workdir))
   return summary
 
 
-def summarize(workdir: pathlib.Path) -> dict:
+def check_unchanged(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> None:
+  """Refuses these stages, and those that they stand on, if they ran otherwise.
+
+  Raises:
+    ConfigError: with another config.
+    MismatchError: over other rows, or other results of stages.
+  """
+  names = [*identity.upstream(config, names), *names]
+  for stage in names:
+    identity.check_same(config, stage, workdir / stage)
+  _unchanged.check(config, [s for s in names if identity.is_begun(workdir / s)], workdir)
+
+
+def summarize(workdir: epath.Path) -> dict:
   """The summaries of the finished stages, by stage, and the optimum if one of them knows it."""
   summaries = {
-    stage: _load(workdir / stage / 'summary.json')
+    stage: paths.read_json(workdir / stage / 'summary.json')
     for stage in STAGES if identity.is_finished(workdir / stage)}
   optimum = runs.optimum(summaries)
   return {**summaries, **({} if optimum is None else {'gold_optimum': optimum})}
-
-
-def _load(path: pathlib.Path) -> dict:
-  return json.loads(path.read_text())
-
-
-def _save(path: pathlib.Path, value: dict) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  metrics.write_json(str(path), value)
 
 
 SHOWN = ('loss', 'perplexity', 'accuracy', 'auc', 'baseline_auc', 'reward_start', 'reward',
@@ -123,6 +131,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   options, overrides = command_line.parse(reader, argv)
   config = command_line.read(options.config, overrides)
   names = config.stages if options.job == 'pipeline' else (options.job,)
-  workdir = pathlib.Path(options.workdir)
+  workdir = paths.of(options.workdir)
   summary = run_stages(check(config), names, workdir)
   print(f'{describe(summary)}\nresults in {workdir}, the report is {workdir / "report.html"}')

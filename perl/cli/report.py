@@ -7,7 +7,6 @@ import argparse
 from collections.abc import Sequence
 
 from perl.config import command_line
-from perl.config.fields import ConfigError
 from perl.report import page
 
 
@@ -17,7 +16,4 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog='perl-rlhf report', description='Writes '
                                    'report.html of a workdir.')
   parser.add_argument('--workdir', required=True)
-  try:
-    print(page.write(parser.parse_args(argv).workdir))
-  except FileNotFoundError as error:
-    raise ConfigError(str(error)) from error
+  print(page.write(command_line.explaining(parser).parse_args(argv).workdir))

@@ -65,6 +65,9 @@ def _ensemble(config: ConfigDict) -> Iterator[str]:
   if rl.ensemble != 'mean' and ours and config.reward.members < 2:
     yield (f'expected reward.members of at least 2 for rl.ensemble={rl.ensemble}, found '
            f'{config.reward.members}; set reward.members=4, or rl.ensemble=mean')
+  if rl.ensemble == 'uncertainty' and not rl.ensemble_penalty:
+    yield ('expected rl.ensemble_penalty above 0 for rl.ensemble=uncertainty, found 0: that is the '
+           'mean; set rl.ensemble_penalty=0.1, or rl.ensemble=mean')
   if rl.ensemble_penalty and rl.ensemble != 'uncertainty':
     yield (f'expected rl.ensemble=uncertainty for rl.ensemble_penalty, found {rl.ensemble!r}: only '
            'it weighs the variance; set rl.ensemble_penalty=0.0')

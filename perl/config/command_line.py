@@ -3,9 +3,8 @@
 import argparse
 import functools
 import inspect
-import json
 import logging
-import pathlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,10 +14,20 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from perl import paths
 from perl.config import experiments, schema
 from perl.config.fields import ConfigError, flatten, nearest
 from perl.config.schema import FIELDS
 from perl.jobs import PRODUCER, PUBLISHED
+
+TRACEBACK = '--traceback'
+
+PLACES = ('--workdir', '--folder', '--out', '--stage', '--adapter', '--ours', '--theirs',
+          '--reward', '--json')
+"""Flags of any program that name a file or a folder."""
+
+EXPLAINED = (ValueError, OSError, FloatingPointError)
+"""Errors whose text says what was expected, what was found, and the remedy."""
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -40,6 +49,13 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
                     help='print every field of the config with its value, and stop')
   reader.add_argument('--print_config', action='store_true',
                     help='print the fields that differ from their defaults, and stop')
+  return explaining(reader)
+
+
+def explaining(reader: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  """The parser, whose help tells of the flag that `guarded` gives every program."""
+  reader.add_argument(TRACEBACK, action='store_true',
+                      help='show where an error was raised, not its message alone')
   return reader
 
 
@@ -131,7 +147,7 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def load(spec: str) -> ConfigDict:
   """The config that the experiment's get_config returns, without overrides."""
-  name, _, text = spec.partition(':')
+  name, text = re.fullmatch(r'((?:\w+://)?[^:]*):?(.*)', spec).groups()
   path = experiments.find(name)
   if path.suffix == '.json':
     return saved(path)
@@ -145,10 +161,10 @@ def load(spec: str) -> ConfigDict:
   return get_config(text)
 
 
-def saved(path: pathlib.Path) -> ConfigDict:
+def saved(path: os.PathLike) -> ConfigDict:
   """The resolved config that a run left in its workdir."""
   config = schema.get_config()
-  for name, value in flatten(json.loads(path.read_text())).items():
+  for name, value in flatten(paths.read_json(path)).items():
     if name not in FIELDS:
       raise ConfigError(
         f'expected the fields of perl/config/schema.py in {path}, found {name!r}'
@@ -183,13 +199,23 @@ def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: str) -> str
 
 
 def guarded(program: Callable[..., None]) -> Callable[..., int]:
-  """The program with an exit code; a wrong config ends in a message and 2, not in a traceback."""
+  """The program, whose last argument are its flags, with an exit code.
+
+  What is wrong with a config, a file or the data ends in a message and 2; with --traceback, in the
+  traceback of whatever raised it.
+  """
   @functools.wraps(program)
   def run(*args: Any) -> int:
+    *others, argv = args or (None,)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-      program(*args)
-    except ConfigError as error:
-      print(f'error: {error}', file=sys.stderr)
+      _check_places(argv)
+      program(*others, [text for text in argv if text != TRACEBACK])
+    except EXPLAINED as error:
+      if TRACEBACK in argv:
+        raise
+      where = '' if isinstance(error, ConfigError) else f'\n({TRACEBACK} shows where)'
+      print(f'error: {error}{where}', file=sys.stderr)
       return 2
     except SystemExit as stop:  # a job left on a signal (train.loop.Interrupted), or --help
       if hasattr(stop, 'message'):
@@ -198,6 +224,14 @@ def guarded(program: Callable[..., None]) -> Callable[..., int]:
     return 0
 
   return run
+
+
+def _check_places(argv: Sequence[str]) -> None:
+  """Raises ValueError for a place that nobody serves, before anything is read or computed."""
+  for text, after in zip(argv, [*argv[1:], '']):
+    flag, equals, value = text.partition('=')
+    if flag in PLACES:
+      paths.of(value if equals else after)
 
 
 def show_logs() -> None:

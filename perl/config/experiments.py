@@ -5,9 +5,11 @@ no other folder of that name can take their place.
 """
 
 import importlib.util
+import os
 import pathlib
 from types import ModuleType
 
+from perl import paths
 from perl.config.fields import ConfigError, nearest
 
 _PERL = pathlib.Path(__file__).parents[1]
@@ -19,7 +21,7 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(path.stem for path in FOLDER.glob('[!_]*.py')))
 
 
-def find(name: str) -> pathlib.Path:
+def find(name: str) -> os.PathLike:
   """The file of an experiment.
 
   Args:
@@ -30,7 +32,7 @@ def find(name: str) -> pathlib.Path:
   """
   if name in names():
     return FOLDER / f'{name}.py'
-  path = pathlib.Path(name)
+  path = paths.of(name)
   if path.suffix not in ('.py', '.json') or not path.is_file():
     siblings = [str(p) for p in sorted(path.parent.glob(f'*{path.suffix}'))] if path.suffix else []
     near = nearest(name, siblings) or nearest(path.stem, names()) or '; choose one'
@@ -46,9 +48,10 @@ def load(name: str) -> ModuleType:
     name: as for `find`; no config.json.
   """
   path = find(name)
-  spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with paths.local_copy(path) as file:
+    spec = importlib.util.spec_from_file_location(f'config_{path.stem}', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
   if not hasattr(module, 'get_config'):
     raise ConfigError(f'expected {path} to define get_config(), found none; see '
                       f'{FOLDER / "demo.py"}')

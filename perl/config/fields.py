@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, config_dict
 
 from perl.choices import nearest
+from perl.jobs._identity import flatten
+
+__all__ = ['ConfigError', 'Field', 'default', 'flatten', 'nearest', 'nest', 'pick', 'plain']
 
 
 class ConfigError(ValueError):
@@ -17,9 +20,7 @@ class Field(NamedTuple):
   """One field: its default, what it means, and what it may be.
 
   `choices`, `low` and `high` (inclusive) bound the value; `package` is a folder of choices, whose
-  files are the values. `identity` is False for a field that does not change what a run computes: a
-  finished stage stays valid with another.
-  A default of None is somebody else's value, of type `kind`.
+  files are the values. A default of None is somebody else's value, of type `kind`.
   """
 
   default: Any
@@ -30,7 +31,6 @@ class Field(NamedTuple):
   low: float | None = None
   high: float | None = None
   package: str = ''
-  identity: bool = True
   kind: type | None = None
 
   def doc(self) -> str:
@@ -48,17 +48,6 @@ def default(field: Field) -> Any:
 def pick(value: Any, names: list[str]) -> str:
   """`nearest`, or an invitation to choose."""
   return nearest(str(value), names) or '; choose one'
-
-
-def flatten(tree: Mapping | ConfigDict, prefix: str = '') -> dict[str, Any]:
-  """{'peft': {'rank': 8}} -> {'peft.rank': 8}."""
-  out = {}
-  for name, value in tree.items():
-    if isinstance(value, (Mapping, ConfigDict)):
-      out.update(flatten(value, f'{prefix}{name}.'))
-    else:
-      out[f'{prefix}{name}'] = value
-  return out
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

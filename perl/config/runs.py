@@ -1,25 +1,26 @@
 """Reads what finished and unfinished stages left in a workdir; nothing missing is an error."""
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from perl.jobs import STAGES
 
 
-def read_json(path: pathlib.Path, default: Any) -> Any:
+def read_json(path: epath.Path, default: Any) -> Any:
   """The JSON in a file; `default` if there is no file, or none that can be read."""
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(path.read_text())
   except (OSError, ValueError):
     return default
 
 
-def read_metrics(folder: pathlib.Path) -> list[dict]:
+def read_metrics(folder: epath.Path) -> list[dict]:
   """The rows of metrics.jsonl; lines that a running or killed job left half-written are skipped."""
   try:
-    lines = (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    lines = (folder / 'metrics.jsonl').read_text().splitlines()
   except OSError:
     return []
   rows = []
@@ -33,13 +34,13 @@ def read_metrics(folder: pathlib.Path) -> list[dict]:
   return rows
 
 
-def summary(folder: pathlib.Path) -> dict:
+def summary(folder: epath.Path) -> dict:
   """The stage's summary.json; {} if it is not finished."""
   value = read_json(folder / 'summary.json', {})
   return value if isinstance(value, dict) else {}
 
 
-def summaries(workdir: pathlib.Path) -> dict[str, dict]:
+def summaries(workdir: epath.Path) -> dict[str, dict]:
   """{stage: its summary} of the stages that are finished in workdir."""
   values = {stage: summary(workdir / stage) for stage in STAGES}
   return {stage: value for stage, value in values.items() if value}
@@ -51,7 +52,7 @@ def optimum(summaries: Mapping[str, Any]) -> float | None:
   return optima[-1] if optima else None
 
 
-def config(workdir: pathlib.Path) -> dict:
+def config(workdir: epath.Path) -> dict:
   """The pipeline's config.json, or that of the last stage that has one."""
   places = [workdir, *(workdir / stage for stage in reversed(STAGES))]
   for place in places:

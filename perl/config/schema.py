@@ -49,10 +49,8 @@ def _training(stage: str, training: Training) -> dict[str, Field]:
                                   low=0),
     'checkpoint_every_steps': Field(100, 'Saving of what a resumed run needs; 0 only at the end.',
                                     'steps', low=0),
-    'log_every_steps': Field(10, 'A line of metrics.jsonl and TensorBoard.', 'steps', low=1,
-                             identity=False),
-    'keep_last': Field(2, 'Checkpoints kept, beside the best one.', 'checkpoints', low=1,
-                       identity=False),
+    'log_every_steps': Field(10, 'A line of metrics.jsonl and TensorBoard.', 'steps', low=1),
+    'keep_last': Field(2, 'Checkpoints kept, beside the best one.', 'checkpoints', low=1),
     **_optimizer('optim', training.learning_rate, training.source),
   }
   if training.adapter:
@@ -74,8 +72,8 @@ def of_stage(name: str) -> dict[str, Field]:
 
 FIELDS: dict[str, Field] = {
   'seed': Field(0, 'Seed of every initialisation, shuffle, dropout and sample.', low=0),
-  'name': Field('base', 'Name of the experiment in reports and tables.', identity=False),
-  'stages': Field(PERL, 'Stages of the pipeline, in order.', identity=False),
+  'name': Field('base', 'Name of the experiment in reports and tables.'),
+  'stages': Field(PERL, 'Stages of the pipeline, in order.'),
 
   'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py; without '
                       'effect where model.checkpoint is set.'),
@@ -99,19 +97,19 @@ FIELDS: dict[str, Field] = {
                        'less, for the rest is computed again: its matrix products and attention '
                        '(products: little time, about half the memory), these without the MLP\'s '
                        '(attention), its input alone (layer).',
-                       choices=('none', 'products', 'attention', 'layer'), identity=False),
+                       choices=('none', 'products', 'attention', 'layer')),
   'model.scan_unroll': Field(0, 'Layers unrolled in an iteration of the scan over layers; 0 is the '
-                             'platform\'s default.', 'layers', low=0, identity=False),
+                             'platform\'s default.', 'layers', low=0),
 
   'data.name': Field('toy', 'Dataset: a file of perl/data.', package='perl.data.sets'),
   'data.also': Field((), 'Other datasets whose documents the tokenizer and pretraining read too: '
                      'files of perl/data.', package='perl.data.sets'),
   'data.parts': Field((), 'Parts of the dataset that are read (hh_rlhf: its subsets; shp: its '
                       'subreddits; arithmetic: digits of its numbers); () is all.'),
-  'data.mirror': Field('', 'Folder laid out as the dataset\'s public home; \'\' downloads.', 'path',
-                       identity=False),
-  'data.data_dir': Field('', 'Folder of local files (local) or of prepared data; \'\' is the '
-                         'loader\'s default.', 'path'),
+  'data.mirror': Field('', 'Folder laid out as the dataset\'s public home; \'\' downloads.',
+                       'path'),
+  'data.data_dir': Field('', 'Folder in which prepared data are kept; \'\' is the loader\'s '
+                         'default ($TFDS_DATA_DIR).', 'path'),
   'data.seed': Field(0, 'Seed of generated data (toy, arithmetic), apart from `seed` so that runs '
                      'over seeds share their data.', low=0),
   'data.folds': Field(0, 'Folds of a grouped cross-validation over labelled examples, in place of '
@@ -135,15 +133,14 @@ FIELDS: dict[str, Field] = {
   **peft_fields.FIELDS,
 
   'mesh.data': Field(-1, 'Devices over which the batch is split; -1 is all that are left.',
-                     'devices', low=-1, identity=False),
-  'mesh.fsdp': Field(1, 'Devices over which the base and the batch are split.', 'devices', low=-1,
-                     identity=False),
-  'mesh.tensor': Field(1, 'Devices over which each matrix of the base is split.', 'devices', low=-1,
-                       identity=False),
+                     'devices', low=-1),
+  'mesh.fsdp': Field(1, 'Devices over which the base and the batch are split.', 'devices', low=-1),
+  'mesh.tensor': Field(1, 'Devices over which each matrix of the base is split.', 'devices',
+                       low=-1),
 
   'mesh.optimizer_memory': Field('device', 'Where the optimizer\'s state lies between updates: '
                                  'pinned_host pages it to the host\'s memory.', source='Dettmers',
-                                 choices=('device', 'pinned_host'), identity=False),
+                                 choices=('device', 'pinned_host')),
 
   **{f'inputs.{name}': Field('', f'Folder of a finished {stage} stage; \'\' is the sibling folder.',
                              'path') for name, stage in PRODUCER.items()},

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from perl import choices
+from perl import choices, paths
 from perl.config import checks, schema
 from perl.config.fields import ConfigError, flatten, nearest, pick
 from perl.config.rates import COPIES
@@ -35,7 +35,7 @@ def validate(config: ConfigDict) -> list[str]:
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
-  return [*_slow_adapters(config), *_long_warmups(config)]
+  return [*_slow_adapters(config), *_long_warmups(config), *_narrow_samplers(config)]
 
 
 def _date(config: ConfigDict) -> Iterator[str]:
@@ -62,6 +62,11 @@ def _value(path: str, value: Any) -> Iterator[str]:
     if field.package:  # names resolve by file: perl/choices.py
       yield from _among(one, choices.names(field.package),
                         f'{path} to name a file of {choices.folder(field.package)}')
+  if field.unit == 'path' and value:
+    try:
+      paths.of(value)
+    except ValueError as error:
+      yield f'{path}: {error}'
   if path == 'model.size':
     yield from _among(value, SIZES, f'model.size to be one of {_listed(SIZES)}')
   if field.low is not None and not value >= field.low:
@@ -193,6 +198,14 @@ def _slow_adapters(config: ConfigDict) -> Iterator[str]:
     if rate < FULL_TUNING_RATE:
       yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '
              f'{FULL_TUNING_RATE:g}: 1e-4 to 1e-3 is usual')
+
+
+def _narrow_samplers(config: ConfigDict) -> Iterator[str]:
+  narrow = {'model.dtype': config.model.dtype, 'rl.cache': config.rl.cache}
+  for path, value in narrow.items():
+    if config.rl.behaviour == 'sampler' and value not in ('float32', 'model'):
+      yield (f'rl.behaviour is sampler with {path}={value}: the ratio to what was sampled is not 1 '
+             'before any update; auto takes the log-probs of the trainer')
 
 
 def _long_warmups(config: ConfigDict) -> Iterator[str]:

@@ -10,6 +10,8 @@ ranked example all of them in order. Tools that the chat may call are in meta['t
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -112,6 +114,25 @@ KINDS = {
   'rated': Rated,
   'prompt': Prompt,
 }
+
+
+def digest(examples: Iterable[Example]) -> str:
+  """sha256 (hex) of examples in their order: all that they hold but where they were read."""
+  sha = hashlib.sha256()
+  for example in examples:
+    fields = dict(vars(example))
+    about = {name: value for name, value in fields.pop('meta').items() if name != 'source'}
+    whole = [type(example).__name__, fields, about]
+    sha.update(json.dumps(whole, sort_keys=True, default=str).encode())
+    sha.update(b'\n')
+  return sha.hexdigest()
+
+
+def row(example: Example) -> tuple:
+  """What makes an example the same row as another one: its texts, and what is said of them."""
+  fields = {name: value for name, value in vars(example).items()
+            if name not in ('group', 'meta', 'messages')}
+  return (type(example).__name__, *fields.values())
 
 
 def check_request(dataset: str, split: str, kind: str, kinds: Collection[str]) -> None:

@@ -7,7 +7,6 @@ here 'layer_0/attn/q_einsum' stands for all of these. gemma_layout.py says what 
 import contextlib
 import dataclasses
 import hashlib
-import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import traverse_util
 
-from perl import trees
+from perl import paths, trees
 from perl.hub import gemma_layout, reading, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.gemma_layout import Leaf, Part
@@ -29,7 +29,6 @@ from perl.models.config import Config
 from perl.models.transformer import Transformer
 from perl.quantization import quantize_tree
 from perl.quantized import Scheme
-from perl.train import storage
 from perl.types import Tree
 
 _ROOT = re.compile(r'(params/)?(transformer/)?')
@@ -40,14 +39,14 @@ _BROKEN = (ValueError, OSError, KeyError, TypeError, RuntimeError)
 """What Orbax and TensorStore raise where files are missing or cut short."""
 
 
-def is_one(folder: pathlib.Path) -> bool:
+def is_one(folder: epath.Path) -> bool:
   """Whether the folder is an Orbax tree of arrays, and neither a published folder nor ours."""
-  has = lambda *names: any((pathlib.Path(folder) / name).exists() for name in names)
+  has = lambda *names: any((paths.of(folder) / name).exists() for name in names)
   return has('_METADATA', 'manifest.ocdbt', 'checkpoint') and not has('config.json', 'files.json')
 
 
 def plan(
-  folder: pathlib.Path, *, config: Config | None = None, dtype: Any = None, progress: bool = True
+  folder: epath.Path, *, config: Config | None = None, dtype: Any = None, progress: bool = True
 ) -> tuple[Config, Callable[..., Tree]]:
   """(the model's Config, a function that reads the base); no weights are read.
 
@@ -64,7 +63,7 @@ def plan(
     Unsupported: there are arrays that nobody reads, quantized ones, or a shape that was never
       published.
   """
-  folder = storage.absolute(folder)
+  folder = paths.absolute(folder)
   leaves = _leaves(folder)
   with _named(folder):
     shape = gemma_layout.measure(leaves)
@@ -85,14 +84,14 @@ def plan(
   return config, place
 
 
-def digest(folder: pathlib.Path) -> str:
+def digest(folder: epath.Path) -> str:
   """What ties adapters to it: sha256 over name, dtype, shape and bytes of every array of the text
   model, however they are nested.
 
   Raises:
     CorruptTensors, Unsupported: as `plan`.
   """
-  folder = storage.absolute(folder)
+  folder = paths.absolute(folder)
   leaves = _leaves(folder)
   sha = hashlib.sha256()
   with _reader() as reader:
@@ -103,7 +102,7 @@ def digest(folder: pathlib.Path) -> str:
   return sha.hexdigest()
 
 
-def _leaves(folder: pathlib.Path) -> dict[str, Leaf]:
+def _leaves(folder: epath.Path) -> dict[str, Leaf]:
   """The arrays of the text model by name; that there are no others is checked."""
   with _whole(folder), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
     stored = jax.tree_util.tree_leaves_with_path(handler.metadata(folder).tree)
@@ -134,7 +133,7 @@ def _remedy(name: str, twice: bool) -> str:
 
 
 @contextlib.contextmanager
-def _named(folder: pathlib.Path) -> Iterator[None]:
+def _named(folder: epath.Path) -> Iterator[None]:
   """Errors say which folder."""
   try:
     yield
@@ -143,7 +142,7 @@ def _named(folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _whole(folder: pathlib.Path) -> Iterator[None]:
+def _whole(folder: epath.Path) -> Iterator[None]:
   try:
     yield
   except _BROKEN as error:
@@ -158,7 +157,7 @@ def _reader() -> ocp.Checkpointer:
 
 
 def _restore(
-  reader: ocp.Checkpointer, folder: pathlib.Path, leaves: dict[str, Leaf], names: list[str]
+  reader: ocp.Checkpointer, folder: epath.Path, leaves: dict[str, Leaf], names: list[str]
 ) -> dict[str, np.ndarray]:
   """These arrays, on the host; no other is read."""
   how = traverse_util.unflatten_dict(
@@ -170,7 +169,7 @@ def _restore(
 
 
 def _stream(
-  folder: pathlib.Path, leaves: dict[str, Leaf], parts: list[Part], layers: int
+  folder: epath.Path, leaves: dict[str, Leaf], parts: list[Part], layers: int
 ) -> Iterator[tuple[tuple[Tensor, int, str], np.ndarray]]:
   """What `reading.pour` takes: the arrays outside of the layers one by one, then layer by layer."""
   inner = [part for part in parts if part.tensor.by_layer]

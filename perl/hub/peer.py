@@ -1,9 +1,10 @@
 """What transformers and PEFT compute (extra `hf`), for comparison with ours."""
 
 import json
-import pathlib
 
 import numpy as np
+
+from perl import paths
 
 
 def outputs(
@@ -38,6 +39,6 @@ def outputs(
     ).logits.float().numpy()
   if not scored:
     return result
-  own = pathlib.Path(adapter) / 'perl.json'  # a bias, which theirs has no place for
+  own = paths.of(adapter) / 'perl.json'  # a bias, which theirs has no place for
   bias = json.loads(own.read_text()).get('head_bias', 0.0) if adapter and own.is_file() else 0.0
   return result[:, 0] + bias

@@ -5,15 +5,15 @@ No code of a checkpoint is ever run: config.json decides by name, weights are sa
 
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
-from perl import trees
+from perl import paths, trees
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import families, gemma_orbax, reading, tensors, writing
 from perl.hub.config_json import Unsupported
@@ -57,7 +57,7 @@ def load(
     Unsupported: an architecture, field or tensor that is not known, by name.
     MismatchError: it was saved quantized otherwise.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   stored = jnp.dtype(param_dtype or dtype) if param_dtype or dtype else None
   compute = jnp.dtype(dtype).name if dtype else None
   if (own := _own_tree(folder)) is not None:
@@ -77,7 +77,7 @@ def load(
 
 def load_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer | None:
   """The tokenizer in a checkpoint's folder, or beside it if it is an Orbax tree; None if none."""
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   places = [folder]
   if _own_tree(folder) is not None:  # the stage's sibling
     places += [folder.parent / 'tokenizer', folder.parent.parent / 'tokenizer']
@@ -97,7 +97,7 @@ def read_config(folder: str | os.PathLike, **run: Any) -> Config:
   Raises:
     FileNotFoundError, Unsupported: as `load`.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   if (own := _own_tree(folder)) is not None:
     return _run_as(configs.from_dict(_about(own)['config']), None, run)
   if gemma_orbax.is_one(folder):
@@ -113,7 +113,7 @@ def load_head(folder: str | os.PathLike) -> Tree | None:
   Raises:
     Unsupported: it has several labels.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
     return None
   entry = tensors.find(folder).get(reading.SCORE)
@@ -129,7 +129,7 @@ def load_head(folder: str | os.PathLike) -> Tree | None:
 
 def stored_dtype(folder: str | os.PathLike) -> str:
   """The dtype of a checkpoint's weights; of several, the widest."""
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
     return read_config(folder).param_dtype
   kinds = {e.dtype for e in tensors.find(folder).values()}
@@ -138,7 +138,7 @@ def stored_dtype(folder: str | os.PathLike) -> str:
 
 def scheme(folder: str | os.PathLike) -> Scheme | None:
   """How a checkpoint is quantized already: only own trees may be; None is not at all."""
-  own = _own_tree(pathlib.Path(folder).expanduser())
+  own = _own_tree(paths.of(folder))
   return None if own is None else bases.read_scheme(own)
 
 
@@ -147,7 +147,7 @@ def digest(folder: str | os.PathLike) -> str:
 
   For an own tree that which it was saved with.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   if (own := _own_tree(folder)) is not None:
     return _about(own)['digest']
   if gemma_orbax.is_one(folder):
@@ -181,7 +181,7 @@ def save(
   """
   if head is not None:
     writing.check_head(head)
-  source = pathlib.Path(source).expanduser() if source else None
+  source = paths.of(source) if source else None
   names = tensors.find(source) if source else {}
   kind = jnp.dtype(dtype or base['final_norm']['scale'].dtype)
   about = writing.config_json(
@@ -190,7 +190,7 @@ def save(
   what = writing.sources(
     base, model.config.heads, names, jnp.dtype(dtype) if dtype else None, head)
 
-  def write(new: pathlib.Path) -> None:
+  def write(new: epath.Path) -> None:
     (new / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
     file = source / 'generation_config.json' if source else None
     generation = file.read_bytes() if file and file.is_file() else None
@@ -213,7 +213,7 @@ def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[st
 # --- Published folders
 
 
-def _config_json(folder: pathlib.Path) -> dict[str, Any]:
+def _config_json(folder: epath.Path) -> dict[str, Any]:
   file = folder / 'config.json'
   if not file.is_file():
     names = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ''
@@ -231,7 +231,7 @@ def _config_json(folder: pathlib.Path) -> dict[str, Any]:
   return fields
 
 
-def _published_config(folder: pathlib.Path, about: dict, run: dict[str, Any]) -> Config:
+def _published_config(folder: epath.Path, about: dict, run: dict[str, Any]) -> Config:
   known = families.find(about.get('model_type', 'no model_type')).ARCHITECTURE
   ends = {n: n.removeprefix(known).removeprefix('Text') for n in about.get('architectures') or ()}
   for name, end in ends.items():
@@ -274,7 +274,7 @@ def _run_as(config: Config, compute: str | None, run: dict[str, Any]) -> Config:
 # --- Our own trees
 
 
-def _own_tree(folder: pathlib.Path) -> pathlib.Path | None:
+def _own_tree(folder: epath.Path) -> epath.Path | None:
   """The Orbax tree of a pretrain stage, given the stage's folder or the tree's own."""
   for place in (folder / 'base', folder):
     if (place / storage.FILES).is_file():
@@ -282,8 +282,8 @@ def _own_tree(folder: pathlib.Path) -> pathlib.Path | None:
   return None
 
 
-def _about(folder: pathlib.Path) -> dict:
-  return storage.read_about(storage.absolute(folder))['meta']
+def _about(folder: epath.Path) -> dict:
+  return storage.read_about(paths.absolute(folder))['meta']
 
 
 def _load_own(folder, stored, compute, mesh, run, scheme) -> tuple[Transformer, Tree]:

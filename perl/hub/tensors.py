@@ -21,6 +21,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import tqdm
+from etils import epath
+
+from perl import paths
 
 DTYPES = {
   'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
@@ -42,7 +45,7 @@ class CorruptTensors(ValueError):
 class Entry(NamedTuple):
   """Where a tensor lies."""
 
-  file: pathlib.Path
+  file: epath.Path
   dtype: str  # the code of the format: 'BF16'
   shape: tuple[int, ...]
   start: int  # first byte in the file
@@ -66,7 +69,7 @@ def find(folder: str | os.PathLike, single: str = SINGLE) -> dict[str, Entry]:
     CorruptTensors: a shard is missing, cut short or malformed, or the index leads out of the folder
       or names a tensor that its shard lacks.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.of(folder)
   if (folder / INDEX).is_file() and single == SINGLE:
     return _indexed(folder)
   if not (folder / single).is_file():
@@ -74,7 +77,7 @@ def find(folder: str | os.PathLike, single: str = SINGLE) -> dict[str, Entry]:
   return header(folder / single)
 
 
-def _nothing(folder: pathlib.Path, single: str) -> str:
+def _nothing(folder: epath.Path, single: str) -> str:
   names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
   pickles = [name for name in names if name.endswith(PICKLES)]
   if pickles:
@@ -87,7 +90,7 @@ def _nothing(folder: pathlib.Path, single: str) -> str:
   return f'expected {wanted} in {folder}, found {there}; give the folder of a checkpoint'
 
 
-def _indexed(folder: pathlib.Path) -> dict[str, Entry]:
+def _indexed(folder: epath.Path) -> dict[str, Entry]:
   try:
     places = json.loads((folder / INDEX).read_text('utf-8'))['weight_map']
     files = sorted(set(places.values()))
@@ -104,7 +107,7 @@ def _indexed(folder: pathlib.Path) -> dict[str, Entry]:
   return {tensor: headers[name][tensor] for tensor, name in places.items()}
 
 
-def _beside(folder: pathlib.Path, name: Any) -> pathlib.Path:
+def _beside(folder: epath.Path, name: Any) -> epath.Path:
   """A file of the folder itself: an index may not lead anywhere else."""
   plain = isinstance(name, str) and name.endswith('.safetensors') and '\\' not in name
   if not plain or pathlib.PurePath(name).name != name:
@@ -117,21 +120,22 @@ def _beside(folder: pathlib.Path, name: Any) -> pathlib.Path:
   return folder / name
 
 
-def header(file: pathlib.Path) -> dict[str, Entry]:
+def header(file: epath.Path) -> dict[str, Entry]:
   """The tensors of one file.
 
   Raises:
     CorruptTensors: it is cut short or malformed.
   """
   try:
-    with safetensors.safe_open(file, 'np'):  # the library's own checks
-      pass
-    with open(file, 'rb') as stream:
+    if paths.is_local(file):
+      with safetensors.safe_open(file, 'np'):  # the library's own checks
+        pass
+    with file.open('rb') as stream:
       (length,) = struct.unpack('<Q', stream.read(8))
       entries = json.loads(stream.read(length))
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise CorruptTensors(
-      f'{file}: expected a whole safetensors file, found {os.path.getsize(file):,} bytes that are '
+      f'{file}: expected a whole safetensors file, found {paths.size_bytes(file):,} bytes that are '
       f'none ({error}); {_REMEDY}'
     ) from error
   entries.pop('__metadata__', None)
@@ -152,7 +156,7 @@ def read(name: str, entry: Entry) -> np.ndarray:
       'checkpoints are not supported, use the one in bfloat16')
   room = np.empty(entry.bytes + 64, np.uint8)
   buffer = room[-room.ctypes.data % 64 :][: entry.bytes]
-  with open(entry.file, 'rb', buffering=0) as stream:
+  with entry.file.open('rb') as stream:
     stream.seek(entry.start)
     done = 0
     while done < entry.bytes:
@@ -170,7 +174,7 @@ def digest(entries: dict[str, Entry]) -> str:
   def one(item: tuple[str, Entry]) -> bytes:
     name, entry = item
     sha = hashlib.sha256(f'{name}:{entry.dtype}:{entry.shape}:'.encode())
-    with open(entry.file, 'rb') as stream:
+    with entry.file.open('rb') as stream:
       stream.seek(entry.start)
       left = entry.bytes
       while left:
@@ -211,7 +215,7 @@ class Source(NamedTuple):
 
 
 def write(
-  folder: pathlib.Path, sources: Sequence[Source], shard_bytes: int, single: str = SINGLE
+  folder: epath.Path, sources: Sequence[Source], shard_bytes: int, single: str = SINGLE
 ) -> Iterator[int]:
   """Writes shards and index, or one file if all fits; yields the bytes of each tensor written.
 
@@ -237,7 +241,7 @@ def write(
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
 
 
-def _write_file(file: pathlib.Path, sources: Sequence[Source]) -> Iterator[int]:
+def _write_file(file: epath.Path, sources: Sequence[Source]) -> Iterator[int]:
   entries: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   offset = 0
   for source in sources:
@@ -248,11 +252,12 @@ def _write_file(file: pathlib.Path, sources: Sequence[Source]) -> Iterator[int]:
     offset += source.bytes
   text = json.dumps(entries, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  with open(file, 'wb') as stream:
+  with file.open('wb') as stream:
     stream.write(struct.pack('<Q', len(text)) + text)
     for source in sources:
       array = np.ascontiguousarray(source.make(), source.dtype)
       stream.write(memoryview(array.reshape(-1).view(np.uint8)))
       yield source.bytes
     stream.flush()
-    os.fsync(stream.fileno())
+    if paths.is_local(file):
+      os.fsync(stream.fileno())

@@ -5,18 +5,17 @@ import functools
 import json
 import logging
 import os
-import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perl import trees
+from perl import paths, trees
 from perl.hub import families, naming, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
@@ -39,7 +38,7 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
   Raises:
     Unsupported: no family has these options, or the source is of another model.
   """
-  theirs = json.loads((pathlib.Path(source) / 'config.json').read_text('utf-8')) if source else {}
+  theirs = json.loads((paths.of(source) / 'config.json').read_text()) if source else {}
   if theirs and 'text_config' not in theirs:
     run = {name: getattr(config, name) for name in RUN_FIELDS}
     apart = differences(config, families.parse(theirs, **run))
@@ -129,20 +128,30 @@ def check_head(head: Tree) -> None:
       'lower by it; comparisons of scores are the same', float(head['bias'][0]))
 
 
-def into_folder(folder: str | os.PathLike, write: Callable[[pathlib.Path], None]) -> None:
+def check_new(folder: str | os.PathLike) -> epath.Path:
+  """The folder, absolute.
+
+  Raises:
+    FileExistsError: it holds something.
+  """
+  folder = paths.absolute(folder)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise FileExistsError(
+      f'expected a new or empty folder, found {folder} with something in it; name another one, or '
+      'remove it')
+  return folder
+
+
+def into_folder(folder: str | os.PathLike, write: Callable[[epath.Path], None]) -> None:
   """Runs write(a new folder), which becomes `folder` when it is whole, or nothing at all.
 
   Raises:
     FileExistsError: the folder holds something.
     OSError: among others, no space was left; what had been written is removed.
   """
-  folder = pathlib.Path(os.path.abspath(folder))
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise FileExistsError(
-      f'expected a new or empty folder, found {folder} with something in it; name another one, or '
-      'remove it')
+  folder = check_new(folder)
   new = folder.parent / f'{folder.name}.new'
-  shutil.rmtree(new, ignore_errors=True)
+  new.rmtree(missing_ok=True)
   new.mkdir(parents=True)
   try:
     write(new)
@@ -156,11 +165,11 @@ def into_folder(folder: str | os.PathLike, write: Callable[[pathlib.Path], None]
         ' free space there, or name another folder') from error
     raise
   finally:
-    shutil.rmtree(new, ignore_errors=True)
+    new.rmtree(missing_ok=True)
 
 
 def save_tensors(
-  folder: pathlib.Path, what: list[tensors.Source], shard_bytes: int, progress: bool
+  folder: epath.Path, what: list[tensors.Source], shard_bytes: int, progress: bool
 ) -> None:
   """Writes the shards, with a bar where it takes seconds."""
   total = sum(source.bytes for source in what)

@@ -30,7 +30,8 @@ class Stage(NamedTuple):
     title: its name in reports.
     reads: its inputs (inputs.<name> of the config).
     sections: the sections of the config that it reads itself; another value there makes a finished
-      stage stale.
+      stage stale (but of the fields in FREE).
+    also: single fields of other sections that its result depends on.
     makes: the input of other stages that it makes, if it makes one.
     usual: whether it is one of the paper's pipeline, which is what a config has by default.
     ruled: whether it needs no reward model where rules alone reward (rl.reward_weight=0).
@@ -45,6 +46,7 @@ class Stage(NamedTuple):
   title: str
   reads: tuple[str, ...] = ()
   sections: tuple[str, ...] = ()
+  also: tuple[str, ...] = ()
   makes: str = ''
   usual: bool = True
   ruled: bool = False
@@ -82,7 +84,7 @@ STAGES = {
     curves=('loss', 'grad_norm'), fields={'packed': _PACKED}),
   'sft': Stage(
     key=2, title='Supervised fine-tuning', reads=('tokenizer', 'base'), makes='anchor',
-    sections=('seed', 'model', 'data', 'peft', 'sft'),
+    sections=('seed', 'model', 'data', 'peft', 'sft'), also=('evaluate.max_examples',),
     training=Training(steps=1000, batch_size=128, learning_rate=1e-4, adapter='the adapter'),
     curves=('loss', 'gold_reward', 'exact_match', 'grad_norm'),
     fields={
@@ -105,13 +107,14 @@ STAGES = {
     curves=('loss', 'auc', 'pair_accuracy', 'accuracy', 'balanced_accuracy')),
   'preference': Stage(
     key=7, title='Preference optimisation', reads=('tokenizer', 'base', 'anchor'), usual=False,
-    sections=('seed', 'model', 'data', 'peft', 'preference'),
+    sections=('seed', 'model', 'data', 'peft', 'preference'), also=('evaluate.max_examples',),
     training=Training(steps=1000, batch_size=64, learning_rate=5e-5, adapter='the policy'),
     curves=('loss', 'accuracy', 'margin', 'chosen_logprob', 'rejected_logprob',
             'chosen_log_ratio')),
   'rl': Stage(
     key=4, title='Reinforcement learning', reads=('tokenizer', 'base', 'anchor', 'reward'),
     makes='policy', ruled=True, sections=('seed', 'model', 'data', 'peft', 'rl'),
+    also=('evaluate.max_examples',),
     training=Training(steps=1000, batch_size=128, learning_rate=1e-5, source='PERL A.3',
                       adapter='the policy'),
     curves=('reward', 'gold_reward', 'kl', 'response_tokens', 'entropy', 'repetition',
@@ -120,8 +123,7 @@ STAGES = {
     key=5, title='Evaluation', reads=('tokenizer', 'base', 'anchor', 'reward', 'policy'),
     ruled=True, sections=('seed', 'model', 'data', 'peft', 'reward', 'rl', 'evaluate'),
     fields={
-      'batch_size': dict(default=32, unit='examples', low=1, identity=False,
-                         meaning='Examples a forward pass.'),
+      'batch_size': dict(default=32, unit='examples', low=1, meaning='Examples a forward pass.'),
       'max_examples': dict(
         default=0, unit='examples', low=0,
         meaning='Examples used of a split, spread evenly over it; 0 is all.'),
@@ -162,3 +164,10 @@ ADAPTERS = tuple(STAGES[name].makes for name in ADAPTED if STAGES[name].makes)
 
 PUBLISHED = ('tokenizer', 'base')
 """Inputs that a published checkpoint brings, if no stage makes them."""
+
+FREE = frozenset({
+  'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.data_dir',
+  'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mesh.optimizer_memory', 'evaluate.batch_size',
+  *(f'{stage}.{name}' for stage in TRAINED for name in ('log_every_steps', 'keep_last'))})
+"""Fields that change no result: with others a finished stage stays valid, and a killed one goes on.
+Where data lie is no part of a run; what is read there is (_reading.py)."""

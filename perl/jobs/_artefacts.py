@@ -10,7 +10,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 
-from perl import trees
+from perl import paths, trees
 from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
@@ -200,7 +200,7 @@ class Artefacts:
     run = self.run
     options = run.peft_options() | {'targets': list(run.config.peft.targets)}
     if start := run.section.adapter:  # it has ranks and modules of its own
-      options = {'started_from': os.path.abspath(start)}
+      options = {'started_from': str(paths.absolute(start))}
     return {
       'method': run.config.peft.name, **options, 'head': head, 'base_digest': base.digest,
       'tokenizer': self.tokenizer.digest, 'text': self.text}
@@ -209,23 +209,27 @@ class Artefacts:
     """A saved meta by today's names; older ones do not say what turned text into ids."""
     return {'text': self.text} | base.renamed(meta)
 
-  def resumed(self, base: Base, *, head: bool = False) -> dict:
+  def resumed(self, base: Base | None = None, *, head: bool = False) -> dict:
     """The arguments of train.loop.fit by which a stage knows its own checkpoints again.
 
-    They are the adapter's meta, the stage's section and the seed.
+    They are the fields that determine its result, all of them and no others, and the adapter's
+    meta, where an adapter learns over a base. A field that a checkpoint lacks is younger than it.
     """
-    section = self.run.section.to_dict()
-    section.pop('log_every_steps', None), section.pop('keep_last', None)
-    meta = {**self.meta(base, head=head), 'seed': self.run.config.seed, **section}
-    return {'meta': meta, 'renamed': functools.partial(self._renamed, base)}
+    fields = self.run.identity()
+    if base is None:
+      return {'meta': fields | {'tokenizer': self.tokenizer.digest, 'text': self.text},
+              'renamed': lambda meta: fields | {'text': self.text} | meta}
+    return {'meta': fields | self.meta(base, head=head),
+            'renamed': lambda meta: fields | self._renamed(base, meta)}
 
   def save_adapter(self, base: Base, adapter: Tree, *, head: bool = False) -> None:
     """Writes <workdir>/adapter: the adapter or the stack alone, with what it was trained on."""
     meta = self.meta(base, head=head)
-    meta |= {'commit': provenance.commit(), 'parameters': adapters.count(adapter)}
+    tree = flax.serialization.to_state_dict(composition.upper(adapter))
+    meta |= {'commit': provenance.commit(), 'parameters': adapters.count(adapter),
+             'digest': trees.digest(tree)}
     if members := adapters.members(adapter):
       meta['members'] = members
-    tree = flax.serialization.to_state_dict(composition.upper(adapter))
     checkpoint.save_tree(os.path.join(self.run.workdir, 'adapter'), tree, meta)
 
   def adapter(self, folder: str, base: Base) -> tuple[Tree, dict]:
@@ -237,7 +241,7 @@ class Artefacts:
       MismatchError: it was trained over another base or with another tokenizer.
       ValueError: one in PEFT's format is wanted over an anchor that is not the base.
     """
-    if os.path.isfile(os.path.join(folder, peft_format.CONFIG)):
+    if (paths.of(folder) / peft_format.CONFIG).exists():
       return self._published_adapter(folder, base), {}
     tree, meta = checkpoint.load_tree(os.path.join(folder, 'adapter'))
     expected = {'base_digest': base.digest, 'tokenizer': self.tokenizer.digest, 'text': self.text}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from perl import trees
 from perl.hub import pretrained
+from perl.jobs._reading import checkpoint_digest
 from perl.models.transformer import Transformer
 from perl.peft import adapters, composition
 from perl.quantized import Scheme
@@ -50,7 +51,7 @@ def write_base(folder: str | os.PathLike, base: Base, tokenizer: str) -> None:
 
 def digest_of(folder: str, scheme: Scheme | None) -> str:
   """The digest of a checkpoint that is quantized by the scheme, or was when it was saved."""
-  digest = pretrained.digest(folder)
+  digest = checkpoint_digest(folder)
   return digest if scheme is None or pretrained.scheme(folder) else scheme.of(digest)
 
 

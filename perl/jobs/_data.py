@@ -4,12 +4,16 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from perl import choices
+from perl.data import examples as kinds
 from perl.data import sets
 from perl.data.batches import encoding, pipeline
 from perl.data.examples import Example
@@ -18,6 +22,19 @@ from perl.data.text.tokenizer import Tokenizer
 from perl.jobs import _folds as folds
 from perl.jobs._run import Run
 from perl.types import Batch
+
+ROWS = 'rows'
+"""Begins the name of what is kept of rows: 'rows <dataset> <kind> <split>'."""
+
+
+def load(
+  config: ConfigDict, split: str, kind: str, name: str = '', *, read: Callable = sets.load
+) -> Any:
+  """read(dataset, split, kind, ...) of config.data's dataset, or of another one of that name."""
+  parts = {'parts': tuple(config.parts)} if config.parts and name in ('', config.name) else {}
+  return read(
+    choices.find(sets.SETS, name or config.name), split, kind, mirror=config.mirror,
+    data_dir=config.data_dir, seed=config.seed, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +59,14 @@ class Data:
   def has(self, kind: str) -> bool:
     """Whether the dataset has examples of a kind."""
     return kind in sets.kinds(self.dataset, mirror=self.run.config.data.mirror)
+
+  def offered(self, kind: str, *splits: str) -> list[tuple[str, str]]:
+    """(kind, split) of each split; none of a kind that the dataset has not."""
+    return [(kind, split) for split in splits] if self.has(kind) else []
+
+  def first(self, split: str, kind: str) -> Example:
+    """The first example of the fixed split; no more is read than it takes."""
+    return load(self.run.config.data, split, kind, read=sets.first)
 
   def examples(self, split: str, kind: str) -> list[Example]:
     """Those of the dataset, of the fixed split or of config.data.fold.
@@ -71,11 +96,11 @@ class Data:
     return examples[:: max(1, len(examples) // limit)][:limit]
 
   def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
+    """Those of a dataset; the run keeps their digest."""
     config = self.run.config.data
-    dataset = choices.find(sets.SETS, name) if name else self.dataset
-    parts = {'parts': tuple(config.parts)} if config.parts and not name else {}
-    return dataset.load(
-      split, kind, mirror=config.mirror, data_dir=config.data_dir, seed=config.seed, **parts)
+    examples = load(config, split, kind, name)
+    self.run.reading.note(f'{ROWS} {name or config.name} {kind} {split}', kinds.digest(examples))
+    return examples
 
   @functools.cached_property
   def _assigned(self) -> dict[str, str]:

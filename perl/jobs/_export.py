@@ -4,11 +4,9 @@ Adapters of reward, preference and rl lie over the anchor, which is the base wit
 merged in. Over the base itself they are both LoRA at once, of the summed rank.
 """
 
-import os
-
 import numpy as np
 
-from perl import trees
+from perl import paths, trees
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
@@ -127,4 +125,4 @@ def _source(run: Run) -> str:
 
 def published(folder: str) -> str:
   """The folder if it is a Hugging Face one, whose config.json can be kept; else ''."""
-  return folder if folder and os.path.isfile(os.path.join(folder, 'config.json')) else ''
+  return folder if folder and (paths.of(folder) / 'config.json').exists() else ''

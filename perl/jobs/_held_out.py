@@ -6,7 +6,6 @@ scaled by, and in what units a critic that begins as the reward model has to spe
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import jax
@@ -68,13 +67,10 @@ class HeldOut:
     return values if gold is None else values | {'gold_reward': float(gold.mean())}
 
   def show(self, writer: metrics.Writer, step: int) -> None:
-    """Some texts of the step's policy, to SHOWN and TensorBoard; the prompts are always the same.
-
-    A resumed run writes the texts of a step once more: the newest count.
-    """
+    """Some texts of the step's policy, to SHOWN and TensorBoard; the prompts stay the same."""
     answers, count = self.known[step], self.run.config.evaluate.samples
     places = np.linspace(0, len(self.examples) - 1, min(count, len(self.examples))).round()
-    writer.texts(os.path.join(self.run.workdir, SHOWN), step, [
+    writer.texts(SHOWN, step, [
       {'prompt': self.examples[i].prompt, 'response': answers.texts[i],
        'reward': float(answers.scores[i]), 'kl': float(answers.kl[i])}
       for i in places.astype(int)])

@@ -7,7 +7,6 @@ stages hand to one another (_artefacts.py). Below the jobs a ConfigDict is never
 import dataclasses
 import functools
 import json
-import os
 import time
 from typing import Any
 
@@ -17,8 +16,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from perl import paths
+from perl.data import sets
 from perl.hub import adapters as peft_format
-from perl.jobs import ADAPTERS, PRODUCER, STAGES
+from perl.jobs import ADAPTERS, PRODUCER, STAGES, _identity
+from perl.jobs._reading import Reading, of_inputs
 from perl.peft import adapters
 from perl.rl import algorithms
 from perl.train import metrics, optim, paging, population, provenance, sharding
@@ -34,11 +36,13 @@ class Run:
     config: the experiment; what its algorithm is to decide is decided (perl/rl/algorithms).
     workdir: the stage's own folder.
     stage: its name, which is also that of its section of the config.
+    reading: what it has read, by content.
   """
 
   config: ConfigDict
   workdir: str
   stage: str
+  reading: Reading = dataclasses.field(default_factory=Reading)
   started: float = dataclasses.field(default_factory=time.perf_counter)
 
   def __post_init__(self):
@@ -65,8 +69,11 @@ class Run:
 
   def from_checkpoint(self, name: str) -> bool:
     """Whether 'tokenizer' or 'base' is config.model.checkpoint's: no stage makes it."""
-    produced = self.config.inputs[name] or PRODUCER[name] in self.config.stages
-    return bool(self.config.model.checkpoint) and not produced
+    return _identity.from_checkpoint(_identity.flatten(self.config), name)
+
+  def identity(self) -> dict[str, Any]:
+    """The fields that determine the stage's result."""
+    return _identity.of(_identity.flatten(self.config), self.stage)
 
   def input(self, name: str) -> str:
     """The folder of an upstream stage: as the config says, or the sibling of this one.
@@ -75,15 +82,22 @@ class Run:
       FileNotFoundError: it is not there, or is not finished.
     """
     producer = PRODUCER[name]
-    folder = self.config.inputs[name] or os.path.join(
-      os.path.dirname(os.path.abspath(self.workdir)), producer)
+    folder = paths.of(
+      self.config.inputs[name] or paths.absolute(self.workdir).parent / producer)
     published = (peft_format.CONFIG,) if name in ADAPTERS else ()
-    if not any(os.path.exists(os.path.join(folder, file))
-               for file in ('summary.json', *published)):
+    if not any((folder / file).exists() for file in ('summary.json', *published)):
       raise FileNotFoundError(
         f'expected a finished {producer} stage in {folder}, found none; run '
         f'--job={producer} first, or set --config.inputs.{name}=<its folder>')
-    return folder
+    return str(folder)
+
+  def inputs(self) -> dict[str, str]:
+    """{what: digest} of what other stages made, and of published files, that the stage reads.
+
+    Raises:
+      FileNotFoundError: an input is not there.
+    """
+    return of_inputs(_identity.flatten(self.config), self.stage, self.input)
 
   def optimizer(self, **overrides: Any) -> optax.GradientTransformation:
     """The stage's optax chain."""
@@ -159,11 +173,20 @@ class Run:
 
 
 def begin(config: ConfigDict, workdir: str, stage: str) -> Run:
-  """Makes the folder, leaves the config in it, and returns the run."""
-  os.makedirs(workdir, exist_ok=True)
+  """Makes the folder, leaves the config in it, and returns the run, with what it builds on noted.
+
+  Raises:
+    MismatchError: it goes on from checkpoints that build on something else.
+  """
+  folder = paths.of(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
   plain = json.loads(config.to_json_best_effort())
-  metrics.write_json(os.path.join(workdir, 'config.json'), plain)
-  return Run(config, workdir, stage)
+  metrics.write_json(folder / 'config.json', plain)
+  stamp = sets.stamp(config.data.mirror, config.data.data_dir)
+  run = Run(config, workdir, stage, Reading(workdir, stamp))
+  for what, digest in run.inputs().items():
+    run.reading.note(what, digest)
+  return run
 
 
 def decided(config: ConfigDict) -> ConfigDict:

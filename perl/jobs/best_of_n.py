@@ -5,19 +5,20 @@ best-of-n picks by the first, and the second tells what it is worth. Reward mode
 other sizes even, judge the same samples by their text (`best_of_n.sampled`).
 """
 
-import json
 import os
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from perl import paths
 from perl.data.examples import Example
 from perl.evaluate import best_of_n
 from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
 from perl.jobs import _scoring as scoring
 from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._data import Data
 from perl.train import metrics
 
 TOGETHER = 8
@@ -60,6 +61,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   })
 
 
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  del data
+  return [('prompt', 'dev')]
+
+
 def curve(values: dict[str, np.ndarray]) -> list[dict[str, float]]:
   """[{'n', 'kl', name: its mean of best-of-n, ...}], n = 1, 2, 4, ... and all samples.
 
@@ -94,8 +101,7 @@ def _sampled(folder: str, prompts: list[Example]) -> list[list[str]]:
   """The texts that a finished best_of_n stage has drawn; [] where no folder is named."""
   if not folder:
     return []
-  with open(os.path.join(folder, 'samples.json'), encoding='utf-8') as file:
-    rows = json.load(file)
+  rows = paths.read_json(paths.of(folder) / 'samples.json')
   if [row['prompt'] for row in rows] != [e.prompt for e in prompts]:
     raise ValueError(
       f'expected samples to the {len(prompts)} prompts of this config in {folder}, found '

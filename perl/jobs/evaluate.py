@@ -61,6 +61,11 @@ def run(config: ConfigDict, workdir: str) -> dict:
   return run.finish(result)
 
 
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  return [('prompt', 'test'), *data.offered('demonstration', 'test')]
+
+
 def _judged(
   data: Data, examples: list[Example], answers: responses.Responses
 ) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from perl import trees
-from perl.data.examples import Example, Labelled
+from perl.data.examples import SPLITS, Example, Labelled
 from perl.evaluate import classification, probe
 from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
@@ -89,12 +89,18 @@ def make_step(
 
 def examples(data: Data, method: Any, split: str) -> list[Example]:
   """Pairs, or thumbs for a method that wants them: both sides of pairs where there are none."""
-  if method.examples != 'labelled' or data.has('labelled') or not data.has('preference'):
-    return data.examples(split, method.examples)
+  if (kind := _kind(data, method)) == method.examples:
+    return data.examples(split, kind)
   return [
     Labelled(pair.prompt, response, label, group=pair.group, meta=pair.meta)
-    for pair in data.examples(split, 'preference')
+    for pair in data.examples(split, kind)
     for response, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))]
+
+
+def _kind(data: Data, method: Any) -> str:
+  """The kind of examples that is read: pairs for thumbs, where the data have no others."""
+  pairs = method.examples == 'labelled' and not data.has('labelled') and data.has('preference')
+  return 'preference' if pairs else method.examples
 
 
 def new_adapter(artefacts: Artefacts, anchor: Base) -> Tree:
@@ -195,6 +201,12 @@ def _of_responses(
 def _optimum(data: Data) -> dict[str, float]:
   optimum = getattr(data.dataset, 'OPTIMUM', None)
   return {} if optimum is None else {'gold_optimum': float(optimum)}
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  kind = _kind(data, make_method(data.run))
+  return [*((kind, split) for split in SPLITS), *data.offered('prompt', 'test')]
 
 
 def learns(plan: Plan) -> tuple[Tree, optax.GradientTransformation]:

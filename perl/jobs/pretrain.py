@@ -11,6 +11,7 @@ from perl import trees
 from perl.jobs import _language as language
 from perl.jobs import _run as runs
 from perl.jobs._artefacts import Artefacts
+from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Stage
 from perl.models import lm
 from perl.peft import adapters
@@ -35,18 +36,23 @@ def run(config: ConfigDict, workdir: str) -> dict:
   state, places = run.first_state(params, adapter, tx)
   step = language.make_step(model, tx, places, dropout=False, microbatches=run.section.microbatches)
   batches = [run.place(batch) for batch in data.evaluation_batches(dev, 'document')]
-  meta = {'seed': config.seed, 'tokenizer': data.tokenizer.digest}
   state, result = loop.fit(
     lambda state, batch: step(state, params, run.place(batch)),
     state,
     data.stream(rows, 'document'),
-    meta=meta | {k: v for k, v in config.pretrain.to_dict().items() if k != 'log_every_steps'},
     evaluate=language.make_evaluation(model, params, batches),
+    **artefacts.resumed(),
     **run.loop_options(),
   )
   artefacts.save_base(model, adapters.merge(params, state.adapters))
   total = trees.count(params)
   return run.finish({**result, 'parameters_total': total, 'parameters_trainable': total})
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  del data
+  return [('document', 'train'), ('document', 'dev')]
 
 
 def learns(plan: Plan) -> tuple[Tree, optax.GradientTransformation]:

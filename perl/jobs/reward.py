@@ -13,11 +13,12 @@ import optax
 from ml_collections import ConfigDict
 
 from perl import trees
-from perl.data.examples import Example
+from perl.data.examples import SPLITS, Example
 from perl.evaluate import baseline, classification, regression
 from perl.jobs import _run as runs
 from perl.jobs import _scoring as scoring
 from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Stage
 from perl.jobs._run import Run
 from perl.peft import adapters
@@ -211,6 +212,11 @@ def step_memory(artefacts: Artefacts, anchor: Base) -> dict:
   state, places = run.first_state(anchor.params, new_adapter(artefacts, anchor), tx)
   step = make_step(run, anchor, tx, places)
   return memory.of_step(step, state, anchor.params, run.place(batch))
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  return [(scoring.example_kind(data.run), split) for split in SPLITS]
 
 
 def learns(plan: Plan) -> tuple[Tree, optax.GradientTransformation]:

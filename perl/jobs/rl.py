@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from perl import trees
 from perl.data.batches import paired
-from perl.data.examples import Example
+from perl.data.examples import SPLITS, Example
 from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
 from perl.jobs import reward
@@ -184,6 +184,12 @@ def _longest(data: Data, kind: str, rows: int) -> Batch:
   """The longest batch of the dev split's examples, as if of so many rows."""
   batch = memory.longest(data.evaluation_batches(data.rows(data.examples('dev', kind), kind), kind))
   return data.run.place(memory.resized(batch, rows))
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  documents = [('document', 'train'), ('document', 'dev')] if data.run.section.ptx else []
+  return [*(('prompt', split) for split in SPLITS), *documents]
 
 
 def learns(plan: Plan) -> tuple[dict[str, Tree], optax.GradientTransformation]:

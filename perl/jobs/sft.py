@@ -11,6 +11,7 @@ from perl.jobs import _language as language
 from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
 from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Stage
 from perl.peft import adapters
 from perl.train import loop
@@ -84,6 +85,18 @@ def _gold(artefacts: Artefacts, base: Base, adapter: Tree) -> dict:
   examples = data.answered('test')
   answers = responses.respond(run, data, base, adapter, examples, jax.random.fold_in(run.key, 1))
   return {'gold_reward': float(data.gold_rewards(examples, answers.texts).mean())}
+
+
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  config = data.run.config.sft
+  kind = 'document' if config.whole_chats else 'demonstration'
+  pairs = [(kind, 'train'), (kind, 'dev')]
+  if hasattr(data.dataset, 'gold_reward'):
+    pairs += data.offered('prompt', 'test')
+  if config.test:
+    pairs += [(kind, 'test'), *data.offered('demonstration', 'test')]
+  return pairs
 
 
 def learns(plan: Plan) -> tuple[Tree, optax.GradientTransformation]:

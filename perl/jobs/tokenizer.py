@@ -27,15 +27,25 @@ def run(config: ConfigDict, workdir: str) -> dict:
   })
 
 
+def needs(data: Data) -> list[tuple[str, str]]:
+  """(kind, split) of the examples that the stage reads."""
+  return [(_kind(data), 'train')]
+
+
 def _texts(data: Data) -> list[str]:
-  """Every text of the train split, of the first kind that the dataset has."""
+  """Every text of the train split."""
+  return [text for example in data.examples('train', _kind(data)) for text in _fields(example)]
+
+
+def _kind(data: Data) -> str:
+  """The first kind that the dataset has."""
   config = data.run.config.data
   kinds = sets.kinds(data.dataset, mirror=config.mirror)
   if not kinds:
     raise ValueError(
       f'expected a dataset with texts, found none in {config.name!r}; '
       'name another one, or set config.tokenizer.path')
-  return [text for example in data.examples('train', kinds[0]) for text in _fields(example)]
+  return kinds[0]
 
 
 def _fields(example: Example) -> list[str]:

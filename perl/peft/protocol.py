@@ -44,9 +44,14 @@ def find(method: str) -> ModuleType:
   return choices.find(METHODS, method)
 
 
+EVERY = 'all-linear'
+"""PEFT's name for the matrices of all layers: every projection but the output's."""
+
+
 def kernels(leaves: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
   """The paths of the matrices that the targets name, in the order of the leaves."""
   names = [n.removesuffix('/kernel') for n in leaves if n.endswith('/kernel')]
+  targets = ['layers/.*' if target == EVERY else target for target in targets]
   return [f'{n}/kernel' for n in trees.match(names, targets)]
 
 

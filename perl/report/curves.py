@@ -1,7 +1,8 @@
 """The report's curves: a section a stage, from its metrics.jsonl."""
 
-import pathlib
 import re
+
+from etils import epath
 
 from perl.config import runs
 from perl.jobs import STAGES, Stage
@@ -23,7 +24,7 @@ HIDDEN = re.compile(
 COLOURS = {'train': 0, 'dev': 1, 'test': 2}
 
 
-def sections(workdir: pathlib.Path, summaries: dict[str, dict]) -> list[tuple[str, str]]:
+def sections(workdir: epath.Path, summaries: dict[str, dict]) -> list[tuple[str, str]]:
   """(title, HTML) for each stage of workdir that wrote metrics."""
   optimum, out = runs.optimum(summaries), []
   for name, stage in STAGES.items():

@@ -1,8 +1,9 @@
 """Sample dialogues of the report: the prompt's turns, and the responses before and after RL."""
 
 import html
-import pathlib
 import re
+
+from etils import epath
 
 from perl.config import runs
 
@@ -10,7 +11,7 @@ SPEAKERS = {'user': 'User', 'agent': 'Agent', 'api': 'API'}
 MARKER = re.compile(r'<\|(user|agent|api)\|>')
 
 
-def render(path: pathlib.Path) -> str:
+def render(path: epath.Path) -> str:
   """HTML of samples.json, {"prompt", "reference", "before", "after", "gold_before", ...} each."""
   samples = runs.read_json(path, [])
   samples = [s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else []

@@ -3,10 +3,12 @@
 import html
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from etils import epath
+
+from perl import paths
 from perl.config import runs
 from perl.jobs import PERL
 from perl.report import curves, dialogues
@@ -19,16 +21,16 @@ def write(workdir: str) -> str:
   Raises:
     FileNotFoundError: there is no such folder.
   """
-  folder = pathlib.Path(workdir)
+  folder = paths.of(workdir)
   if not folder.is_dir():
     raise FileNotFoundError(f'expected the workdir of a run, found no folder {workdir!r}; '
                             'run perl-rlhf launch first')
   path = folder / 'report.html'
-  path.write_text(page(folder), encoding='utf-8')
+  path.write_text(page(folder))
   return str(path)
 
 
-def page(workdir: pathlib.Path) -> str:
+def page(workdir: epath.Path) -> str:
   """The whole document."""
   config, summaries = runs.config(workdir), runs.summaries(workdir)
   name = str(config.get('name') or workdir.name)

@@ -6,7 +6,7 @@ import flax.serialization
 import jax
 from jax.sharding import Mesh
 
-from perl import trees
+from perl import paths, trees
 from perl.quantization import quantizable, quantize, quantize_tree
 from perl.quantized import Scheme, scheme_of
 from perl.train import sharding, storage
@@ -27,7 +27,7 @@ def save(folder: str | os.PathLike, params: Tree, meta: dict) -> None:
 
 def read_scheme(folder: str | os.PathLike) -> Scheme | None:
   """How a saved base is quantized; None is not at all, or nothing is there."""
-  folder = storage.absolute(folder)
+  folder = paths.absolute(folder)
   meta = storage.read_about(folder)['meta'] if (folder / storage.FILES).exists() else {}
   return Scheme(**meta['quantized']) if meta.get('quantized') else None
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Literal
 
+from perl import paths
 from perl.train import storage
 from perl.train.layout import MismatchError, Tree, check_meta, read_tree
 from perl.train.storage import CorruptError, DiskFullError, load_tree, save_tree
@@ -58,7 +59,7 @@ class Checkpoints:
       raise ValueError(
         "expected keep_last >= 1, keep_best >= 0 and best_mode 'max' or 'min', "
         f'found {keep_last}, {keep_best}, {best_mode!r}')
-    self._folder = storage.absolute(folder)
+    self._folder = paths.absolute(folder)
     self._keep_last, self._keep_best = keep_last, keep_best
     self._best_metric, self._sign = best_metric, 1 if best_mode == 'max' else -1
     self._writer: storage.Writer | None = None  # made at the first save: a reader writes nothing

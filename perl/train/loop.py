@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -11,6 +10,7 @@ from typing import Protocol
 import flax.serialization
 import jax
 
+from perl import paths
 from perl.train import checkpoint, metrics, signals
 from perl.train.step import TrainState
 from perl.types import Batch
@@ -101,7 +101,7 @@ def fit(
     Interrupted: SIGTERM or SIGINT; the state was saved first.
     FloatingPointError: a loss or gradient was not finite; the last good checkpoint is named.
   """
-  folder, chosen = os.path.join(workdir, 'checkpoints'), best_metric if keep_best else ''
+  folder, chosen = str(paths.of(workdir) / 'checkpoints'), best_metric if keep_best else ''
   saver = checkpoint.Checkpoints(
     folder, keep_last=keep_last, keep_best=1 if chosen else 0, best_metric=chosen,
     best_mode=best_mode,
@@ -260,6 +260,7 @@ class _Run:
 
   def save(self, state: TrainState, done: int) -> None:
     self.flush()
+    self.writer.flush()
     # A log that is under way goes along, so that a resumed run writes the very same lines.
     self.pending = self.fetch(self.pending, done)
     self.pause()

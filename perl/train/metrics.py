@@ -1,9 +1,9 @@
 """What a run reports: metrics.jsonl, TensorBoard, progress, summary.json."""
 
+import io
 import json
 import math
 import os
-import pathlib
 import sys
 import tempfile
 import time
@@ -12,7 +12,10 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
+
+from perl import paths
 
 METRICS, SUMMARY, TENSORBOARD = 'metrics.jsonl', 'summary.json', 'tensorboard'
 LINE_SECONDS = 10.
@@ -41,16 +44,14 @@ def jsonable(x: Any) -> Any:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON whole or not at all (a file beside it, then a rename); nan becomes null."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + '\n'
-  _replace(path, text)
+  paths.write_text(path, text)
 
 
 def summary(workdir: str | os.PathLike, values: Mapping[str, Any]) -> None:
   """Writes workdir/summary.json; its presence means that the stage is finished."""
   if jax.process_index() == 0:
-    write_json(pathlib.Path(workdir) / SUMMARY, values)
+    write_json(paths.of(workdir) / SUMMARY, values)
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
@@ -59,7 +60,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
   Raises:
     ValueError: any other line is no JSON object; file and line are named.
   """
-  text = pathlib.Path(path).read_text(encoding='utf-8')
+  text = paths.of(path).read_text()
   lines = text.split('\n')
   rows = []
   for number, line in enumerate(lines, 1):
@@ -95,16 +96,19 @@ class Writer:
       return
     from tensorboardX import SummaryWriter  # seconds to import: only where it is used
 
-    workdir = pathlib.Path(workdir)
+    self._workdir = workdir = paths.of(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / METRICS
+    kept = ''
     if path.exists():
       rows = read_jsonl(path)
       keep = [r for r in rows if resumed_step is None or r.get('step', 0) <= resumed_step]
-      _replace(path, ''.join(json.dumps(row) + '\n' for row in keep))
-    self._file = path.open('a', encoding='utf-8')
+      kept = ''.join(json.dumps(row) + '\n' for row in keep)
+      paths.write_text(path, kept)
+    self._file = path.open('a') if paths.is_local(path) else _Object(path, kept)
+    self._events = _Events(workdir / TENSORBOARD)
     purge_step = None if resumed_step is None else resumed_step + 1
-    self._board = SummaryWriter(str(workdir / TENSORBOARD), purge_step=purge_step)
+    self._board = SummaryWriter(self._events.local, purge_step=purge_step)
 
   def write(self, step: int, metrics: Mapping[str, Any], prefix: str = '') -> None:
     """Adds a line {"step": n, "time": s, name: value, ...} and scalars; nan is null in the line.
@@ -119,34 +123,43 @@ class Writer:
     values = {f'{prefix}/{k}' if prefix else k: float(v) for k, v in metrics.items()}
     row = jsonable({'step': int(step), 'time': round(time.time(), 3), **values})
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
-    self._file.flush()  # a kill loses no line that was written
+    if isinstance(self._file, io.IOBase):
+      self._file.flush()  # a kill loses no line that was written
     for name, value in values.items():
       self._board.add_scalar(name, value, int(step))
 
-  def texts(self, path: str | os.PathLike, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Appends a line {"step": n, **row} for each row to a file, and a TensorBoard table of them.
+  def texts(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds a line {"step": n, **row} for each row to a file, and a TensorBoard table of them.
+
+    Lines of this step and of later ones are replaced: a resumed run writes them again.
 
     Args:
-      path: of JSON lines.
+      name: of the file in the workdir, of JSON lines.
       step: the number of steps done.
       rows: of one kind: texts and numbers by name.
     """
     if self._file is None or not rows:
       return
-    with open(path, 'a', encoding='utf-8') as file:
-      for row in rows:
-        file.write(json.dumps(jsonable({'step': int(step), **row}), ensure_ascii=False) + '\n')
-    cell = lambda x: f'{x:.3f}' if isinstance(x, float) else ' '.join(str(x).split())
-    line = lambda cells: '|' + '|'.join(c.replace('|', '\\|') for c in cells) + '|'
-    table = [line(rows[0]), line(['---'] * len(rows[0])),
-             *(line(map(cell, row.values())) for row in rows)]
-    self._board.add_text(pathlib.Path(path).stem, '\n'.join(table), int(step))
+    path = self._workdir / name
+    kept = [r for r in (read_jsonl(path) if path.exists() else []) if r.get('step', 0) < step]
+    lines = [json.dumps(jsonable(row), ensure_ascii=False) + '\n'
+             for row in (*kept, *({'step': int(step), **row} for row in rows))]
+    paths.write_text(path, ''.join(lines))
+    self._board.add_text(path.stem, _markdown(rows), int(step))
+
+  def flush(self) -> None:
+    """Puts all that was written where it belongs; an object store gets it here alone."""
+    if self._file is not None:
+      self._file.flush()
+      self._board.flush()
+      self._events.copy()
 
   def close(self) -> None:
     """Flushes and closes both."""
     if self._file is not None:
       self._file.close()
       self._board.close()
+      self._events.copy()
       self._file = None
 
   def __enter__(self) -> 'Writer':
@@ -154,6 +167,44 @@ class Writer:
 
   def __exit__(self, *exception) -> None:
     self.close()
+
+
+class _Object:
+  """A file of an object store, which cannot be appended to: it is written again as a whole."""
+
+  def __init__(self, path: epath.Path, text: str):
+    self._path, self._text = path, [text]
+
+  def write(self, text: str) -> None:
+    self._text.append(text)
+
+  def flush(self) -> None:
+    self._path.write_text(''.join(self._text))
+
+  close = flush
+
+
+class _Events:
+  """TensorBoard's folder: itself or, for an object store, a local one that is copied there."""
+
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+    self._room = None if paths.is_local(folder) else tempfile.TemporaryDirectory()
+    self.local = str(folder) if self._room is None else self._room.name
+
+  def copy(self) -> None:
+    if self._room is not None:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      for file in epath.Path(self.local).iterdir():
+        (self._folder / file.name).write_bytes(file.read_bytes())
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A table of the rows."""
+  cell = lambda x: f'{x:.3f}' if isinstance(x, float) else ' '.join(str(x).split())
+  line = lambda cells: '|' + '|'.join(text.replace('|', '\\|') for text in cells) + '|'
+  return '\n'.join([line(rows[0]), line(['---'] * len(rows[0])),
+                    *(line(map(cell, row.values())) for row in rows)])
 
 
 class _Lines:
@@ -193,17 +244,3 @@ def progress(total: int, initial: int = 0, desc: str = '', file: TextIO | None =
     **options,
   )
 
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  """Writes beside the path, then renames: readers see the old or the new."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)  # mkstemp makes it private
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise

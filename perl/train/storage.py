@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from perl import paths
 from perl.train.layout import Tree, flatten, handler, is_empty, read_tree, storable
 
 FILES = 'files.json'
@@ -162,12 +163,6 @@ def read_about(folder: epath.Path) -> dict:
     return reader.restore(folder, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
 
 
-def absolute(folder: str | os.PathLike) -> epath.Path:
-  """Absolute, as TensorStore asks; gs:// and its like stay."""
-  path = epath.Path(folder)
-  return path if '://' in str(folder) else epath.Path(os.path.abspath(path))
-
-
 def save_tree(folder: str | os.PathLike, tree: Tree, meta: dict) -> None:
   """Writes the tree and its JSON meta; the folder holds the old or the new, never a part.
 
@@ -175,7 +170,7 @@ def save_tree(folder: str | os.PathLike, tree: Tree, meta: dict) -> None:
     DiskFullError: no space was left; what the folder held is still there.
     TypeError, ValueError: a leaf that cannot be stored, named.
   """
-  folder = absolute(folder)
+  folder = paths.absolute(folder)
   new, old = (folder.parent / f'{folder.name}.{end}' for end in ('new', 'old'))
   on_first_host(lambda: _prepare(new, folder, old))
   writer = Writer()
@@ -197,7 +192,7 @@ def load_tree(
     CorruptError: a file is missing, cut short or altered.
     MismatchError: the tree is not `like` this; the leaves are named.
   """
-  folder = absolute(folder)
+  folder = paths.absolute(folder)
   if not folder.exists():
     raise FileNotFoundError(
       f'expected a saved tree at {folder}, found nothing; remedy: run the stage that makes it')

@@ -13,7 +13,7 @@ import pytest
 from perl.cli import launch
 from perl.config import command_line, experiments, identity, platform
 from perl.config.fields import ConfigError, flatten, plain
-from perl.jobs import STAGES
+from perl.jobs import STAGES, _preflight
 from perl.report import page
 
 DEMO = 'configs/demo.py'
@@ -28,6 +28,7 @@ class Jobs:
     for stage in STAGES:
       self.add(monkeypatch, f'perl.jobs.{stage}', run=self.job(stage))
     monkeypatch.setattr(page, 'write', self.reports.append)
+    monkeypatch.setattr(_preflight, 'check', lambda *_: None)  # these jobs need nothing
 
   def add(self, monkeypatch, name, **members):
     module = types.ModuleType(name)
@@ -97,8 +98,7 @@ def test_the_day_of_a_run_is_the_one_on_which_it_began(jobs, tmp_path):
 
 def test_a_failed_pipeline_goes_on_where_it_failed(jobs, tmp_path):
   jobs.broken = 'reward'
-  with pytest.raises(FloatingPointError):
-    run(tmp_path)
+  assert run(tmp_path) == 2
   assert jobs.take() == ['tokenizer', 'pretrain', 'sft']
   assert not (tmp_path / 'summary.json').exists()
   jobs.broken = None
@@ -140,8 +140,7 @@ def test_fields_that_change_no_result_do_not_count(jobs, tmp_path):
 
 def test_a_killed_stage_resumes_but_not_with_another_config(jobs, tmp_path, capsys):
   jobs.broken = 'sft'
-  with pytest.raises(FloatingPointError):
-    run(tmp_path)
+  assert run(tmp_path) == 2
   assert run(tmp_path, '--job=tokenizer') == 0
   (tmp_path / 'sft' / 'checkpoints' / '50').mkdir(parents=True)
   jobs.broken = None
@@ -150,6 +149,16 @@ def test_a_killed_stage_resumes_but_not_with_another_config(jobs, tmp_path, caps
   assert f'sft.batch_size: expected 8, found {found}' in capsys.readouterr().err
   jobs.take()
   assert run(tmp_path, '--job=sft') == 0
+  assert jobs.take() == ['sft']
+
+
+def test_a_job_alone_stands_on_stages_of_its_own_config(jobs, tmp_path, capsys):
+  run(tmp_path, '--config.stages=("tokenizer", "pretrain")')
+  jobs.take()
+  assert run(tmp_path, '--job=sft', '--config.seed=1') == 2
+  assert 'stage pretrain' in (error := capsys.readouterr().err) and 'seed: expected 1' in error
+  named = f'--config.inputs.base={tmp_path / "pretrain"}'  # said, and known by its path
+  assert run(tmp_path, '--job=sft', '--config.seed=1', named) == 0
   assert jobs.take() == ['sft']
 
 
@@ -208,6 +217,48 @@ def test_a_signal_ends_with_its_own_exit_code_and_message(jobs, tmp_path, monkey
   assert run(tmp_path) == 143
   assert 'at step 5' in capsys.readouterr().err
   assert not (tmp_path / 'summary.json').exists()
+
+
+# --- Errors
+
+
+@pytest.mark.parametrize('error', [
+  ValueError('expected this, found that'), FileNotFoundError('expected this, found that'),
+  FloatingPointError('expected this, found that'), ConfigError('expected this, found that')])
+def test_what_a_job_raises_ends_in_its_message_and_on_request_in_a_traceback(
+  jobs, tmp_path, monkeypatch, capsys, error
+):
+  def broken(config, workdir):
+    raise error
+
+  jobs.add(monkeypatch, 'perl.jobs.pretrain', run=broken)
+  assert run(tmp_path) == 2
+  said = capsys.readouterr().err
+  assert said.startswith('error: expected this, found that') and 'Traceback' not in said
+  with pytest.raises(type(error)):
+    run(tmp_path, '--traceback')
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(jobs, tmp_path, monkeypatch):
+  def broken(config, workdir):
+    raise KeyError('a mistake')
+
+  jobs.add(monkeypatch, 'perl.jobs.pretrain', run=broken)
+  with pytest.raises(KeyError):
+    run(tmp_path)
+
+
+def test_what_would_stop_a_later_stage_is_said_first(jobs, tmp_path, monkeypatch, capsys):
+  asked = []
+
+  def check(config, stages, workdir):
+    asked.append(stages)
+    raise ValueError('stage rl: expected a rule')
+
+  monkeypatch.setattr(_preflight, 'check', check)
+  assert run(tmp_path) == 2
+  assert 'stage rl: expected a rule' in capsys.readouterr().err
+  assert asked == [ALL] and jobs.take() == [] and not list(tmp_path.iterdir())
 
 
 # --- Command line

@@ -47,7 +47,8 @@ def test_a_chat_that_a_strict_template_refuses_names_its_row(kind, tmp_path):
   template, loaded = chat.of(loaded)
   good, bad = {'messages': [ASKED, DONE]}, {'messages': [GREEN, ASKED, DONE]}
   examples = load(tmp_path / 'a', kind, good, bad)
-  with pytest.raises(ValueError, match=r'train.jsonl, line 2: chat template: .*change the mes'):
+  said = r'train.jsonl, line 2: chat template: .*change the messages'
+  with pytest.raises(ValueError, match=said):
     for example in examples:
       chat.apply(template, example)
   if kind == 'document':

@@ -99,8 +99,8 @@ def test_a_header_that_lies(folder):
 def test_a_file_that_is_cut_while_it_is_read(made):
   entry = next(iter(tensors.find(made / 'one').values()))
   with pytest.raises(CorruptTensors, match='expected .* bytes of x, found'):
-    tensors.read('x', entry._replace(start=entry.file.stat().st_size - 4,
-                                     stop=entry.file.stat().st_size - 4 + entry.bytes))
+    tensors.read('x', entry._replace(start=entry.file.stat().length - 4,
+                                     stop=entry.file.stat().length - 4 + entry.bytes))
 
 
 @pytest.mark.parametrize('name', [

@@ -78,7 +78,9 @@ def again(interrupted, toyrun, tmp_path, **overrides):
 
 
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(interrupted, toyrun, tmp_path):
-  stage, folder = again(interrupted, toyrun, tmp_path)
+  stage, _ = interrupted
+  free = {f'{stage}__keep_last': 3, f'{stage}__log_every_steps': 1, 'evaluate__batch_size': 16}
+  stage, folder = again(interrupted, toyrun, tmp_path, **free)
   same_result(stage, folder, toyrun)
 
 

@@ -30,10 +30,13 @@ READ = {
 }
 """Stage -> (the sections, the inputs) that determine its result: its own and those behind it."""
 
-FREE = {'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.date',
-        'evaluate.batch_size',
+FREE = {'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.data_dir',
+        'data.date', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mesh.optimizer_memory', 'evaluate.batch_size',
         *(f'{stage}.{name}' for stage in jobs.TRAINED for name in ('log_every_steps', 'keep_last'))}
-"""Fields of these sections that change no result."""
+"""Fields that change no result."""
+
+MEASURED = {'sft', 'reward', 'rl', 'preference', 'best_of_n'}
+"""Stages that read, or build on one that reads, evaluate.max_examples."""
 
 
 def test_every_job_has_a_row_and_every_row_a_job():
@@ -69,7 +72,12 @@ def test_what_determines_a_stage_is_what_it_was(stage):
   config = demo.get_config()
   expected = {path for path in flatten(config) if path.split('.')[0] in sections} - FREE
   expected |= {f'inputs.{name}' for name in inputs}
+  expected |= {'evaluate.max_examples'} if stage in MEASURED else set()
   assert set(identity.identity(config, stage)) == expected
+
+
+def test_what_changes_no_result_is_declared_once():
+  assert jobs.FREE == FREE and schema.FIELDS.keys() >= FREE
 
 
 def test_rules_alone_stand_on_no_reward_model():

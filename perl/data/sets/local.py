@@ -14,10 +14,12 @@ import functools
 import gzip
 import json
 import logging
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
+from perl import paths
 from perl.data.examples import KINDS, SPLITS, Example, check_request
 from perl.data.sources import layouts
 from perl.data.text import dialogue
@@ -34,22 +36,28 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
       layout that the kind cannot use, or an empty split.
     FileNotFoundError: there is no file for the split.
   """
+  return list(stream(split, kind, mirror=mirror, data_dir=data_dir, seed=seed))
+
+
+def stream(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
+           seed: int = 0) -> Iterator[Example]:
+  """The examples of `load` in turn; raises as it does, and of an empty split at its end."""
   del data_dir, seed  # nothing is prepared, nothing is drawn
   check_request('local', split, kind, KINDS)
   file, whole = _file(mirror, split, kind)
-  examples, unknown = [], set()
+  count, unknown = 0, set()
   for where, row in _rows(file):
-    examples += layouts.examples(row, kind, where)
     unknown |= layouts.unknown(row)
+    for example in layouts.examples(row, kind, where):
+      if not whole or dialogue.split_of(example.group) == split:
+        count += 1
+        yield example
   if unknown:
     _warn_once(f'local: {file} has fields that no layout has: {", ".join(sorted(unknown))}; they '
                "stay with the examples (in 'meta', or in the messages that a template reads)")
-  if whole:
-    examples = [example for example in examples if dialogue.split_of(example.group) == split]
-  if not examples:
+  if not count:
     raise ValueError(f'local: expected examples of kind {kind!r} in split {split!r}; found none in '
                      f'{file}; add rows, or give a folder with a file for each split')
-  return examples
 
 
 @functools.cache
@@ -75,18 +83,18 @@ def kinds(mirror: str = '') -> tuple[str, ...]:
   return tuple(kind for kind, file in files.items() if file and kind in known[file])
 
 
-def _place(mirror: str) -> pathlib.Path:
+def _place(mirror: str) -> epath.Path:
   """The file or folder."""
   if not mirror:
     raise ValueError("local: expected the path of a file or folder; found ''; set data.mirror")
-  path = pathlib.Path(mirror).expanduser()
+  path = paths.of(mirror)
   if path.is_file() and not path.name.endswith(_SUFFIXES):
     raise ValueError(f'local: expected a file that ends in {", ".join(_SUFFIXES)}; found {path}; '
                      'convert it, or rename it')
   return path
 
 
-def _file(mirror: str, split: str, kind: str) -> tuple[pathlib.Path, bool]:
+def _file(mirror: str, split: str, kind: str) -> tuple[epath.Path, bool]:
   """(the file that holds the split, whether it holds the other splits too)."""
   path = _place(mirror)
   if path.is_file():
@@ -97,14 +105,14 @@ def _file(mirror: str, split: str, kind: str) -> tuple[pathlib.Path, bool]:
   return file, False
 
 
-def _of_split(path: pathlib.Path, split: str, kind: str) -> pathlib.Path | None:
+def _of_split(path: epath.Path, split: str, kind: str) -> epath.Path | None:
   """The file of a folder that holds a split of a kind."""
   files = (folder / f'{split}{suffix}' for folder in (path / kind, path) for suffix in _SUFFIXES)
   return next((file for file in files if file.is_file()), None)
 
 
-def _missing(path: pathlib.Path, split: str, kind: str) -> FileNotFoundError:
-  names = sorted(str(p.relative_to(path)) for p in path.rglob('*') if p.name.endswith(_SUFFIXES))
+def _missing(path: epath.Path, split: str, kind: str) -> FileNotFoundError:
+  names = sorted(str(p.relative_to(path)) for p in paths.glob(path, _SUFFIXES))
   return FileNotFoundError(
     f'local: expected {split}.jsonl, {split}.jsonl.gz or {split}.parquet in {path} or in '
     f'{path / kind}; found {", ".join(names[:10]) or "no such file"}; add the file of this split')
@@ -113,31 +121,32 @@ def _missing(path: pathlib.Path, split: str, kind: str) -> FileNotFoundError:
 # --- Rows
 
 
-def _first(file: pathlib.Path) -> dict[str, Any]:
+def _first(file: epath.Path) -> dict[str, Any]:
   for _, row in _rows(file):
     return row
   raise ValueError(f'local: expected rows in {file}; found none; add rows, or delete the file')
 
 
-def _rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(file: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """('FILE, line 3', row) for each row."""
   if file.name.endswith('.parquet'):
     for number, row in enumerate(_columns(file)):
       yield f'{file}, row {number}', row
     return
-  with (gzip.open if file.name.endswith('.gz') else open)(file, 'rb') as lines:
+  with file.open('rb') as stream:
+    lines = gzip.GzipFile(fileobj=stream) if file.name.endswith('.gz') else stream
     for number, line in enumerate(_lines(lines, file), start=1):
       if line.strip():
         yield f'{file}, line {number}', _parse(line, f'{file}, line {number}')
 
 
-def _columns(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+def _columns(file: epath.Path) -> Iterator[dict[str, Any]]:
   """The rows of a Parquet file, a batch in memory at a time."""
   import pyarrow
   import pyarrow.parquet  # here: heavy, and only for those who have such files
 
   try:
-    with pyarrow.parquet.ParquetFile(file) as table:
+    with file.open('rb') as stream, pyarrow.parquet.ParquetFile(stream) as table:
       for batch in table.iter_batches():
         yield from batch.to_pylist()
   except (pyarrow.ArrowException, OSError) as error:
@@ -145,7 +154,7 @@ def _columns(file: pathlib.Path) -> Iterator[dict[str, Any]]:
                      'write the file again') from error
 
 
-def _lines(lines: Any, file: pathlib.Path) -> Iterator[bytes]:
+def _lines(lines: Any, file: epath.Path) -> Iterator[bytes]:
   try:
     yield from lines
   except (OSError, EOFError) as error:

@@ -12,10 +12,12 @@ Splits: the first user's turn of a dialogue is its group and decides its split
 
 import json
 import random
+from collections.abc import Iterator
 
 from perl.data.examples import (
   Demonstration,
   Document,
+  Example,
   Labelled,
   Preference,
   Prompt,
@@ -48,15 +50,23 @@ def load(split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: i
 
   Raises ValueError for an unknown kind or split.
   """
+  return list(stream(split, kind, mirror=mirror, data_dir=data_dir, seed=seed))
+
+
+def stream(
+  split: str, kind: str, *, mirror: str = '', data_dir: str = '', seed: int = 0
+) -> Iterator[Example]:
+  """The examples of `load`, in turn."""
+  del mirror, data_dir
   check_request('toy', split, kind, KINDS)
   rng = random.Random(f'toy/{seed}/{split}/{kind}')
-  examples = []
-  while len(examples) < SIZES[kind][split]:
+  count = 0
+  while count < SIZES[kind][split]:
     scene = grammar.sample_scene(rng)
     group = dialogue.split_key(scene)
     if dialogue.split_of(group) == split:
-      examples.append(_MAKERS[kind](rng, scene, group))
-  return examples
+      count += 1
+      yield _MAKERS[kind](rng, scene, group)
 
 
 def gold_reward(prompt: str, response: str) -> float:

@@ -12,11 +12,13 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from etils import epath
+
+from perl import paths
 from perl.data.examples import SPLITS
 
 VERSION = '2.0.0'
@@ -45,14 +47,14 @@ class Source(NamedTuple):
 # --- Files
 
 
-def present(source: Source, names: Sequence[str], mirror: str) -> dict[str, pathlib.Path]:
+def present(source: Source, names: Sequence[str], mirror: str) -> dict[str, epath.Path]:
   """The files that the mirror holds; those it lacks are named in a warning.
 
   Raises:
     FileNotFoundError: it holds none of them.
   """
-  paths = {name: pathlib.Path(mirror).expanduser() / name for name in names}
-  files = {name: path for name, path in paths.items() if path.is_file()}
+  places = {name: paths.of(mirror) / name for name in names}
+  files = {name: path for name, path in places.items() if path.is_file()}
   missing = [name for name in names if name not in files]
   if not files:
     raise FileNotFoundError(
@@ -73,7 +75,7 @@ def _warn_once(message: str) -> None:
   logging.warning(message)
 
 
-def read_rows(path: pathlib.Path) -> list:
+def read_rows(path: epath.Path) -> list:
   """The rows of a file: a JSON array or one JSON value a line, gzipped or not, told by content.
 
   Raises:
@@ -147,11 +149,11 @@ def _builder_class() -> Any:
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
       names, read = self.source.parts[self.builder_config.name]
-      paths = (present(self.source, names, self._mirror) if self._mirror
+      files = (present(self.source, names, self._mirror) if self._mirror
                else _download(self.source, names, dl_manager))
       splits: dict[str, list] = {}
       try:
-        for split, record in read({name: read_rows(path) for name, path in paths.items()}):
+        for split, record in read({name: read_rows(path) for name, path in files.items()}):
           splits.setdefault(split, []).append({'record': json.dumps(record)})
       except ValueError as error:
         raise ValueError(f'{self.source.name}: {error}') from error
@@ -175,20 +177,20 @@ def _of(source: Source) -> Any:
   return type(base)(source.name, (base,), members, skip_registration=True)
 
 
-def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str, pathlib.Path]:
+def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str, epath.Path]:
   try:
-    paths = dl_manager.download({name: f'{source.home}/{name}' for name in names})
+    files = dl_manager.download({name: f'{source.home}/{name}' for name in names})
   except Exception as error:  # requests, urllib3 and TFDS each raise their own
     raise OSError(f'{source.name}: expected to download {_range(names)} from {source.home}; found '
                   f'{type(error).__name__}: {error}; check the network, or set data.mirror to a '
                   'folder that holds the files in the same layout') from error
-  return {name: pathlib.Path(path) for name, path in paths.items()}
+  return {name: epath.Path(path) for name, path in files.items()}
 
 
-def folder(source: Source, part: str, mirror: str, data_dir: str) -> pathlib.Path:
+def folder(source: Source, part: str, mirror: str, data_dir: str) -> epath.Path:
   """Where the prepared data lies: a mirror's own folder, named by the content of its files."""
   default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  root = pathlib.Path(data_dir or default).expanduser()
+  root = paths.of(data_dir or default)
   if not mirror:
     return root
   digest = hashlib.sha256()

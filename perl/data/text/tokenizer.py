@@ -8,14 +8,16 @@ import contextlib
 import copy
 import hashlib
 import json
-import pathlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from perl import paths
 from perl.data.text import dialogue, tokenizer_files, vocabularies
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.tokenizer_files import NOTHING, Settings
@@ -118,7 +120,7 @@ class Tokenizer:
     known = [int(i) for i in ids if 0 <= i < self.vocab_size]
     return self._backend.decode(known, skip_special)
 
-  def save(self, folder: str | pathlib.Path) -> pathlib.Path:
+  def save(self, folder: str | os.PathLike) -> epath.Path:
     """Writes tokenizer.json (or tokenizer.model) and what stood beside it; returns the former.
 
     The other files of a tokenizer that was read are copied as they were; one that had no
@@ -126,7 +128,7 @@ class Tokenizer:
     """
     return self._write(folder, {}, self._backend.content())
 
-  def publish(self, folder: str | pathlib.Path, generation: dict | None = None) -> pathlib.Path:
+  def publish(self, folder: str | os.PathLike, generation: dict | None = None) -> epath.Path:
     """`save` for others: transformers gives the same ids, puts bos where our pipeline does, and
     stops at what stops here.
 
@@ -162,8 +164,8 @@ class Tokenizer:
     return {'bos_token_id': self.bos_id if bos is None else bos, 'eos_token_id': eos,
             'pad_token_id': self.pad_id if pad is None else pad}
 
-  def _write(self, folder: str | pathlib.Path, more: dict, content: bytes) -> pathlib.Path:
-    folder = pathlib.Path(folder)
+  def _write(self, folder: str | os.PathLike, more: dict, content: bytes) -> epath.Path:
+    folder = paths.of(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = ('bos_token', 'eos_token', 'pad_token')
     config = {name: self.special_tokens.get(name) for name in names}
@@ -223,7 +225,7 @@ def _adds_bos(backend: Json | SentencePiece, settings: Settings, bos: int | None
   return backend.puts_first(bos) or backend.token(bos) == BOS
 
 
-def load(path: str | pathlib.Path) -> Tokenizer:
+def load(path: str | os.PathLike) -> Tokenizer:
   """Reads a tokenizer.json, a SentencePiece *.model, or a folder that holds one of them.
 
   A folder may also hold a byte-level BPE as vocab.json and merges.txt. What tokenizer_files.py
@@ -233,7 +235,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     FileNotFoundError: there is no such file.
     ValueError: a file is not of its kind, or there is no end-of-sequence token.
   """
-  path = pathlib.Path(path)
+  path = paths.of(path)
   if path.is_dir():
     files = [path / Json.filename, *sorted(path.glob('*.model'))]
     files += [path / 'vocab.json'] if (path / 'merges.txt').is_file() else []

@@ -18,6 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from perl import paths
 from perl.data.text.offsets import Offsets, before, trimmed
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.tokenizer_files import Added, Settings
@@ -176,7 +177,8 @@ def _byte_level(file: pathlib.Path, settings: Settings) -> Any:
     raise ValueError(
       f'expected a class that cuts words as GPT-2 does, for a vocab.json; found '
       f'{settings.tokenizer_class}; save the tokenizer with transformers, as a tokenizer.json')
-  vocabulary, merges = models.BPE.read_file(str(file), str(file.with_name('merges.txt')))
+  with paths.local_copy(file) as one, paths.local_copy(file.with_name('merges.txt')) as other:
+    vocabulary, merges = models.BPE.read_file(str(one), str(other))
   backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.prefix_space)
   backend.decoder = decoders.ByteLevel()

@@ -10,15 +10,15 @@ NeoX) is three of ours: read, they share A; written, their ranks add up.
 import json
 import logging
 import os
-import pathlib
 import re
 from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from perl import trees
+from perl import paths, trees
 from perl.data.text.tokenizer import Tokenizer
 from perl.hub import tensors, writing
 from perl.hub.adapters import _config as config_file
@@ -68,7 +68,7 @@ def load(
     tensors.CorruptTensors: a file cut short, or a shape that the base does not have.
     Unsupported: a method or an option of PEFT that is not known, by name.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   about = config_file.parse(folder / CONFIG)
   entries = tensors.find(folder, WEIGHTS)
   own = _own(folder)
@@ -133,7 +133,7 @@ def save(
     arrays[score] = np.asarray(head['kernel'], np.float32).T
     own['head_bias'] = float(head['bias'][0])
 
-  def write(new: pathlib.Path) -> None:
+  def write(new: epath.Path) -> None:
     (new / CONFIG).write_text(json.dumps(about, indent=2) + '\n')
     if own:
       (new / OWN).write_text(json.dumps(own, indent=2) + '\n')
@@ -155,7 +155,7 @@ def inspect(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int |
   Raises:
     FileNotFoundError, CorruptTensors, Unsupported: as `load`.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.of(folder)
   about, entries = config_file.parse(folder / CONFIG), tensors.find(folder, WEIGHTS)
   shape = lambda entry: np.broadcast_to(np.float32(0), entry.shape)  # nothing is read
   shapes = {name: shape(entry) for name, entry in entries.items()}
@@ -194,7 +194,7 @@ def _form(adapter: Tree, base: Tree) -> tuple[ModuleType, dict[str, Any]]:
     'has no place for; save them apart, or merge what can be merged: pretrained.save')
 
 
-def _own(folder: pathlib.Path) -> dict[str, Any]:
+def _own(folder: epath.Path) -> dict[str, Any]:
   return json.loads((folder / OWN).read_text('utf-8')) if (folder / OWN).is_file() else {}
 
 

@@ -118,8 +118,9 @@ def unread(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     defaults: the same as nobody has set it.
   """
   name, wrong = given['algorithm'], []
+  own = OPEN | find(name).OWN
   for option in sorted(given.keys() - reads(name, resolve(name, given))):
-    value, usual = given[option], OPEN.get(option, defaults[option])
+    value, usual = given[option], own.get(option, defaults[option])
     if value not in (None, usual, defaults[option]):
       wrong.append(f'expected rl.{option}={usual} for rl.algorithm={name}, found {value!r}: it '
                    f'would not be read; leave it, or set {_needs(option)}')
@@ -169,6 +170,9 @@ def problems(options: Mapping[str, Any]) -> list[str]:
     wrong.append(f'expected rl.samples of at least 2 for rl.rounds={options["rounds"]}, found '
                  f'{samples}: of one response nobody knows whether it differs; set rl.rounds=1, or '
                  'rl.samples=8')
+  if options.get('critic_from') == 'reward' and not options.get('reward_weight', 1):
+    wrong.append('expected a reward model for rl.critic_from=reward, found rl.reward_weight=0; set '
+                 'rl.critic_from=zero')
   return wrong + _wrong_in_time(options) + _wrong_beta(options)
 
 

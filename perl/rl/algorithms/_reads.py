@@ -68,8 +68,6 @@ WHERE: dict[str, tuple[Callable[[Reader], bool], str]] = {
   'correction_cap': (lambda r: 'correction' in r.keywords and r.sets(
     'behaviour', 'sampler') and r.sets('correction', 'none'), 'rl.correction'),
   'ensemble': (lambda r: r.sets('reward_weight', 0), 'a reward model'),
-  'ensemble_penalty': (lambda r: not r.sets('ensemble', 'uncertainty'), 'rl.ensemble=uncertainty'),
-  'rule_weights': (lambda r: bool(r.options.get('rules', ())), 'rl.rules'),
   'slots': (lambda r: r.sets('rollout', 'batch'), 'rl.rollout=slots or auto'),
   'best_metric': (lambda r: r.sets('keep', 'last') or r.sets('patience', 0),
                   'rl.keep=best or rl.patience'),

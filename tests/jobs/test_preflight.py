@@ -1,0 +1,196 @@
+"""What is looked for before the first stage; each check by itself, each with its remedy."""
+
+import json
+import shutil
+import sys
+import types
+
+import pytest
+import tiny
+import toyrun as run
+
+from perl import paths, trees
+from perl.jobs import PERL, _preflight, _reading
+from perl.peft import adapters
+from perl.train import checkpoint
+
+ALL = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
+
+
+def check(tmp_path, stages=ALL, **overrides):
+  """The problems of a config, '' of a good one."""
+  with run.small_world():
+    try:
+      _preflight.check(run.config(**overrides), stages, paths.of(tmp_path))
+    except ValueError as error:
+      return str(error)
+  return ''
+
+
+def test_a_good_pipeline_has_no_problems_and_nothing_is_written(tmp_path):
+  assert check(tmp_path / 'new') == ''
+  assert not (tmp_path / 'new').exists()
+
+
+# --- Targets and other shapes
+
+
+def test_a_target_that_matches_nothing_is_said_of_every_stage_that_learns(tmp_path):
+  said = check(tmp_path, peft__targets=('attention/query',))
+  assert 'stage sft: expected' in said and 'attn/q' in said and 'stage rl: expected' in said
+  assert 'stage pretrain' not in said  # which tunes everything
+
+
+def test_a_start_that_is_not_there_is_said(tmp_path):
+  assert 'stage reward: expected' in check(tmp_path, reward__adapter=str(tmp_path / 'nothing'))
+
+
+@pytest.mark.parametrize('family', ['llama', 'untied', 'neox', 'gpt2'])
+def test_all_linear_is_every_projection_but_the_output(family):
+  _, base = tiny.make(family)
+  known = set(adapters.projections(base))
+  nodes = adapters.nodes(tiny.lora(base, head=False, targets=('all-linear',)))
+  assert {name.removesuffix('/kernel') for name in nodes} == known - {'embed/lm_head'}
+
+
+# --- Rows
+
+
+def files(folder, **rows):
+  """A folder of three files, of two good rows each but for those named."""
+  folder.mkdir()
+  good = [{'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}] * 2
+  for split in ('train', 'dev', 'test'):
+    lines = [json.dumps(row) for row in rows.get(split, good)]
+    (folder / f'{split}.jsonl').write_text('\n'.join(lines))
+  return dict(data__name='local', data__mirror=str(folder))
+
+
+def test_a_split_that_only_a_later_stage_reads_is_looked_at_now(tmp_path):
+  data = files(tmp_path / 'data', test=[{'prompt': 'p', 'response': 'a'}])
+  said = check(tmp_path, ('tokenizer', 'pretrain', 'sft', 'reward'), **data)
+  assert "stage reward, data: local: expected a row with {prompt, chosen, rejected}" in said
+  assert 'test.jsonl, line 1' in said and 'stage sft' not in said
+
+
+def test_a_kind_that_the_data_have_not_is_said(tmp_path):
+  said = check(tmp_path, reward__kind='ranking', **files(tmp_path / 'data'))
+  assert "expected a row with {prompt, responses} for kind 'ranked'" in said
+
+
+def test_a_missing_split_is_said(tmp_path):
+  data = files(tmp_path / 'data')
+  (tmp_path / 'data' / 'dev.jsonl').unlink()
+  assert 'expected dev.jsonl' in check(tmp_path, **data)
+
+
+def test_no_more_is_read_than_a_first_row(tmp_path):
+  data = files(tmp_path / 'data')
+  for split in ('train', 'dev', 'test'):
+    with (tmp_path / 'data' / f'{split}.jsonl').open('a') as file:
+      file.write('\nthis is no JSON')
+  assert check(tmp_path, **data) == ''
+
+
+def test_every_job_says_what_it_reads(toyrun):
+  """The pairs of `needs` are those that the stages of a pipeline have read."""
+  for stage in PERL:
+    own = _preflight.Data(_preflight.Run(run.config(), '', stage), None)
+    said = {f'rows toy {kind} {split}' for kind, split in _preflight.needs(own)}
+    kept = _reading.recorded(str(toyrun / stage))
+    assert said == {what for what in kept if what.startswith('rows ')}, stage
+
+
+# --- Rules
+
+
+@pytest.fixture
+def rule(monkeypatch):
+  """Names a function as a user's rule."""
+  def named(function):
+    module = types.ModuleType('house')
+    module.rule = function
+    monkeypatch.setitem(sys.modules, 'house', module)
+    return dict(rl__rules=('house:rule',))
+
+  return named
+
+
+def test_a_rule_that_cannot_be_imported_is_said(tmp_path):
+  assert 'no_such_house' in check(tmp_path, rl__rules=('no_such_house:rule',))
+
+
+def test_a_rule_of_other_arguments_is_said(tmp_path, rule):
+  said = check(tmp_path, **rule(lambda prompt, answer: 0.0))
+  assert 'expected a rule of (examples, responses, dataset)' in said and '(prompt, answer)' in said
+
+
+@pytest.mark.parametrize('broken, said', [
+  (lambda examples, responses, dataset: [1.0], 'expected 2 finite rewards'),
+  (lambda examples, responses, dataset: [float('nan')] * 2, 'expected 2 finite rewards'),
+  (lambda examples, responses, dataset: [1 / len(r) for r in responses], 'ZeroDivisionError'),
+  (lambda tokens, mask: tokens.nothing, 'AttributeError'),
+])
+def test_a_rule_is_called_on_a_sample(tmp_path, rule, broken, said):
+  text = check(tmp_path, **rule(broken))
+  assert 'rl.rules: expected the rule house:rule' in text and said in text
+
+
+def test_a_rule_that_wants_what_the_data_lack_is_said(tmp_path):
+  assert "KeyError: 'answer'" in check(tmp_path, rl__rules=('exact_match',))
+
+
+def test_good_rules_pass(tmp_path, rule):
+  assert check(tmp_path, **rule(lambda examples, responses, dataset: [0.0] * len(responses))) == ''
+  assert check(tmp_path, rl__rules=('gold', 'length', 'repetition')) == ''
+
+
+# --- Reward models
+
+
+def reward_in(toyrun, folder, **meta):
+  """A finished reward stage, with another meta."""
+  shutil.copytree(toyrun / 'reward', folder, ignore=shutil.ignore_patterns('checkpoints'))
+  tree, old = checkpoint.load_tree(folder / 'adapter')
+  checkpoint.save_tree(folder / 'adapter', tree, old | meta)
+  return dict(inputs__reward=str(folder))
+
+
+@pytest.mark.parametrize('meta, options, said', [
+  (dict(head=False), {}, 'found an adapter without a head'),
+  ({}, dict(rl__ensemble='minimum', reward__members=2), 'expected an ensemble'),
+  (dict(rank=5), dict(rl__critic_from='reward'), 'rank=5'),
+  ({}, {}, ''),
+])
+def test_a_reward_model_is_looked_at_without_its_weights(
+  toyrun, tmp_path, monkeypatch, meta, options, said
+):
+  inputs = reward_in(toyrun, tmp_path / 'reward', **meta)
+  monkeypatch.setattr(checkpoint, 'load_tree', None)
+  text = check(tmp_path, ('sft', 'rl'), **inputs | options)
+  assert (said in text) if said else text == ''
+
+
+def test_a_published_reward_model_needs_the_base_as_its_anchor(tmp_path):
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  assert 'expected inputs.anchor=base' in check(tmp_path, inputs__reward=str(tmp_path))
+
+
+# --- Disk
+
+
+def test_checkpoints_that_do_not_fit_are_said_with_their_bytes(tmp_path, monkeypatch):
+  monkeypatch.setattr(paths, 'free_bytes', lambda place: 1000)
+  said = check(tmp_path)
+  assert 'GiB free' in said and 'keep_last' in said
+  monkeypatch.setattr(paths, 'free_bytes', lambda place: None)  # an object store
+  assert check(tmp_path) == ''
+
+
+def test_the_bytes_of_a_checkpoint_are_those_on_disk(toyrun, tmp_path):
+  sizes = {}
+  with run.small_world():
+    list(_preflight.learners({'rl': _preflight.Plan(run.config(), 'rl')}, sizes))
+  tree = checkpoint.Checkpoints(toyrun / 'rl' / 'checkpoints').restore().tree
+  saved = trees.flat({part: tree[part] for part in ('adapters', 'opt_state')})
+  assert sizes['rl'] == sum(x.nbytes for x in saved.values())
