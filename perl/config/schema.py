@@ -121,7 +121,7 @@ FIELDS: dict[str, Field] = {
                               'where it has one; else with our markers.'),
   'data.date': Field('', 'The day that a chat template which reads the clock is told (2026-03-31); '
                      '\'\' is the one on which the run in --workdir began, which its config.json '
-                     'keeps.', identity=False),
+                     'keeps.'),
   'data.overlong': Field('truncate', 'Longer examples: dropped and counted, or cut (a prompt keeps '
                          'its end).', choices=('filter', 'truncate')),
   'data.buckets': Field((), 'Padded lengths, rising; a batch is of one bucket. () is one length.',
