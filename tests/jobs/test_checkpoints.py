@@ -18,6 +18,7 @@ from perl.cli import convert, launch
 from perl.config import command_line
 from perl.config.fields import ConfigError, flatten
 from perl.config.validate import validate
+from perl.data.examples import Demonstration
 from perl.data.text import chat
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
@@ -344,6 +345,19 @@ def test_a_wrong_checkpoint_is_refused_before_anything_runs(run, tmp_path):
     config(tmp_path)
   with pytest.raises(ConfigError, match='peft.name=lora to start rl'):
     config(folder, rl__adapter='somewhere', peft__name='full')
+
+
+def test_a_pad_without_a_row_of_the_embedding_is_no_obstacle(tmp_path):
+  folder = checkpoints.byte_level(tmp_path / 'hub', ('</s>', '<pad>'), {
+    'bos_token': None, 'eos_token': '</s>', 'pad_token': '<pad>'})
+  rows = len(transformers.AutoTokenizer.from_pretrained(folder)) - 1
+  releases.make('llama', vocab_size=rows, pad_token_id=None).save_pretrained(folder)
+  artefacts = Artefacts(Run(config(folder), '', 'sft'))
+  assert artefacts.model().config.vocab_size == rows
+  assert artefacts.tokenizer.pad_id == artefacts.tokenizer.eos_id < rows
+  example = Demonstration('a', 'b<pad>', meta={'source': 'a.jsonl, line 2'})
+  with pytest.raises(ValueError, match="a.jsonl, line 2: .*'<pad>', which has no row"):
+    artefacts.data.rows([example], 'demonstration')
 
 
 def test_a_run_over_another_checkpoint_is_refused(run, tmp_path):
