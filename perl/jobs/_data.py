@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -108,18 +108,33 @@ class Data:
     config = self.run.config.data
     return folds.splits(folds.everything(self._load, 'labelled'), config.folds, config.fold)
 
-  def rows(self, examples: list[Example], kind: str) -> list[dict]:
-    """The examples as token rows; what was cut or left out is counted in the log."""
+  def rows(self, examples: list[Example], kind: str, longest: int = 0) -> list[dict]:
+    """The examples as token rows; what was cut or left out is counted in the log.
+
+    Args:
+      examples: of one kind.
+      kind: that.
+      longest: tokens of a response, if more than data.max_response_tokens.
+    """
     config = self.run.config.data
     if self.template is not None:
       examples = [chat.apply(self.template, example) for example in examples]
     rows, counts = pipeline.encode(
       examples, self.tokenizer, kind=kind, max_prompt_tokens=config.max_prompt_tokens,
-      max_response_tokens=config.max_response_tokens, overlong=config.overlong,
+      max_response_tokens=max(config.max_response_tokens, longest), overlong=config.overlong,
       responses=self.run.config.reward.responses,
     )
     logging.info('%s: %s examples: %s', self.run.stage, kind, counts)
     return rows
+
+  def sampled(self, prompts: list[Example], responses: Sequence[Sequence[int]]) -> list[dict]:
+    """Rows of kind labelled, without a label, of responses as they were sampled."""
+    prompts = [chat.as_prompt(example) for example in prompts]
+    if self.template is not None:
+      prompts = [chat.apply(self.template, prompt) for prompt in prompts]
+    return encoding.encode_sampled(
+      prompts, responses, self.tokenizer,
+      max_prompt_tokens=self.run.config.data.max_prompt_tokens)
 
   def demonstrations(self, split: str) -> list[dict]:
     """What sft learns of a split: a row a turn of the agent or, with sft.whole_chats, a chat."""
@@ -158,6 +173,7 @@ class Data:
     """The config's lengths, with one that holds the longest row that there can be; or the rows'."""
     config = self.run.config.data
     longest = config.max_prompt_tokens + (0 if kind == 'prompt' else config.max_response_tokens)
+    longest = max(longest, *map(int, pipeline.lengths(rows, kind)))  # sampled ones may be longer
     if config.auto_buckets:
       edges = pipeline.auto_buckets(pipeline.lengths(rows, kind), count=config.auto_buckets)
       return tuple(sorted({min(edge, longest) for edge in edges}))
