@@ -127,6 +127,8 @@ def respond(
   judge = rewards(
     run, data, base, frozen, temperature=temperature, samples=samples) if frozen else None
   own = policy if frozen and trainers(run, base, policy) else None
+  if judge:
+    judge.rules.check(examples)
   rows = data.rows([chat.as_prompt(example) for example in examples], 'prompt')
   _check_whole(rows, examples)
   by_index: dict[int, tuple] = {}
