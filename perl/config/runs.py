@@ -38,10 +38,10 @@ def recorded(file: epath.Path) -> dict[str, Any]:
   return flat
 
 
-def read_metrics(folder: epath.Path) -> list[dict]:
+def read_metrics(folder: epath.Path, name: str = 'metrics.jsonl') -> list[dict]:
   """The rows of metrics.jsonl; lines that a running or killed job left half-written are skipped."""
   try:
-    lines = documents.read_bytes(folder / 'metrics.jsonl').split(b'\n')
+    lines = documents.read_bytes(folder / name).split(b'\n')
   except OSError:
     return []
   rows = []

@@ -5,9 +5,11 @@ A line break is a character as any other. What an expression may hold: perl/patt
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from perl import patterns
 from perl.data.examples import Example
+from perl.rl.rules import _meta as meta
 
 
 def rewards(
@@ -16,10 +18,26 @@ def rewards(
   """One number a response.
 
   Raises:
-    ValueError: an example whose meta holds no regular expression.
+    ValueError: a prompt without a pattern, by its row.
   """
   del dataset
-  where = lambda example: f"meta['pattern'] of {example.meta.get('source', 'a row')}"
-  return [float(patterns.matching(
-    example.meta.get('pattern'), [text], where(example), flags='s')[0])
-    for example, text in zip(examples, responses)]
+  match = lambda example, text: patterns.matching(
+    _pattern(example), [text], "meta['pattern']", flags='s')[0]
+  return [float(match(example, text)) for example, text in zip(examples, responses)]
+
+
+def check(example: Example, dataset: ModuleType) -> None:
+  """Raises ValueError for a prompt without a pattern."""
+  del dataset
+  _pattern(example)
+
+
+def _pattern(example: Example) -> str:
+  return meta.read(example, 'pattern', ('pattern',), _known, 'a regular expression')
+
+
+def _known(value: Any) -> str | None:
+  try:
+    return patterns.check(value, "meta['pattern']")
+  except ValueError:
+    return None
