@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 
 import checkpoints
 import pytest
 
+from perl.data.text import sentence_piece
 from perl.data.text import tokenizer as tokenizers
 from perl.data.text.dialogue import SPECIAL_TOKENS
+from perl.data.text.tokenizer_files import Added
 
 TEXTS = ['an oat latte please', '{"get_menu_items":{"query":"latte"}}',
          'naïve 抹茶 ☕🏽 \x00\t\n  x '] * 3
@@ -461,3 +464,14 @@ def test_a_panic_of_the_library_is_an_error_that_names_the_file(spoilt, capfd):
   with pytest.raises(ValueError, match='tokenizer.json has ids for; found PanicException'):
     tokenizer.encode('a' * 40 + ' b')
   capfd.readouterr()
+
+
+def test_tokens_that_swallow_white_space_are_found_as_ever_in_linear_time():
+  both = {'<a>': Added(1, strips_left=True, strips_right=True), '<b>': Added(2, strips_left=True),
+          '<c>': Added(3)}
+  slow = re.compile(r'\s*<a>\s*|\s*<b>|<c>')
+  pattern = sentence_piece._any_of(both)
+  spans = lambda compiled, text: [match.span() for match in compiled.finditer(text)]
+  for text in ('  <a>  <b>\n<b><c> <c>', ' <a><a> <b> ', '<b> \t<a>', 'x <c>  y<b>', '   '):
+    assert spans(pattern, text) == spans(slow, text), text
+  assert spans(pattern, ' ' * 10**6 + 'x') == []  # n^2 steps of the other

@@ -1,6 +1,7 @@
 """Our own checkpoints: one flipped bit anywhere is refused, or nothing is lost by it."""
 
 import functools
+import json
 import pathlib
 import random
 import tempfile
@@ -14,8 +15,8 @@ from perl.train import storage
 
 SHARE = 3
 
-_TREE = {'layers': {'a': np.arange(48, dtype=np.float32).reshape(6, 8), 'b': np.float32(2.5)},
-         'step': np.int32(7)}
+_NOISE = np.random.default_rng(0).standard_normal((64, 64), np.float32)  # no codec makes it less
+_TREE = {'layers': {'a': _NOISE, 'b': np.float32(2.5)}, 'step': np.int32(7)}
 _META = {'digest': 'd' * 64, 'config': {'layers': 2}, 'method': 'lora'}
 
 
@@ -38,8 +39,13 @@ def spoil(valid: dict[str, bytes], rng: random.Random) -> dict[str, bytes | None
   else:
     spoilt = {name: None if rng.random() < 0.05 else mutations.spoilt_bytes(valid[name], rng)}
   if rng.random() < 0.3:  # both at once: what the list no longer says, nothing may pass
-    other = rng.choice(sorted(set(valid) - {storage.FILES}))
-    spoilt = {storage.FILES: mutations.spoilt_json(valid[storage.FILES], rng),
+    others = sorted(set(valid) - {storage.FILES}, key=lambda name: len(valid[name]))
+    other = rng.choice([rng.choice(others), others[-1]])  # the largest holds the numbers
+    table = json.loads(valid[storage.FILES])
+    table.pop(other, None)
+    lists = [b'{}', b'[]', b'null', json.dumps(table).encode(),
+             mutations.spoilt_json(valid[storage.FILES], rng)]
+    spoilt = {storage.FILES: rng.choice(lists),
               other: mutations.spoilt_bytes(valid[other], rng)}
   return spoilt
 
