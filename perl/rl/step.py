@@ -26,7 +26,7 @@ from perl.peft import adapters
 from perl.rl import algorithms, roles, update
 from perl.rl.experience import make_experience
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import rollout
+from perl.rl.rollout import kept_apart, rollout
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
@@ -84,9 +84,10 @@ class Step:
   def _gathered(self, rewards: Rewards, state, prompts: Batch, key, *, samples: int, **how):
     """Sampled, judged, laid out."""
     weight = jnp.repeat(prompts['weight'], samples)
+    policy = roles.of(self.base, 'policy'), state.adapters['policy']
     sampled = self.sample(
-      roles.of(self.base, 'policy'), state.adapters['policy'], prompts['tokens'],
-      prompts['mask'], key, samples=samples, **how)
+      *policy, prompts['tokens'], prompts['mask'], key, samples=samples, **how,
+      **kept_apart(self.sample, *policy))
     judged, rules = rewards(self.base, sampled, self._asked(rewards, prompts, samples))
     experience, metrics = self.experience(sampled, judged, weight, self.offset, state.running)
     return experience, metrics | {
