@@ -4,6 +4,7 @@ Each check gives problems, as expected, found, remedy, and touches no more than 
 place of arrays, a first row in place of a dataset, the meta of an adapter in place of its weights.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from perl.data.examples import Example
 from perl.data.text import chat
 from perl.hub import adapters as peft_format
 from perl.hub import reading, tensors
-from perl.jobs import PRODUCER, STAGES, TRAINED
+from perl.jobs import PRODUCER, STAGES, TRAINED, _overlap
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._plan import Plan
@@ -46,6 +47,7 @@ def check(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Non
   plans = {stage: Plan(config, stage) for stage in stages if stage in TRAINED}
   found = [*rows(config, data), *templates(config, data), *rewards(config, stages, data),
            *judges(config, stages, workdir)]
+  found = found or [*overlap(config, data)]
   sizes: dict[str, int] = {}
   found += [*learners(plans, sizes), *disk(config, sizes, workdir)]
   if found:
@@ -76,6 +78,15 @@ def rows(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
         yield from _said(f'stage {stage}, data', lambda pair=(kind, split): first(*pair))
     except (ValueError, OSError) as error:  # of what kinds there are
       yield f'stage {stage}, data: {error}'
+
+
+def overlap(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
+  """Rows of what the stages read that stand in two splits."""
+  needed: set[tuple[str, str]] = set()
+  for own in data.values():
+    with contextlib.suppress(ValueError, OSError):  # `rows` has said so
+      needed |= {*needs(own)}
+  yield from _overlap.check(config, needed)
 
 
 def needs(data: Data) -> list[tuple[str, str]]:

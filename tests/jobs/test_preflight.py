@@ -10,7 +10,7 @@ import tiny
 import toyrun as run
 
 from perl import paths, trees
-from perl.jobs import PERL, _preflight, _reading
+from perl.jobs import PERL, _overlap, _preflight, _reading
 from perl.peft import adapters
 from perl.train import checkpoint
 
@@ -84,12 +84,16 @@ def test_a_missing_split_is_said(tmp_path):
   assert 'expected dev.jsonl' in check(tmp_path, **data)
 
 
-def test_no_more_is_read_than_a_first_row(tmp_path):
+def test_a_broken_row_is_said_wherever_it_stands_and_large_files_are_not_read_for_it(
+  tmp_path, monkeypatch
+):
   data = files(tmp_path / 'data')
-  for split in ('train', 'dev', 'test'):
-    with (tmp_path / 'data' / f'{split}.jsonl').open('a') as file:
-      file.write('\nthis is no JSON')
-  assert check(tmp_path, **data) == ''
+  with (tmp_path / 'data' / 'dev.jsonl').open('a') as file:
+    file.write('\nthis is no JSON')
+  assert 'dev.jsonl, line 3' in check(tmp_path, ('sft',), **data)
+  assert check(tmp_path, ('tokenizer',), **data) == ''  # which does not read dev
+  monkeypatch.setattr(_overlap, 'LOOKED_AT_BYTES', 10)
+  assert check(tmp_path, ('sft',), **data) == ''
 
 
 def test_every_job_says_what_it_reads(toyrun):
