@@ -45,7 +45,7 @@ def check(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Non
   """
   data = {stage: Data(Run(config, str(workdir / stage), stage), None) for stage in stages}
   plans = {stage: Plan(config, stage) for stage in stages if stage in TRAINED}
-  found = [*rows(config, data), *templates(config, data), *rewards(config, stages, data),
+  found = [*rows(data), *templates(data), *rewards(config, stages, data),
            *judges(config, stages, workdir)]
   found = found or [*overlap(config, data)]
   sizes: dict[str, int] = {}
@@ -69,7 +69,7 @@ def _said(where: str, look: Callable[[], Any]) -> Iterator[str]:
 # --- Data
 
 
-def rows(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
+def rows(data: dict[str, Data]) -> Iterator[str]:
   """One row of every kind and split that the stages read."""
   first = functools.cache(lambda kind, split: next(iter(data.values())).first(split, kind))
   for stage, own in data.items():
@@ -94,20 +94,20 @@ def needs(data: Data) -> list[tuple[str, str]]:
   return getattr(_job(data.run.stage), 'needs', lambda data: [])(data)
 
 
-def templates(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
+def templates(data: dict[str, Data]) -> Iterator[str]:
   """A row of each, through the tokenizer and its template, where these are there already."""
-  for stage, own in data.items():
-    artefacts = Artefacts(own.run)
-    if stage == PRODUCER['tokenizer'] or not _is_there(own.run, 'tokenizer'):
-      continue
+  reading = [own for stage, own in data.items() if stage != PRODUCER['tokenizer']]
+  if not reading or not _is_there(reading[0].run, 'tokenizer'):
+    return
+  artefacts = Artefacts(reading[0].run)  # of one tokenizer, whatever the stage
 
-    def look(artefacts=artefacts, own=own):
-      for kind, split in needs(own):
-        example = own.first(split, kind)
-        if artefacts.data.template is not None:
-          chat.apply(artefacts.data.template, example)
+  def look() -> None:
+    pairs = dict.fromkeys(pair for own in reading for pair in needs(own))
+    if (template := artefacts.data.template) is not None:
+      for kind, split in pairs:
+        chat.apply(template, reading[0].first(split, kind))
 
-    yield from _said(f'stage {stage}, chat template', look)
+  yield from _said('tokenizer and chat template', look)
 
 
 def _is_there(run: Run, name: str) -> bool:
