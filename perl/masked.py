@@ -15,25 +15,39 @@ def masked_mean(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.A
   return masked_sum(x, mask, axis) / jnp.maximum(count, 1.0)
 
 
+def largest(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
+  """max_i x_i over the counted entries, 0 where there is none; the axis stays, of size 1; f32."""
+  top = jnp.where(mask, x.astype(jnp.float32), -jnp.inf).max(axis, keepdims=True)
+  return jnp.where(jnp.isfinite(top), top, 0.0)
+
+
+def centred(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
+  """x - mean over the counted entries, 0 elsewhere; of x's shape, f32.
+
+  Exactly 0 where all counted entries are equal, and exact to rounding however far from 0 they lie:
+  the largest is taken from them before they are summed, (x - max) - mean(x - max).
+  """
+  below = jnp.where(mask, x - largest(x, mask, axis), 0.0)
+  mean = masked_mean(below, mask, axis)
+  mean = mean if axis is None else jnp.expand_dims(mean, axis)
+  return jnp.where(mask, below - mean, 0.0)
+
+
 def masked_var(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
   """mean_i (x_i - mean)^2 over the counted entries (biased, so that one entry gives 0, not NaN)."""
-  mean = masked_mean(x, mask, axis)
-  if axis is not None:
-    mean = jnp.expand_dims(mean, axis)
-  return masked_mean(jnp.square(jnp.where(mask, x, 0.0) - mean), mask, axis)
+  return masked_mean(jnp.square(centred(x, mask, axis)), mask, axis)
 
 
 def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:
-  """(x - mean) rsqrt(var + 1e-8) over the counted entries, 0 elsewhere.
+  """(x - mean) rsqrt(var + 1e-8) over the counted entries, 0 elsewhere; 0 too where all are equal.
 
   Args:
     x: f32[...].
     mask: bool[...], of x's shape.
     shift_mean: with False the mean is added back, as is done for rewards, whose sign matters.
   """
-  mean, var = masked_mean(x, mask), masked_var(x, mask)
-  white = (x - mean) * jax.lax.rsqrt(var + 1e-8)
-  return jnp.where(mask, white if shift_mean else white + mean, 0.0)
+  white = centred(x, mask) * jax.lax.rsqrt(masked_var(x, mask) + 1e-8)
+  return jnp.where(mask, white if shift_mean else white + masked_mean(x, mask), 0.0)
 
 
 def last_index(mask: jax.Array) -> jax.Array:

@@ -73,16 +73,21 @@ class Experience(struct.PyTreeNode):
   tokens: jax.Array  # i32[B, T]
   mask: jax.Array  # bool[B, T]
   response_mask: jax.Array  # bool[B, T]
-  behaviour_logprobs: jax.Array  # f32[B, T], as sampled
+  behaviour_logprobs: jax.Array  # f32[B, T], of the policy that sampled
   reference_logprobs: jax.Array  # f32[B, T]; 0 where nothing holds the policy to a reference
   rewards: jax.Array  # f32[B, T], shaped: what is maximised
   returns: jax.Array  # f32[B, T], Z_t: the rewards from t on
-  scores: jax.Array  # f32[B], of reward model and rules
-  weight: jax.Array  # f32[B], 0 for filler rows
+  scores: jax.Array  # f32[B], of reward model and rules, less what a bad end costs
+  weight: jax.Array  # f32[B], 0 for filler rows, and for responses that nobody can judge
+  finished: jax.Array | None = None  # bool[B], the response ends in EOS
   values: jax.Array | None = None  # f32[B, T], V before the first update on this experience
   advantages: jax.Array | None = None  # f32[B, T], of the whole batch, before it is cut
   greedy_returns: jax.Array | None = None  # f32[B], of the likeliest response to each prompt
   beta: jax.Array | None = None  # f32[B], of the regularizer in the loss
+  verdicts: jax.Array | None = None  # f32[B], of reward model and rules alone
+  scale: jax.Array | None = None  # f32[B], what scores are multiplied by in the rewards
+  sampler_logprobs: jax.Array | None = None  # f32[B, T], as sampled, where behaviour_logprobs are
+  # those that the trainer's own forward pass gives to the same tokens
   reference_states: jax.Array | None = None  # f[B, R, D], after the reference's last norm
   aside: Batch | None = None  # rows of text that are learnt beside, as in pretraining
 

@@ -147,6 +147,9 @@ def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
     stored = jnp.promote_types(stored, dtype).name
   model, base, tokenizer = pretrained.load(folder, dtype='float32', param_dtype=stored)
   learnt = peft_format.load(adapter, base, heads=model.config.heads)
+  own = pretrained.load_tokenizer(adapter)  # which knows what the adapter learnt to stop at
+  if own is not None and own.vocab_size <= model.config.vocab_size:
+    tokenizer = own
   report = exports.merge_difference(model, base, learnt, dtype)
   merged = adapters.merge(base, learnt)
   pretrained.save(

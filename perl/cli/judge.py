@@ -28,7 +28,7 @@ from perl.jobs import _reading
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._run import Run
-from perl.jobs._scoring import Scorer
+from perl.jobs._scoring import Answer, Scorer
 from perl.report import formats
 from perl.rl.rewards import Rewards
 from perl.rl.rules import Rules
@@ -37,7 +37,7 @@ from perl.train import metrics
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
 
 
-def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[str]]:
+def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[Answer]]:
   """(the stage's folder, the prompts, the responses) of 'folder' or 'folder:before'.
 
   Raises:
@@ -51,7 +51,8 @@ def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[str]]:
   folder = paths.of(name)
   try:
     rows = paths.read_json(folder / 'responses.json')
-    return folder, rows, [row[which or 'after'] for row in rows]
+    which = which or 'after'
+    return folder, rows, [Answer(row[which], row[f'finished_{which}']) for row in rows]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
                       f'{type(error).__name__} ({error}); run --job=evaluate first') from None
@@ -68,7 +69,8 @@ def by_gold(folder: epath.Path) -> Callable:
     raise ConfigError(f'expected a dataset with a gold reward, found {data.run.config.data.name}; '
                       'use --by=reward or --by=command')
   gold = data.dataset.gold_reward
-  return win_rate.by_score(lambda prompts, texts: [gold(p, t) for p, t in zip(prompts, texts)])
+  return win_rate.by_score(
+    lambda prompts, answers: [gold(p, a.text) for p, a in zip(prompts, answers)])
 
 
 def by_reward(folder: epath.Path, stage: str, prompts: Sequence[str]) -> Callable:
@@ -92,8 +94,8 @@ def by_reward(folder: epath.Path, stage: str, prompts: Sequence[str]) -> Callabl
   rewards = Rewards(None, {'reward': adapter}, Rules((), (), data.dataset),
                     max_new_tokens=run.config.rl.max_new_tokens, decode=data.decode)
   scorer = Scorer(run, data, anchor)
-  return win_rate.by_score(lambda prompts, texts: scorer.of_texts(
-    rewards, [known[prompt] for prompt in prompts], texts))
+  return win_rate.by_score(lambda prompts, answers: scorer.of_answers(
+    rewards, [known[prompt] for prompt in prompts], answers))
 
 
 def _run(folder: epath.Path) -> Run:
@@ -108,7 +110,9 @@ def _judge(options: argparse.Namespace, folder: epath.Path, prompts: Sequence[st
     return by_gold(folder)
   if options.by == 'reward':
     return by_reward(folder, options.reward, prompts)
-  return win_rate.by_command(shlex.split(options.command))
+  judge = win_rate.by_command(shlex.split(options.command))
+  texts = lambda answers: [answer.text for answer in answers]
+  return lambda prompts, first, second: judge(prompts, texts(first), texts(second))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

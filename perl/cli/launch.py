@@ -61,6 +61,7 @@ def run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) ->
     stages that are finished in workdir; wall_seconds counts the skipped ones at what they took.
   """
   start, workdir = time.monotonic(), paths.of(workdir)
+  config = identity.dated(config, workdir)
   identity.check_inputs(config, names, workdir)
   check_unchanged(config, names, workdir)
   _preflight.check(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from perl import choices
+from perl.config import schema
 from perl.config.fields import pick
 from perl.preference import methods
 from perl.rl import algorithms
@@ -16,6 +17,9 @@ def _algorithm(config: ConfigDict) -> Iterator[str]:
     return  # said of the field itself
   rl = algorithms.resolve(config.rl.algorithm, config.rl.to_dict())
   yield from algorithms.problems(rl)
+  if rl['baseline'] in schema.FIELDS['rl.baseline'].choices:
+    yield from algorithms.unread(config.rl.to_dict(), {
+      path.removeprefix('rl.'): field.default for path, field in schema.of_stage('rl').items()})
   parts = [rl[name] for name in ('samples', 'minibatches', 'microbatches')]
   if min(parts) > 0 and rl['batch_size'] % math.prod(parts):
     yield (f'expected rl.samples times rl.minibatches times rl.microbatches to divide '
@@ -61,6 +65,9 @@ def _ensemble(config: ConfigDict) -> Iterator[str]:
   if rl.ensemble != 'mean' and ours and config.reward.members < 2:
     yield (f'expected reward.members of at least 2 for rl.ensemble={rl.ensemble}, found '
            f'{config.reward.members}; set reward.members=4, or rl.ensemble=mean')
+  if rl.ensemble == 'uncertainty' and not rl.ensemble_penalty:
+    yield ('expected rl.ensemble_penalty above 0 for rl.ensemble=uncertainty, found 0: that is the '
+           'mean; set rl.ensemble_penalty=0.1, or rl.ensemble=mean')
   if rl.ensemble_penalty and rl.ensemble != 'uncertainty':
     yield (f'expected rl.ensemble=uncertainty for rl.ensemble_penalty, found {rl.ensemble!r}: only '
            'it weighs the variance; set rl.ensemble_penalty=0.0')

@@ -1,5 +1,6 @@
 """When a finished stage still counts, and what a stage needs of others."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl import paths
+from perl.config import runs
 from perl.config.fields import ConfigError, flatten, plain
 from perl.config.schema import FIELDS
 from perl.jobs import ADAPTERS, PRODUCER, STAGES, _identity
@@ -86,6 +88,15 @@ def upstream(config: ConfigDict, stages: Sequence[str]) -> tuple[str, ...]:
         todo += [PRODUCER[name]] if PRODUCER[name] not in behind else []
         behind.add(PRODUCER[name])
   return tuple(stage for stage in STAGES if stage in behind - {*stages})
+
+
+def dated(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+  """The config with a day in data.date: its own, or that of the run in workdir, or today."""
+  day = config.data.date or runs.config(workdir).get('data', {}).get('date')
+  dated = config.copy_and_resolve_references()
+  with dated.unlocked():
+    dated.data.date = day or datetime.date.today().isoformat()
+  return dated
 
 
 def check_inputs(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> None:

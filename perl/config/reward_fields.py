@@ -30,6 +30,8 @@ FIELDS: dict[str, Field] = {
                         source='Kumar et al. 2022'),
   'reward.probe_c': Field(0.03, 'Inverse strength of the probe\'s L2 penalty, on standardised '
                           'features; less where the head reads more.', low=1e-6),
+  'reward.patience': Field(0, 'Evaluations in a row without a better validation metric, after '
+                           'which the stage ends; 0 is never.', 'evaluations', low=0),
   'reward.keep': Field('best', 'The checkpoint that is the result: the best by validation (pair '
                        'accuracy, AUC of thumbs, rank correlation of ratings) or the last.',
                        source='PERL', choices=('best', 'last')),

@@ -98,6 +98,31 @@ FIELDS: dict[str, Field] = {
   'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
                     '\'module:function\' of your own.'),
   'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),
+  'rl.scale_rewards': Field(None, 'What the advantages of responses to a prompt are divided by: '
+                            'the standard deviation within them, that of the batch, or nothing.',
+                            choices=('group', 'batch', 'none'), kind=str),
+  'rl.mask_truncated': Field(False, 'A response that does not end is compared with the others, but '
+                             'not learnt from.', source='Yu'),
+  'rl.behaviour': Field('auto', 'Whose log-probs of the samples an update compares itself with: '
+                        'the sampler\'s own, or those that the trainer gives to the same tokens; '
+                        'auto takes the trainer\'s where the two compute otherwise (narrow types '
+                        'or caches, merged weights, accelerators).',
+                        choices=('auto', 'sampler', 'trainer')),
+  'rl.correction': Field('auto', 'Where they are the trainer\'s, the loss of a token is weighed by '
+                         'pi_trainer / pi_sampler, of the token or of its response, cut to '
+                         'rl.correction_cap or 0 beyond it; auto is sequence_mask then.',
+                         source='TRL', choices=('auto', 'none', 'token_truncate', 'token_mask',
+                                                'sequence_truncate', 'sequence_mask')),
+  'rl.correction_cap': Field(3.0, 'Largest such weight.', source='TRL', low=1.0),
+  'rl.keep': Field('last', 'The checkpoint that is the result: the last one, or the best by '
+                   'rl.best_metric.', choices=('last', 'best')),
+  'rl.best_metric': Field('reward', 'What of the evaluation on dev picks the best checkpoint, and '
+                          'is waited for by rl.patience.',
+                          choices=('reward', 'gold_reward', 'kl', 'response_tokens', 'finished',
+                                   'entropy', 'repetition', 'distinct_2')),
+  'rl.best_mode': Field('max', 'Whether more of it is better, or less.', choices=('max', 'min')),
+  'rl.patience': Field(0, 'Evaluations in a row without a better rl.best_metric, after which the '
+                       'stage ends; 0 is never.', 'evaluations', low=0),
   'rl.layout': Field('shared', 'One base for all roles, or a copy of it for each, as is the '
                      'custom: the baseline of tables of memory.', choices=('shared', 'separate')),
   'rl.forwards': Field('auto', 'Reference and reward model read the responses in a pass each, or '

@@ -119,6 +119,9 @@ FIELDS: dict[str, Field] = {
   'data.max_response_tokens': Field(128, 'Longest response, its EOS included.', 'tokens', low=1),
   'data.chat_template': Field(True, 'Dialogues are written with the tokenizer\'s chat template, '
                               'where it has one; else with our markers.'),
+  'data.date': Field('', 'The day that a chat template which reads the clock is told (2026-03-31); '
+                     '\'\' is the one on which the run in --workdir began, which its config.json '
+                     'keeps.'),
   'data.overlong': Field('truncate', 'Longer examples: dropped and counted, or cut (a prompt keeps '
                          'its end).', choices=('filter', 'truncate')),
   'data.overlap': Field('say', 'Rows of your own files that stand in two splits: counted in the '

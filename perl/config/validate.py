@@ -1,5 +1,6 @@
 """The checks that a config passes before anything is computed."""
 
+import datetime
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,11 +31,19 @@ def validate(config: ConfigDict) -> list[str]:
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)]
   for check in (_stages, _batches, _sampling, *checks.CHECKS, _targets, _mesh, _parts, _folds,
-                _buckets, _starts, _checkpoint, _quantized):
+                _buckets, _date, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
-  return [*_slow_adapters(config), *_long_warmups(config)]
+  return [*_slow_adapters(config), *_long_warmups(config), *_narrow_samplers(config)]
+
+
+def _date(config: ConfigDict) -> Iterator[str]:
+  """The day of a template's clock."""
+  try:
+    datetime.date.fromisoformat(config.data.date or '2026-03-31')
+  except ValueError:
+    yield f"expected data.date to be a day as '2026-03-31', found {config.data.date!r}; write it so"
 
 
 def _value(path: str, value: Any) -> Iterator[str]:
@@ -189,6 +198,14 @@ def _slow_adapters(config: ConfigDict) -> Iterator[str]:
     if rate < FULL_TUNING_RATE:
       yield (f'{path} is {rate:g}, a rate for full tuning; {config.peft.name} hardly learns below '
              f'{FULL_TUNING_RATE:g}: 1e-4 to 1e-3 is usual')
+
+
+def _narrow_samplers(config: ConfigDict) -> Iterator[str]:
+  narrow = {'model.dtype': config.model.dtype, 'rl.cache': config.rl.cache}
+  for path, value in narrow.items():
+    if config.rl.behaviour == 'sampler' and value not in ('float32', 'model'):
+      yield (f'rl.behaviour is sampler with {path}={value}: the ratio to what was sampled is not 1 '
+             'before any update; auto takes the log-probs of the trainer')
 
 
 def _long_warmups(config: ConfigDict) -> Iterator[str]:

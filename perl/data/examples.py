@@ -20,9 +20,16 @@ from typing import Any
 class _Origin:
   """Where an example comes from: what all kinds have, beside their TEXTS: fields that hold text."""
 
+  TEXTS = ()
+
   group: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
   messages: tuple[dict[str, Any], ...] = ()
+
+  @property
+  def answers(self) -> tuple[str, ...]:
+    """The responses, in the order of their messages."""
+    return tuple(getattr(self, name) for name in self.TEXTS[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Ranked(_Origin):
   TEXTS = ('prompt', 'responses')
   prompt: str
   responses: tuple[str, ...]
+
+  @property
+  def answers(self) -> tuple[str, ...]:
+    """The responses, best first."""
+    return self.responses
 
 
 @dataclasses.dataclass(frozen=True)

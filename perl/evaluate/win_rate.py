@@ -7,19 +7,20 @@ preferred in both (Sidahmed et al. 2024; Lee et al. 2023, arXiv 2309.00267); any
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from perl.evaluate.bootstrap import group_bootstrap
 
-Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+Judge = Callable[[Sequence[str], Sequence[Any], Sequence[Any]], np.ndarray]
 """(prompts, first responses, second responses) -> f64[N]: above 0 where the first is preferred,
-below where the second is, 0 where neither."""
+below where the second is, 0 where neither. Responses are texts, or whatever the judge can read."""
 
 ANSWERS = {'first': 1.0, 'second': -1.0, 'tie': 0.0}
 
 
-def by_score(score: Callable[[Sequence[str], Sequence[str]], Sequence[float]]) -> Judge:
+def by_score(score: Callable[[Sequence[str], Sequence[Any]], Sequence[float]]) -> Judge:
   """The judge who prefers the higher score; order cannot matter to it.
 
   Args:
@@ -67,7 +68,7 @@ def by_command(command: Sequence[str]) -> Judge:
 
 
 def verdicts(
-  judge: Judge, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]
+  judge: Judge, prompts: Sequence[str], ours: Sequence[Any], theirs: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray]:
   """What the judge says of each pair, ours shown first and ours shown second.
 

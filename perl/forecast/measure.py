@@ -92,7 +92,8 @@ def conventional(stage: Stage) -> Stage:
     return whole
   judging = stage.programs['rewards']
   base, judges, *others = judging.arguments
-  judging = judging._replace(arguments=(base, {r: whole.frozen[r] for r in judges}, *others))
+  judging = judging._replace(arguments=(
+    base, {role: whole.frozen.get(role, tree) for role, tree in judges.items()}, *others))
   return whole._replace(programs=stage.programs | {'rewards': judging})
 
 

@@ -166,7 +166,8 @@ def save(
   Args:
     folder: new or empty; it holds all or nothing.
     model, base: what is written (merge an adapter before: adapters.merge).
-    tokenizer: written beside it.
+    tokenizer: written beside it; what ends a response of it is what generation stops at, in
+      config.json, generation_config.json and tokenizer_config.json.
     head: a scalar head: makes it a model for sequence classification (a reward model).
     source: the folder that the base was read from: its family, its other fields, and the dtype of
       each tensor are kept, so that load and save give the same bytes.
@@ -191,22 +192,22 @@ def save(
 
   def write(new: epath.Path) -> None:
     (new / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
-    if source and (source / 'generation_config.json').is_file():
-      (new / 'generation_config.json').write_bytes((source / 'generation_config.json').read_bytes())
+    file = source / 'generation_config.json' if source else None
+    generation = file.read_bytes() if file and file.is_file() else None
     if tokenizer is not None:
-      tokenizer.publish(new)
+      tokenizer.publish(new, generation and json.loads(generation))
+    elif generation is not None:
+      (new / file.name).write_bytes(generation)
     writing.save_tensors(new, what, shard_bytes, progress)
 
   storage.on_first_host(lambda: writing.into_folder(folder, write))
 
 
 def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[str, Any]:
-  """bos, eos and pad ids, which config.json holds too; those of the source are kept."""
-  names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
-  if tokenizer is None:
-    return {name: about.get(name) for name in names}
-  ids = dict(zip(names, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)))
-  return {name: about[name] if about.get(name) is not None else ids[name] for name in names}
+  """bos, eos and pad ids, which config.json holds too."""
+  if tokenizer is not None:
+    return tokenizer.special_ids(about)
+  return {name: about.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
 
 
 # --- Published folders

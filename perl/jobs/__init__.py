@@ -95,6 +95,9 @@ STAGES = {
       'whole_chats': dict(
         default=False, meaning='Each chat is one example, in which all turns of the assistant are '
         'learnt (needs a chat template); else each turn is one, after what came before it.'),
+      'patience': dict(
+        default=0, unit='evaluations', low=0, meaning='Evaluations in a row without a lower loss '
+        'on dev, after which the stage ends; 0 is never.'),
     }),
   'reward': Stage(
     key=3, title='Reward model', reads=('tokenizer', 'base', 'anchor'), makes='reward',
@@ -163,7 +166,7 @@ PUBLISHED = ('tokenizer', 'base')
 """Inputs that a published checkpoint brings, if no stage makes them."""
 
 FREE = frozenset({
-  'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.data_dir',
+  'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.date', 'data.data_dir',
   'data.overlap',
   'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mesh.optimizer_memory', 'evaluate.batch_size',
   *(f'{stage}.{name}' for stage in TRAINED for name in ('log_every_steps', 'keep_last'))})

@@ -48,7 +48,12 @@ class Artefacts:
   def _chat(self) -> tuple[chat.Template | None, tokenizers.Tokenizer]:
     vocabulary = self._vocabulary()
     uses = self.run.config.data.chat_template and vocabulary.chat_template is not None
-    return chat.of(vocabulary) if uses else (None, vocabulary)
+    return chat.of(vocabulary, self.run.config.data.date) if uses else (None, vocabulary)
+
+  @property
+  def text(self) -> dict:
+    """What turns text into ids, by chat.text_identity: the same in stages that build on another."""
+    return chat.text_identity(self.tokenizer, self._chat[0])
 
   def _vocabulary(self) -> tokenizers.Tokenizer:
     """The tokenizer as it was read."""
@@ -211,7 +216,11 @@ class Artefacts:
       options = {'started_from': str(paths.absolute(start))}
     return {
       'method': run.config.peft.name, **options, 'head': head, 'base_digest': base.digest,
-      'tokenizer': self.tokenizer.digest}
+      'tokenizer': self.tokenizer.digest, 'text': self.text}
+
+  def _renamed(self, base: Base, meta: dict) -> dict:
+    """A saved meta by today's names; older ones do not say what turned text into ids."""
+    return {'text': self.text} | base.renamed(meta)
 
   def resumed(self, base: Base | None = None, *, head: bool = False) -> dict:
     """The arguments of train.loop.fit by which a stage knows its own checkpoints again.
@@ -220,9 +229,11 @@ class Artefacts:
     meta, where an adapter learns over a base. A field that a checkpoint lacks is younger than it.
     """
     fields = self.run.identity()
-    own = {'tokenizer': self.tokenizer.digest} if base is None else self.meta(base, head=head)
-    renamed = (lambda meta: meta) if base is None else base.renamed
-    return {'meta': fields | own, 'renamed': lambda meta: fields | renamed(meta)}
+    if base is None:
+      return {'meta': fields | {'tokenizer': self.tokenizer.digest, 'text': self.text},
+              'renamed': lambda meta: fields | {'text': self.text} | meta}
+    return {'meta': fields | self.meta(base, head=head),
+            'renamed': lambda meta: fields | self._renamed(base, meta)}
 
   def save_adapter(self, base: Base, adapter: Tree, *, head: bool = False) -> None:
     """Writes <workdir>/adapter: the adapter or the stack alone, with what it was trained on."""
@@ -246,8 +257,10 @@ class Artefacts:
     if (paths.of(folder) / peft_format.CONFIG).exists():
       return self._published_adapter(folder, base), {}
     tree, meta = checkpoint.load_tree(os.path.join(folder, 'adapter'))
-    expected = {'base_digest': base.digest, 'tokenizer': self.tokenizer.digest}
-    checkpoint.check_meta(expected, base.renamed(meta), hint=base.hint(folder))
+    expected = {'base_digest': base.digest, 'tokenizer': self.tokenizer.digest, 'text': self.text}
+    hint = base.hint(folder) + (
+      '; of text, a template that reads the clock goes by data.date' if self.text['date'] else '')
+    checkpoint.check_meta(expected, self._renamed(base, meta), hint=hint)
     adapter = adapters.rebuild(tree, meta['method'], meta)
     return self.place(over(base, adapter), base.params), meta
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +121,15 @@ class Data:
     logging.info('%s: %s examples: %s', self.run.stage, kind, counts)
     return rows
 
+  def sampled(self, prompts: list[Example], responses: Sequence[Sequence[int]]) -> list[dict]:
+    """Rows of kind labelled, without a label, of responses as they were sampled."""
+    prompts = [chat.as_prompt(example) for example in prompts]
+    if self.template is not None:
+      prompts = [chat.apply(self.template, prompt) for prompt in prompts]
+    return encoding.encode_sampled(
+      prompts, responses, self.tokenizer,
+      max_prompt_tokens=self.run.config.data.max_prompt_tokens)
+
   def demonstrations(self, split: str) -> list[dict]:
     """What sft learns of a split: a row a turn of the agent or, with sft.whole_chats, a chat."""
     if not self.run.config.sft.whole_chats:
@@ -158,14 +167,15 @@ class Data:
     """The config's lengths, with one that holds the longest row that there can be; or the rows'."""
     config = self.run.config.data
     longest = config.max_prompt_tokens + (0 if kind == 'prompt' else config.max_response_tokens)
+    longest = max(longest, *map(int, pipeline.lengths(rows, kind)))  # sampled ones may be longer
     if config.auto_buckets:
       edges = pipeline.auto_buckets(pipeline.lengths(rows, kind), count=config.auto_buckets)
       return tuple(sorted({min(edge, longest) for edge in edges}))
     return tuple(b for b in config.buckets if b < longest) + (longest,)
 
   def decode(self, ids: list[int]) -> str:
-    """A response's text without its EOS; other special tokens show, for they are mistakes."""
-    ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_id else ids
+    """A response's text without what ends it; other special tokens show, for they are mistakes."""
+    ids = ids[:-1] if ids and ids[-1] in self.tokenizer.stop_ids else ids
     return self.tokenizer.decode(ids, skip_special=False).strip()
 
   def gold_rewards(self, examples: list[Example], texts: list[str]) -> np.ndarray | None:

@@ -53,7 +53,8 @@ def export(
   own = form == 'adapter'  # the anchor, as a folder of its own, goes by another digest
   peft_format.save(
     folder, adapter, base.params, heads=base.model.config.heads, uniform=uniform,
-    base_name=_source(run) if own else '', base_digest=base.digest if own else '')
+    base_name=_source(run) if own else '', base_digest=base.digest if own else '',
+    tokenizer=Artefacts(run).tokenizer)
   return {'form': form, 'parameters': adapters.count(adapter), 'head': 'head' in adapter}
 
 

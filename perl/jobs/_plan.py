@@ -75,12 +75,18 @@ class Vocabulary(NamedTuple):
   pad_id: int = 0
   bos_id: int = 1
   eos_id: int = 2
+  stop_ids: tuple[int, ...] = (2,)
   adds_bos: bool = True
   chat_template: None = None
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Ids beyond the special ones, different where characters are."""
     return [[3 + ord(character) % 8 for character in text] for text in texts]
+
+  def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(the ids of both texts as one, how many are the first's) of each pair."""
+    return [(ids, len(first)) for ids, (first, _) in
+            zip(self.encode_batch([first + second for first, second in pairs]), pairs)]
 
 
 class _Run(Run):

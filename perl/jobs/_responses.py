@@ -14,9 +14,12 @@ from perl.jobs._data import Data
 from perl.jobs._run import Run
 from perl.peft import adapters
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import kept_apart, rollout, slots
+from perl.rl.rollout import exact, kept_apart, rollout, slots
 from perl.rl.rules import Rules
 from perl.types import Batch, Rollout, Tree
+
+MERGED = {'auto': None, 'adapter': False, 'merged': True}
+"""rl.decode -> `merged` of a rollout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Responses:
   scores: np.ndarray  # f32[N], of reward model and rules; NaN where nobody judges
   kl: np.ndarray  # f32[N], nats, log pi - log pi_ref of the sample; NaN without a reference
   logprobs: np.ndarray  # f32[N], nats, log pi of the sample
+  ruled: np.ndarray  # f32[N], what rules give of the scores
 
 
 def sampling(run: Run, data: Data, **changes) -> dict:
@@ -36,8 +40,8 @@ def sampling(run: Run, data: Data, **changes) -> dict:
   rl, ids = run.config.rl, data.tokenizer
   return dict(
     max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, top_k=rl.top_k, top_p=rl.top_p,
-    eos_id=ids.eos_id, pad_id=ids.pad_id, cache=rl.cache,
-    merged={'auto': None, 'adapter': False, 'merged': True}[rl.decode],
+    eos_id=ids.stop_ids if len(ids.stop_ids) > 1 else ids.eos_id, pad_id=ids.pad_id, cache=rl.cache,
+    merged=MERGED[rl.decode],
   ) | changes
 
 
@@ -68,6 +72,14 @@ def rewards(
     ensemble_penalty=rl.ensemble_penalty)
   return Rewards(
     judge, frozen, max_new_tokens=rl.max_new_tokens, place=run.place, **rewarding(run, data))
+
+
+def trainers(run: Run, base: Base, policy: Tree) -> bool:
+  """Whether log-probs of samples are the trainer's, not the sampler's: config.rl.behaviour."""
+  rl = run.config.rl
+  if rl.behaviour != 'auto':
+    return rl.behaviour == 'trainer'
+  return not exact(base.model, base.params, policy, merged=MERGED[rl.decode], cache=rl.cache)
 
 
 def judges(artefacts: Artefacts, base: Base) -> dict[str, Tree]:
@@ -115,6 +127,7 @@ def respond(
   temperature = run.config.rl.temperature if temperature is None else temperature
   judge = rewards(
     run, data, base, frozen, temperature=temperature, samples=samples) if frozen else None
+  own = policy if frozen and trainers(run, base, policy) else None
   rows = data.rows([chat.as_prompt(example) for example in examples], 'prompt')
   _check_whole(rows, examples)
   by_index: dict[int, tuple] = {}
@@ -122,17 +135,14 @@ def respond(
     weight = np.repeat(batch['weight'], samples)
     index = (samples * batch['index'][:, None] + np.arange(samples)).ravel()
     prompts = [examples[i] for i in np.repeat(batch['index'], samples)]
-    scores, kl = _judged(judge, base, out, prompts)
+    scores, kl, ruled = _judged(judge, base, out, prompts, own)
     tokens, mask, finished, logprobs = jax.device_get(
       (out.tokens, out.response_mask, out.finished, out.logprobs.sum(-1)))
     for i in np.flatnonzero(weight):
       by_index[int(index[i])] = (
-        tokens[i][mask[i]].tolist(), bool(finished[i]), scores[i], kl[i], logprobs[i])
-  tokens, finished, scores, kl, logprobs = zip(
-    *(by_index[i] for i in range(samples * len(examples))))
-  return Responses(
-    [data.decode(ids) for ids in tokens], list(tokens), np.array(finished), np.array(scores),
-    np.array(kl), np.array(logprobs))
+        tokens[i][mask[i]].tolist(), bool(finished[i]), scores[i], kl[i], logprobs[i], ruled[i])
+  tokens, *columns = zip(*(by_index[i] for i in range(samples * len(examples))))
+  return Responses([data.decode(ids) for ids in tokens], list(tokens), *map(np.array, columns))
 
 
 def compared(
@@ -152,17 +162,22 @@ def compared(
 
 
 def _judged(
-  judge: Rewards | None, base: Base, out: Rollout, examples: Sequence[Example]
-) -> tuple[np.ndarray, np.ndarray]:
-  """(scores, KL estimates) f32[B] of a rollout; NaN where nobody judges."""
+  judge: Rewards | None, base: Base, out: Rollout, examples: Sequence[Example], policy: Tree | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(scores, KL estimates, what rules give) f32[B] of a rollout; NaN where nobody judges."""
   nothing = np.full(out.tokens.shape[0], np.nan, np.float32)
   if judge is None:
-    return nothing, nothing
-  judged, _ = judge(base.params, out, examples)
+    return nothing, nothing, nothing
+  judged, each = judge(base.params, out, examples, policy)
+  scores = np.asarray(judged.scores)
+  if judged.left_out is not None:
+    scores = np.where(judged.left_out, np.nan, scores)
+  ruled = judge.rules.total(each) if each else np.zeros_like(scores)
   if judged.reference_logprobs is None:
-    return np.asarray(judged.scores), nothing
-  gap = np.where(out.response_mask, out.logprobs - judged.reference_logprobs, 0.0).sum(-1)
-  return np.asarray(judged.scores), gap
+    return scores, nothing, ruled
+  logprobs = out.logprobs if judged.policy_logprobs is None else judged.policy_logprobs
+  gap = np.where(out.response_mask, logprobs - judged.reference_logprobs, 0.0).sum(-1)
+  return scores, gap, ruled
 
 
 def _rollouts(

@@ -153,9 +153,9 @@ class Run:
       warmup_steps=section.optim.warmup_steps)
     # All of them before the first step: nothing may be compiled after it.
     rates = np.broadcast_to(rate(np.arange(section.steps)), section.steps).tolist()
-    names = (
-      'steps', 'evaluate_every_steps', 'checkpoint_every_steps', 'log_every_steps', 'keep_last')
-    return {name: section[name] for name in names} | {
+    names = ('steps', 'evaluate_every_steps', 'checkpoint_every_steps', 'log_every_steps',
+             'keep_last', 'patience')
+    return {name: section[name] for name in names if name in section} | {
       'workdir': self.workdir, 'name': self.stage, 'learning_rate': rates.__getitem__}
 
   def finish(self, result: dict) -> dict:

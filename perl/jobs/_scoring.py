@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +31,14 @@ def example_kind(run: Run) -> str:
   return EXAMPLES[run.config.reward.kind]
 
 
+class Answer(NamedTuple):
+  """A response that a policy sampled, as it is judged later."""
+
+  text: str
+  finished: bool  # it ended by itself; else it was cut at its longest length
+  ids: tuple[int, ...] | None = None  # as sampled, where the judge's tokenizer made them
+
+
 @dataclasses.dataclass(frozen=True)
 class Scorer:
   """Reads examples with reward models over an anchor."""
@@ -49,32 +58,49 @@ class Scorer:
 
   def of_members(self, adapter: Tree, examples: list[Example]) -> np.ndarray:
     """`predict` of every member of an ensemble: f32[n, N, ...]; n is 1 for a single adapter."""
-    columns = [self._over_rows(_scores, adapter, examples, example_kind(self.run), field)
+    columns = [self._over_examples(_scores, adapter, examples, example_kind(self.run), field)
                for field in self._fields]
     scores = columns[0] if len(columns) == 1 else np.stack(columns, 1)
     return np.moveaxis(scores, -1, 0)
 
-  def of_texts(
-    self, rewards: Rewards, prompts: list[Example], texts: Sequence[str]
+  def of_answers(
+    self, rewards: Rewards, prompts: list[Example], answers: Sequence[Answer]
   ) -> np.ndarray:
-    """f32[N]: what each text is worth as the response to its prompt; NaN of one that is left out.
+    """f32[N]: what each is worth as the response to its prompt; NaN of one that is left out.
+
+    One that was cut is judged as it was sampled, without an EOS.
 
     Args:
       rewards: with the reward model among its frozen adapters, if its weight asks for one.
-      prompts: the examples that the texts answer.
-      texts: N responses.
+      prompts: the examples that are answered.
+      answers: N responses, all with their ids or none.
     """
-    scores = np.zeros(len(texts), np.float32)
+    scores = np.zeros(len(answers), np.float32)
     if 'reward' in rewards.frozen:
-      examples = [_as_labelled(example, text) for example, text in zip(prompts, texts)]
-      scores = self._over_rows(
-        _scores, rewards.frozen['reward'], examples, 'labelled', 'tokens').mean(-1)
-    return rewards.of_scores(scores, prompts, texts, self._ids(texts, rewards.max_new_tokens))
+      scores = self._over_rows(_scores, rewards.frozen['reward'], self._rows(prompts, answers),
+                               'labelled', 'tokens', len(answers)).mean(-1)
+    texts = [answer.text for answer in answers]
+    return rewards.of_scores(scores, prompts, texts, self._ids(answers, rewards.max_new_tokens))
 
-  def _ids(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[N, length], mask) of texts as responses, their EOS included."""
-    ids = [[*row, self.data.tokenizer.eos_id][:length]
-           for row in self.data.tokenizer.encode_batch(list(texts))]
+  def _rows(self, prompts: list[Example], answers: Sequence[Answer]) -> list[dict]:
+    """Rows of kind labelled."""
+    if all(answer.ids is not None for answer in answers):
+      return self.data.sampled(prompts, [answer.ids for answer in answers])
+    rows = self.data.rows(
+      [_as_labelled(example, answer.text) for example, answer in zip(prompts, answers)], 'labelled')
+    return [row if answers[row['index']].finished else row | {'tokens': self._open(row['tokens'])}
+            for row in rows]
+
+  def _open(self, ids: np.ndarray) -> np.ndarray:
+    """The ids without what ends them."""
+    return ids[:-1] if ids[-1] in self.data.tokenizer.stop_ids else ids
+
+  def _ids(self, answers: Sequence[Answer], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens i32[N, length], mask) of the responses, what ends them included."""
+    tokenizer = self.data.tokenizer
+    encoded = tokenizer.encode_batch([answer.text for answer in answers])
+    ids = [list(answer.ids or (*row, *[tokenizer.eos_id] * answer.finished))[:length]
+           for answer, row in zip(answers, encoded)]
     mask = np.arange(length) < np.array([len(row) for row in ids])[:, None]
     tokens = np.zeros(mask.shape, np.int32)
     tokens[mask] = np.concatenate(ids)
@@ -85,13 +111,22 @@ class Scorer:
     pairs = self.run.config.reward.kind == 'pairwise'
     return ('chosen', 'rejected') if pairs else ('tokens',)
 
-  def _over_rows(
+  def _over_examples(
     self, function: Callable, adapter: Tree, examples: list[Example], kind: str, field: str
   ) -> np.ndarray:
-    """f32[N, ...]: function(model, base, adapter, tokens, mask, prompt_tokens) of each example."""
+    """`_over_rows` of examples."""
+    return self._over_rows(
+      function, adapter, self.data.rows(examples, kind), kind, field, len(examples))
+
+  def _over_rows(
+    self, function: Callable, adapter: Tree, rows: list[dict], kind: str, field: str, count: int
+  ) -> np.ndarray:
+    """f32[count, ...]: function(model, base, adapter, tokens, mask, prompt_tokens) of each row, by
+    index; NaN where there is no row.
+    """
 
     def parts():
-      for batch in self.data.evaluation_batches(self.data.rows(examples, kind), kind):
+      for batch in self.data.evaluation_batches(rows, kind):
         placed = self.run.place(batch)
         mask = placed['mask' if field == 'tokens' else f'{field}_mask']
         values = np.array(function(
@@ -101,13 +136,14 @@ class Scorer:
           values[~batch['present']] = np.nan
         yield values, batch['index'], batch['weight']
 
-    return probe.gather(parts(), len(examples))
+    return probe.gather(parts(), count)
 
   def probed_head(self, adapter: Tree, examples: list[Example]) -> Tree:
     """The adapter's head, fitted to what the anchor says of the training examples."""
     features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
     kind = example_kind(self.run)
-    columns = [self._over_rows(features, adapter, examples, kind, field) for field in self._fields]
+    columns = [self._over_examples(features, adapter, examples, kind, field)
+               for field in self._fields]
     keep = np.isfinite(columns[0]).all(-1)
     c = self.run.config.reward.probe_c
     if len(columns) == 2:

@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   result, greedy, answers = {}, {}, {}
   for when, adapter in (('_before', reference), ('', policy)):
     sampled = respond(adapter, prompts)
-    answers[when] = sampled.texts
+    answers[when] = sampled
     judged = _judged(data, prompts, sampled)
     result |= _summary(data, prompts, sampled, judged, when)
     greedy[when] = respond(adapter, turns, temperature=0.0) if turns else sampled
@@ -50,8 +50,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
       summary = _summary(data, turns, greedy[when], compared, when)
       result |= {k: v for k, v in summary.items() if k.startswith(tuple(compared))}
   metrics.write_json(os.path.join(workdir, 'responses.json'), [
-    {'prompt': e.prompt, 'group': e.group, 'before': before, 'after': after}
-    for e, before, after in zip(prompts, answers['_before'], answers[''])])
+    {'prompt': e.prompt, 'group': e.group,
+     'before': before.texts[i], 'finished_before': bool(before.finished[i]),
+     'after': after.texts[i], 'finished_after': bool(after.finished[i])}
+    for before, after in [(answers['_before'], answers[''])] for i, e in enumerate(prompts)])
   samples = _samples(data, turns or prompts, greedy['_before'], greedy[''])
   metrics.write_json(os.path.join(workdir, 'samples.json'), samples)
   if hasattr(data.dataset, 'OPTIMUM'):

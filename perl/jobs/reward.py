@@ -152,7 +152,8 @@ def _train(
     state,
     data.stream(data.rows(train, kind), kind),
     evaluate=evaluate,
-    best_metric=VALIDATION[section.kind] if section.keep == 'best' else '',
+    best_metric=VALIDATION[section.kind],
+    keep_best=section.keep == 'best',
     **artefacts.resumed(anchor, head=True),
     **run.loop_options(),
   )

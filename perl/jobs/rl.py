@@ -5,6 +5,7 @@ policy's own adapter before its first update, and the reward model are frozen ad
 copy of the base in memory, unless rl.layout asks for the conventional four.
 """
 
+import logging
 from collections.abc import Callable
 
 import jax
@@ -16,12 +17,12 @@ from ml_collections import ConfigDict
 from perl import trees
 from perl.data.batches import paired
 from perl.data.examples import SPLITS, Example
-from perl.evaluate import generation
 from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
 from perl.jobs import reward
 from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._data import Data
+from perl.jobs._held_out import HeldOut, Units, units_of
 from perl.jobs._plan import Plan, Program, Stage, placed, spread
 from perl.jobs._run import Run
 from perl.options import picked, taken
@@ -31,6 +32,10 @@ from perl.rl.step import ASIDE, Step, known_options, make_step
 from perl.train import loop, memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Experience, Tree
+
+LARGEST_GAP = 0.05
+"""Nats a token between the log-probs of sampler and trainer, above which a run warns; a sound
+bfloat16 model has about 0.015."""
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
@@ -44,18 +49,24 @@ def run(config: ConfigDict, workdir: str) -> dict:
   tx = optimizer(run)
   state, places = run.first_state(
     anchor.params, learning, tx, running=statistics.first(**taken(statistics.first, rl)))
-  dev, test = (_make_evaluation(run, data, anchor, frozen, split) for split in ('dev', 'test'))
-  start, offset = test(state), dev(state)['reward']
+  dev, test = (HeldOut(run, data, anchor, frozen, split) for split in ('dev', 'test'))
+  start = test.measure(state)
+  units, running = units_of(rl, dev.answers(state), state.running)
+  state = sharding.place(in_units(state.replace(running=running), rl, units), places)
   prompts, base = data.examples('train', 'prompt'), roles.lay_out(anchor.params, rl.layout)
-  step = step_of(run, data, anchor, base, frozen, prompts, tx, places,
-                 offset=offset if rl.reward_centre else 0.0)
+  batches = stream(data, prompts)
+  step = step_of(run, data, anchor, base, frozen, prompts, tx, places, offset=units.offset,
+                 further=lambda: next(getattr(batches, 'first', batches)))
   state, result = loop.fit(
-    step, state, stream(data, prompts), evaluate=dev, **artefacts.resumed(anchor),
-    **run.loop_options())
+    step, state, batches, evaluate=dev.measure, show=dev.show,
+    # Else what updates have moved is in the gap too.
+    watch=_Watch(run.stage) if step.own_logprobs or run.updates == 1 else None,
+    best_metric=rl.best_metric, best_mode=rl.best_mode, keep_best=rl.keep == 'best',
+    **artefacts.resumed(anchor), **run.loop_options())
   artefacts.save_adapter(anchor, state.adapters['policy'])
   return run.finish({
     **runs.training_result(result),
-    **test(state),
+    **test.measure(state),
     **{f'{name}_start': value for name, value in start.items()},
     **_memory(run, data, step, state),
     'parameters_trainable': adapters.count(state.adapters['policy']),
@@ -71,7 +82,7 @@ def learners(run: Run) -> tuple[str, ...]:
 
 def fresh(artefacts: Artefacts, anchor: Base, role: str) -> Tree:
   """The role's adapter before the first update: the anchor's function; a critic's values are 0,
-  or the reward model's scores.
+  or the reward model's scores (`in_units` makes returns of them).
   """
   rl, critic = artefacts.run.config.rl, role == 'critic'
   key = jax.random.fold_in(artefacts.run.key, ('policy', 'critic').index(role))
@@ -95,6 +106,17 @@ def _of_reward(artefacts: Artefacts, anchor: Base, critic: Tree) -> Tree:
   return copy
 
 
+def in_units(state: steps.TrainState, rl: ConfigDict, units: Units) -> steps.TrainState:
+  """The state with a critic that speaks in the units of returns, where it begins as the reward
+  model: centred, scaled and weighed as rewards are.
+  """
+  if 'critic' not in state.adapters or rl.critic_from != 'reward':
+    return state
+  critic = state.adapters['critic']
+  critic = critic | {'head': units.of_critic(critic['head'])}
+  return state.replace(adapters=state.adapters | {'critic': critic})
+
+
 def optimizer(run: Run) -> optax.GradientTransformation:
   """A chain for each role: the gradient of one is not clipped for the other's sake."""
   rates = {'critic': run.section.value_learning_rate}
@@ -109,53 +131,43 @@ def optimizer(run: Run) -> optax.GradientTransformation:
 def step_of(
   run: Run, data: Data, anchor: Base, base: Tree, frozen: dict[str, Tree],
   prompts: list[Example], tx: optax.GradientTransformation, places: Tree, *, offset: float,
+  further: Callable[[], Batch] | None = None,
 ) -> Step:
   """The step that config.rl asks for: perl/rl/step.py."""
   rl = run.section
   slots = rl.slots if rl.slots and rl.rollout != 'batch' else None
   return make_step(
     anchor.model, base, frozen, prompts, tx, places, offset=offset, place=run.place,
+    further=further,
     sampling=responses.sampling(run, data, slots=slots),
     rewarding=responses.rewarding(run, data), **picked(rl, known_options()))
 
 
 def stream(data: Data, prompts: list[Example]) -> loop.Stream:
-  """Batches of prompts, as many as an update may need; with documents beside, where asked."""
+  """Batches of the prompts of a rollout; with documents beside, where asked."""
   rl = data.run.section
-  batches = data.stream(
-    data.rows(prompts, 'prompt'), 'prompt', rl.rounds * rl.batch_size // rl.samples)
+  batches = data.stream(data.rows(prompts, 'prompt'), 'prompt', rl.batch_size // rl.samples)
   if not rl.ptx:
     return batches
   documents = data.rows(data.examples('train', 'document'), 'document')
   return paired.Paired(batches, data.stream(documents, 'document'))
 
 
-def _make_evaluation(
-  run: Run, data: Data, anchor: Base, frozen: dict[str, Tree], split: str
-) -> Callable[[steps.TrainState], dict[str, float]]:
-  """State -> reward, KL, length, gold reward of one sample for each prompt of the split."""
-  examples = data.answered(split)
-  key = jax.random.fold_in(run.key, 2)
-  known: dict[int, dict[str, float]] = {}  # step 0 is asked for twice: for the offset, by the loop
+class _Watch:
+  """Warns, once, where the sampler is another policy than the trainer."""
 
-  def evaluate(state: steps.TrainState) -> dict[str, float]:
-    step = int(state.step)
-    if step not in known:
-      known[step] = of_policy(state)
-    return known[step]
+  def __init__(self, stage: str):
+    self.stage, self.warned = stage, False
 
-  def of_policy(state: steps.TrainState) -> dict[str, float]:
-    answers = responses.respond(
-      run, data, anchor, state.adapters['policy'], examples, key, frozen=frozen)
-    values = {
-      'reward': float(answers.scores.mean()),
-      'kl': float(answers.kl.mean()),
-      **generation.monitors(answers.tokens, answers.finished, answers.logprobs),
-    }
-    gold = data.gold_rewards(examples, answers.texts)
-    return values if gold is None else values | {'gold_reward': float(gold.mean())}
-
-  return evaluate
+  def __call__(self, step: int, values: dict[str, float]) -> None:
+    gap = values.get('sampler_gap', 0.0)
+    if gap <= LARGEST_GAP or self.warned:
+      return
+    self.warned = True
+    logging.warning(
+      '%s: at step %d the log-probs of sampler and trainer are %.3f nats a token apart (above %g); '
+      'set rl.cache=float32, rl.decode=adapter or model.dtype=float32, or leave rl.behaviour=auto',
+      self.stage, step, gap, LARGEST_GAP)
 
 
 def _memory(run: Run, data: Data, step: Step, state: steps.TrainState) -> dict[str, int]:
@@ -226,7 +238,8 @@ def gathering(
     (*sample.args, roles.of(step.base, 'policy'), state.adapters['policy'], *inputs), inputs,
     sample.keywords)
   sampled = rollout.result(mesh)
-  judge = Program(step.rewards.judge, (step.base, step.rewards.frozen, sampled), sampled)
+  read = step.rewards.roles(state.adapters['policy'] if step.own_logprobs else None)
+  judge = Program(step.rewards.judge, (step.base, read, sampled), sampled)
   judged, weight = judge.result(mesh), _column(sampled.finished, mesh)
   experience = Program(
     step.experience, (sampled, judged, weight, 0.0, state.running), (sampled, judged, weight))

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from perl import masked
 
+SCALES = ('group', 'batch', 'none')
+"""By the standard deviation of what the advantages of responses to a prompt are divided."""
+
 
 def gae(
   rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float = 1.0, lam: float = 0.95
@@ -43,6 +46,8 @@ def gae(
 def leave_one_out(scores: jax.Array, weight: jax.Array, *, samples: int) -> jax.Array:
   """A_i = R_i - (sum_j R_j - R_i) / (k - 1), f32[B] (RLOO: Ahmadian et al. 2024, arXiv 2402.14740).
 
+  Exactly 0 where all of a group are equal.
+
   Args:
     scores: f32[B].
     weight: f32[B], 0 for filler rows, which are nobody's baseline and have the advantage 0.
@@ -64,35 +69,41 @@ def others_mean(scores: jax.Array, weight: jax.Array, *, samples: int = 0) -> ja
     weight: f32[B], 0 for filler rows, which may hold anything.
     samples: rows on end that are a group; 0 is all rows.
   """
-  scores = jnp.where(weight > 0, scores, 0.0) * weight
   over = lambda x: x.reshape(-1, samples or len(x))
-  others = lambda x: (over(x).sum(-1, keepdims=True) - over(x)).reshape(-1)
-  return others(scores) / jnp.maximum(others(weight), 1.0)
+  others = lambda x: x.sum(-1, keepdims=True) - x
+  count = others(over(weight))
+  top = masked.largest(over(scores), over(weight) > 0, -1)  # equal scores have it as their mean
+  below = jnp.where(over(weight) > 0, over(scores) - top, 0.0) * over(weight)
+  mean = top + others(below) / jnp.maximum(count, 1.0)
+  return jnp.where(count > 0, mean, 0.0).reshape(-1)
 
 
 def group_relative(
-  scores: jax.Array, weight: jax.Array, *, samples: int, scale: bool = True, eps: float = 1e-4
+  scores: jax.Array, weight: jax.Array, *, samples: int, scale: str = 'group', eps: float = 1e-4
 ) -> jax.Array:
   """(R_i - mean) / (std + eps) within a group, f32[B] (GRPO: Shao et al. 2024, arXiv 2402.03300).
 
   The deviation is that of a sample (k - 1 below the line), as in published code. A group whose
-  scores are all the same has the advantage 0, and no gradient.
+  scores are all the same has the advantage 0 exactly, and no gradient.
 
   Args:
     scores, weight, samples: see `leave_one_out`.
-    scale: divide by the deviation; Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) does not.
+    scale: of SCALES: divide by the deviation within the 'group', by that of all scores of the
+      'batch' (arXiv 2508.08221), or by nothing ('none'; Dr. GRPO: Liu et al. 2025, 2503.20783).
     eps: added to the deviation.
 
   Raises:
-    ValueError: a group of one.
+    ValueError: a group of one, or another scale.
   """
-  scores, weight = _groups(scores, weight, samples)
-  count = weight.sum(-1, keepdims=True)
-  error = scores - scores.sum(-1, keepdims=True) / jnp.maximum(count, 1.0)
-  error = jnp.where(weight > 0, error, 0.0)
-  if scale:
-    variance = jnp.square(error).sum(-1, keepdims=True) / jnp.maximum(count - 1.0, 1.0)
-    error = error / (jnp.sqrt(variance) + eps)
+  if scale not in SCALES:
+    raise ValueError(f'expected rl.scale_rewards among {", ".join(SCALES)}, found {scale!r}')
+  counted = _counted(weight, samples)
+  error = masked.centred(scores.reshape(-1, samples), counted, -1)
+  if scale != 'none':
+    axis = -1 if scale == 'group' else None
+    squares = jnp.square(error if scale == 'group' else masked.centred(scores, weight > 0))
+    others = counted.sum(axis, keepdims=True) - 1.0
+    error = error / (jnp.sqrt(squares.sum(axis, keepdims=True) / jnp.maximum(others, 1.0)) + eps)
   return error.reshape(-1)
 
 
@@ -128,10 +139,3 @@ def _counted(weight: jax.Array, samples: int) -> jax.Array:
     raise ValueError(f'expected at least 2 responses to a prompt, found {samples}: a group of one '
                      'has nothing to compare with; set rl.samples')
   return weight.reshape(-1, samples) > 0
-
-
-def _groups(scores: jax.Array, weight: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:
-  """(scores, 1 or 0), f32[B / k, k]; what lies in a filler row counts for nothing."""
-  counted = _counted(weight, samples)
-  grouped = scores.astype(jnp.float32).reshape(-1, samples)
-  return jnp.where(counted, grouped, 0.0), counted.astype(jnp.float32)

@@ -11,6 +11,8 @@ from perl import masked
 from perl.types import Mean
 
 LEVELS = ('token', 'response', 'sequence')
+LARGEST_LOG_RATIO = 20.0
+"""|log rho| is held to it, nats: e^20 is far outside every clip, and its products stay finite."""
 AGGREGATIONS = ('token', 'sequence', 'sequence_sum', 'constant')
 
 
@@ -18,6 +20,8 @@ def ratios(
   logprobs: jax.Array, behaviour: jax.Array, mask: jax.Array, *, level: str = 'token'
 ) -> jax.Array:
   """rho, f32[B, T]: 1 outside the mask, and everywhere at the first update.
+
+  Beyond LARGEST_LOG_RATIO, of whatever level, rho stays at its bound, without gradient.
 
   Args:
     logprobs: f32[B, T], of the policy that learns.
@@ -36,7 +40,41 @@ def ratios(
   if level != 'token':
     over = masked.masked_sum if level == 'response' else masked.masked_mean
     difference = jnp.where(mask, over(difference, mask, axis=-1)[:, None], 0.0)
-  return jnp.exp(difference)
+  return jnp.exp(jnp.clip(difference, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
+
+
+CORRECTIONS = ('none', 'token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask')
+
+
+def correction(
+  logprobs: jax.Array, sampler: jax.Array, mask: jax.Array, *, how: str, cap: float
+) -> jax.Array:
+  """w = pi_old / pi_sampler, f32[B, T], for the loss of each token; no gradient flows through it.
+
+  The sampler computes as the trainer does but for narrower types, caches or merged weights, and so
+  is a policy of its own: a mean over its samples is one over the trainer's where each is weighed by
+  w. What is beyond the cap is cut to it ('truncate') or has the weight 0 ('mask'); of a token, or
+  of the whole response at all its tokens ('sequence'). As in TRL's GRPO (Yao et al. 2025, "Your
+  efficient RL framework secretly brings you off-policy RL training").
+
+  Args:
+    logprobs: f32[B, T], of the trainer's forward pass, before the first update.
+    sampler: f32[B, T], as sampled.
+    mask: bool[B, T], the response's tokens.
+    how: of CORRECTIONS; 'none' is 1 everywhere.
+    cap: C, above 1.
+
+  Raises:
+    ValueError: another way.
+  """
+  if how not in CORRECTIONS:
+    raise ValueError(f'expected a correction among {", ".join(CORRECTIONS)}, found {how!r}')
+  if how == 'none':
+    return jnp.ones(mask.shape)
+  level, _, bound = how.partition('_')
+  w = ratios(jax.lax.stop_gradient(logprobs), sampler, mask,
+             level='token' if level == 'token' else 'response')
+  return jnp.minimum(w, cap) if bound == 'truncate' else jnp.where(w > cap, 0.0, w)
 
 
 def clipped(

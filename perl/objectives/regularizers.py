@@ -15,10 +15,14 @@ their gradients is another matter: that of k1 is 0, that of k2 the gradient of K
 that of k3 the gradient of KL(pi_ref || pi). So k1 belongs in the reward, and a loss uses k2.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+LARGEST_EXPONENT = 20.0
+"""Beyond it an exponential goes on as a straight line, so that nothing finite becomes infinite."""
 
 
 def kl(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
@@ -32,9 +36,10 @@ def squared_error(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
 
 
 def bregman(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
-  """exp(-d) - 1 + d, elementwise."""
+  """exp(-d) - 1 + d, elementwise; where -d is above LARGEST_EXPONENT, its tangent there."""
   d = logprobs - reference
-  return jnp.expm1(-d) + d
+  beyond = jnp.maximum(-d - LARGEST_EXPONENT, 0.0)
+  return jnp.expm1(jnp.minimum(-d, LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * beyond + d
 
 
 def clamped_kl(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
@@ -52,6 +57,19 @@ def none(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
   """0: the reference is not needed."""
   del reference
   return jnp.zeros_like(logprobs)
+
+
+def of_older(logprobs: jax.Array, behaviour: jax.Array) -> jax.Array:
+  """exp(d) - 1 - d with d = log pi - log pi_old of a ~ pi_old: k3 of KL(pi_old || pi), elementwise.
+
+  The sample is the second one's, so that the ratio is pi / pi_old: the other way round its mean is
+  another thing, and larger by far.
+
+  Args:
+    logprobs: of the policy as it is.
+    behaviour: of the one that sampled.
+  """
+  return bregman(behaviour, logprobs)
 
 
 SAMPLED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -103,6 +121,8 @@ def adaptive_coefficient(
 ) -> jax.Array:
   """beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon) (Ziegler et al. 2019, 1909.08593).
 
+  A batch larger than the horizon counts as one of its size, so that beta stays positive.
+
   Args:
     beta: f32[], the coefficient so far.
     measured: f32[], the KL of the last batch, in the target's unit.
@@ -111,4 +131,4 @@ def adaptive_coefficient(
     count: n, samples of the last batch.
   """
   error = jnp.clip(measured / target - 1.0, -0.2, 0.2)
-  return beta * (1.0 + error * count / horizon)
+  return beta * (1.0 + error * jnp.minimum(count / horizon, 1.0))

@@ -84,9 +84,10 @@ def group_mean(
   Args:
     returns, mask, weight, samples: as `others_baseline`.
   """
-  whole = _whole(returns, mask)
-  over = lambda x: jnp.where(weight > 0, x, 0.0).reshape(-1, samples).sum(-1, keepdims=True)
-  mean = over(whole) / jnp.maximum(over(jnp.ones_like(whole)), 1.0)
+  whole = _whole(returns, mask).reshape(-1, samples)
+  counted = weight.reshape(-1, samples) > 0
+  top = masked.largest(whole, counted, -1)  # equal returns have it as their mean, exactly
+  mean = top + masked.masked_mean(whole - top, counted, -1)[:, None]
   return jnp.where(mask, jnp.repeat(mean, samples, 1).reshape(-1)[:, None], 0.0)
 
 

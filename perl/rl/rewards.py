@@ -38,6 +38,8 @@ class Judged(struct.PyTreeNode):
   spread: jax.Array | None = None  # f32[B], variance over the members of an ensemble
   reference_logprobs: jax.Array | None = None  # f32[B, T]; None without a reference
   reference_states: jax.Array | None = None  # f[B, R, D], after the reference's last norm
+  policy_logprobs: jax.Array | None = None  # f32[B, T], of the trainer's forward pass; where asked
+  left_out: jax.Array | None = None  # bool[B], a rule gives no reward: the response teaches nothing
 
 
 class Rewards:
@@ -64,30 +66,40 @@ class Rewards:
     self.decode, self.place = decode, place
 
   def __call__(
-    self, base: Tree, rollout: Rollout, examples: Sequence[Example]
+    self, base: Tree, rollout: Rollout, examples: Sequence[Example], policy: Tree | None = None
   ) -> tuple[Judged, dict[str, np.ndarray]]:
     """(what is said of the responses, {rule: f32[B], its own part before it is weighed}).
+
+    A rule's part is NaN where it gives no reward; such a response is `left_out`, and its score
+    holds what the others say.
 
     Args:
       base: that the frozen adapters lie over, or `roles.Bases`.
       rollout: of B responses.
       examples: B, those of the prompts; read by rules alone.
+      policy: the adapter that sampled, where its log-probs shall be the trainer's.
     """
-    judged = self.judge(base, self.frozen, rollout)
+    judged = self.judge(base, self.roles(policy), rollout)
     if not self.rules:
       return judged.replace(scores=self._weighed(judged.scores)), {}
     texts = self.texts(rollout) if self.rules.read_texts else []
     responses = lambda x: x[:, -self.max_new_tokens:]
     each = self.rules.each(
       examples, texts, responses(rollout.tokens), responses(rollout.response_mask))
-    total = self.place({'total': self.rules.total(each)})['total']
-    return judged.replace(scores=_sum(judged.scores, total, self.reward_weight)), each
+    placed = self.place({'total': self.rules.total(each), 'left_out': left_out(each)})
+    scores = _sum(judged.scores, placed['total'], self.reward_weight)
+    return judged.replace(scores=scores, left_out=placed['left_out']), each
+
+  def roles(self, policy: Tree | None) -> dict[str, Tree]:
+    """The adapters that a rollout is read with."""
+    return self.frozen if policy is None else self.frozen | {'policy': policy}
 
   def of_scores(
     self, scores: np.ndarray, examples: Sequence[Example], texts: Sequence[str],
     ids: tuple[np.ndarray, np.ndarray],
   ) -> np.ndarray:
-    """f32[N]: what texts are worth whose score by the reward model is known.
+    """f32[N]: what texts are worth whose score by the reward model is known; NaN where a rule
+    gives no reward.
 
     Args:
       scores: f32[N], of the reward model.
@@ -96,7 +108,8 @@ class Rewards:
     """
     if not self.rules:
       return np.asarray(self._weighed(scores))
-    total = self.rules.total(self.rules.each(examples, texts, *ids))
+    each = self.rules.each(examples, texts, *ids)
+    total = np.where(left_out(each), np.nan, self.rules.total(each))
     return np.asarray(_sum(scores, total, self.reward_weight))
 
   def texts(self, rollout: Rollout) -> list[str]:
@@ -106,6 +119,11 @@ class Rewards:
 
   def _weighed(self, scores: jax.Array) -> jax.Array:
     return scores if self.reward_weight == 1 else self.reward_weight * scores
+
+
+def left_out(each: dict[str, np.ndarray]) -> np.ndarray:
+  """bool[N]: the responses that some rule gives no reward."""
+  return np.any([np.isnan(values) for values in each.values()], 0)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -120,6 +138,8 @@ def make_judge(
   states: bool = False,
 ) -> Callable[[Tree, dict[str, Tree], Rollout], Judged]:
   """The jitted ``(base, frozen, rollout) -> Judged``, without gradient.
+
+  With the policy's adapter among `frozen`, its log-probs are read as an update reads them.
 
   Args:
     model: the base's module; all roles share it.
@@ -140,10 +160,13 @@ def make_judge(
   @jax.jit
   def judge(base: Tree, frozen: dict[str, Tree], rollout: Rollout) -> Judged:
     read = _stacked if forwards == 'stacked' and _stackable(base, frozen) else _separate
-    judged = read(
-      model, base, frozen, rollout, dict(start=rollout.tokens.shape[1] - max_new_tokens,
-                                         shared=samples),
-      temperature, dict(how=ensemble, penalty=ensemble_penalty))
+    prompts = dict(start=rollout.tokens.shape[1] - max_new_tokens, shared=samples)
+    judged = read(model, base, frozen, rollout, prompts, temperature,
+                  dict(how=ensemble, penalty=ensemble_penalty))
+    if 'policy' in frozen:
+      own = roles.of(base, 'policy'), frozen['policy']
+      judged = judged.replace(policy_logprobs=_logprobs(
+        model, own, _states(model, own, rollout, prompts), rollout, prompts, temperature))
     return jax.lax.stop_gradient(judged if states else judged.replace(reference_states=None))
 
   return judge
@@ -161,11 +184,21 @@ def _separate(model, base, frozen, rollout, prompts, temperature, ensemble) -> J
   if 'reference' not in frozen:
     return judged
   own = roles.of(base, 'reference'), frozen['reference']
-  states = lm.hidden(
-    model, *own, tokens, mask, read=slice(prompts['start'] - 1, tokens.shape[1] - 1), **prompts)
-  reference = lm.logprobs_of(
-    model, *own, states, tokens, mask, temperature=temperature, start=prompts['start'])
+  states = _states(model, own, rollout, prompts)
+  reference = _logprobs(model, own, states, rollout, prompts, temperature)
   return judged.replace(reference_logprobs=reference, reference_states=states)
+
+
+def _states(model, own: tuple[Tree, Tree], rollout: Rollout, prompts: dict) -> jax.Array:
+  """f[B, R, D] of the positions that predict the responses, by (base, adapter)."""
+  read = slice(prompts['start'] - 1, rollout.tokens.shape[1] - 1)
+  return lm.hidden(model, *own, rollout.tokens, rollout.mask, read=read, **prompts)
+
+
+def _logprobs(model, own, states, rollout: Rollout, prompts: dict, temperature) -> jax.Array:
+  """f32[B, T] of a rollout's tokens."""
+  return lm.logprobs_of(model, *own, states, rollout.tokens, rollout.mask, temperature=temperature,
+                        start=prompts['start'])
 
 
 def _stackable(base: Tree, frozen: dict[str, Tree]) -> bool:
@@ -187,14 +220,13 @@ def _body(adapter: Tree) -> Tree:
 def _stacked(model, base, frozen, rollout, prompts, temperature, ensemble) -> Judged:
   """The same by one forward pass over both adapters: each weight of the base is read once."""
   del ensemble  # there is none
-  tokens, mask, start = rollout.tokens, rollout.mask, prompts['start']
+  mask, start = rollout.mask, prompts['start']
   both = trees.stack([_body(frozen['reference']), _body(frozen['reward'])])
-  read = slice(start - 1, tokens.shape[1])
-  states = jax.vmap(
-    lambda adapter: lm.hidden(model, base, adapter, tokens, mask, read=read, **prompts))(both)
-  reference = lm.logprobs_of(
-    model, base, frozen['reference'], states[0][:, :-1], tokens, mask, temperature=temperature,
-    start=start)
+  read = slice(start - 1, mask.shape[1])
+  states = jax.vmap(lambda adapter: lm.hidden(
+    model, base, adapter, rollout.tokens, mask, read=read, **prompts))(both)
+  reference = _logprobs(
+    model, (base, frozen['reference']), states[0][:, :-1], rollout, prompts, temperature)
   last = masked.last_index(mask) - read.start
   features = jnp.take_along_axis(states[1], last[:, None, None], 1)[:, 0].astype(jnp.float32)
   scores = lm.score_of(frozen['reward']['head'], features)

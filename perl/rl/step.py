@@ -26,10 +26,13 @@ from perl.peft import adapters
 from perl.rl import algorithms, roles, update
 from perl.rl.experience import make_experience
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import kept_apart, rollout
+from perl.rl.rollout import exact, kept_apart, rollout
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
+PER_TOKEN = ('tokens', 'mask', 'response_mask', 'behaviour_logprobs', 'reference_logprobs',
+             'rewards', 'returns', 'sampler_logprobs')
+"""What a rollout's experience holds of every column."""
 ASIDE = ('tokens', 'mask', 'loss_mask')
 """What is read of a batch of documents."""
 
@@ -46,6 +49,9 @@ class Step:
     update: (state, base, experience) -> (state, metrics), the train step.
     samples: responses to each prompt.
     rounds: rollouts that an update may take until enough prompts have responses that differ.
+    further: () -> the next batch of prompts, for rounds after the first.
+    own_logprobs: the trainer reads behaviour log-probs anew, once a rollout; an update that is the
+      only one on it knows them anyhow.
     offset: taken from every score: the anchor's mean.
     likeliest: what the greedy response to each prompt is worth, for algorithms that read it.
     place: a batch of arrays -> the batch on the mesh.
@@ -54,9 +60,11 @@ class Step:
   def __init__(
     self, base: Tree, examples: Sequence[Example], *, sample: Callable, rewards: Rewards,
     experience: Callable, update: Callable, samples: int = 1, rounds: int = 1, offset: float = 0.0,
-    likeliest: Rewards | None = None, place: Callable[[Batch], Batch] = lambda batch: batch,
+    likeliest: Rewards | None = None, further: Callable[[], Batch] | None = None,
+    own_logprobs: bool = False, place: Callable[[Batch], Batch] = lambda batch: batch,
   ):
     self.base, self.examples, self.place = base, examples, place
+    self.further, self.own_logprobs = further, own_logprobs
     self.sample, self.rewards, self.experience, self.update = sample, rewards, experience, update
     self.samples, self.rounds, self.offset, self.likeliest = samples, rounds, offset, likeliest
 
@@ -70,28 +78,46 @@ class Step:
     return state, {name: mean.value() for name, mean in metrics.items()} | more
 
   def gather(
-    self, state: steps.TrainState, prompts: Batch, number: int = 0
+    self, state: steps.TrainState, prompts: Batch, number: int = 0, scale: jax.Array | None = None
   ) -> tuple[Experience, dict[str, Mean]]:
-    """(the experience of one batch of prompts, its metrics); `number` tells rollouts of a step."""
+    """(the experience of one batch of prompts, its metrics).
+
+    Args:
+      state: whose policy samples.
+      prompts: a batch of them.
+      number: tells rollouts of a step from one another.
+      scale: of scores, where another rollout has settled it.
+    """
     # The update draws from fold_in(key, step); rollouts from branches of their own.
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1 + number)
-    best = self._likeliest_returns(state, prompts, key)
-    experience, metrics = self._gathered(self.rewards, state, prompts, key, samples=self.samples)
-    if best is not None:
+    experience, metrics = self._gathered(
+      self.rewards, state, prompts, key, samples=self.samples, scale=scale,
+      policy=state.adapters['policy'] if self.own_logprobs else None)
+    if self.likeliest is not None:
+      greedy, _ = self._gathered(
+        self.likeliest, state, prompts, key, samples=1, scale=experience.scale[0], temperature=0.0)
+      best, judged = (jnp.repeat(x, self.samples) for x in (greedy.rewards.sum(-1), greedy.weight))
+      experience = experience.replace(greedy_returns=best, weight=experience.weight * (judged > 0))
       metrics['greedy'] = Mean.of(best, experience.weight)
-    return experience.replace(greedy_returns=best), metrics
+    return experience, metrics
 
-  def _gathered(self, rewards: Rewards, state, prompts: Batch, key, *, samples: int, **how):
-    """Sampled, judged, laid out."""
+  def _gathered(
+    self, rewards: Rewards, state, prompts: Batch, key, *, samples: int, scale, policy=None, **how
+  ):
+    """Sampled, judged, laid out; what a rule cannot judge weighs nothing."""
     weight = jnp.repeat(prompts['weight'], samples)
-    policy = roles.of(self.base, 'policy'), state.adapters['policy']
+    sampler = roles.of(self.base, 'policy'), state.adapters['policy']
     sampled = self.sample(
-      *policy, prompts['tokens'], prompts['mask'], key, samples=samples, **how,
-      **kept_apart(self.sample, *policy))
-    judged, rules = rewards(self.base, sampled, self._asked(rewards, prompts, samples))
-    experience, metrics = self.experience(sampled, judged, weight, self.offset, state.running)
-    return experience, metrics | {
-      f'rule_{name}': Mean.of(values, weight) for name, values in rules.items()}
+      *sampler, prompts['tokens'], prompts['mask'], key, samples=samples, **how,
+      **kept_apart(self.sample, *sampler))
+    judged, rules = rewards(self.base, sampled, self._asked(rewards, prompts, samples), policy)
+    metrics = {f'rule_{name}': Mean.of(values, weight * ~np.isnan(values))
+               for name, values in rules.items()}
+    if judged.left_out is not None:
+      metrics['left_out'] = Mean.of(judged.left_out, weight)
+      weight = jnp.where(judged.left_out, 0.0, weight)
+    experience, more = self.experience(sampled, judged, weight, self.offset, state.running, scale)
+    return experience, more | metrics
 
   def _asked(self, rewards: Rewards, prompts: Batch, samples: int) -> list[Example]:
     """The example of each response, where rules want them."""
@@ -99,43 +125,37 @@ class Step:
       return []
     return [self.examples[i] for i in np.repeat(jax.device_get(prompts['index']), samples)]
 
-  def _likeliest_returns(self, state, prompts: Batch, key) -> jax.Array | None:
-    if self.likeliest is None:
-      return None
-    experience, _ = self._gathered(
-      self.likeliest, state, prompts, key, samples=1, temperature=0.0)
-    return jnp.repeat(experience.rewards.sum(-1), self.samples)
-
   def collect(
     self, state: steps.TrainState, prompts: Batch
   ) -> tuple[Experience, dict[str, Mean]]:
     """`gather`, again on further prompts while too few have responses that differ in score."""
+    experience, metrics = self.gather(state, prompts)
     if self.rounds == 1:
-      return self.gather(state, prompts)
-    gathered, metrics, informative = [], {}, 0
-    for number in range(self.rounds):
-      part = {name: x[number::self.rounds] for name, x in prompts.items()}
-      experience, new = self.gather(state, part, number)
-      gathered.append(experience)
-      metrics = jax.tree.map(jnp.add, metrics, new) if metrics else new
-      informative += int(_informative(experience, samples=self.samples).sum())
-      if informative >= len(experience.weight):
-        break
+      return experience, metrics
+    gathered, useful = [experience], lambda e: int(_informative(e, samples=self.samples).sum())
+    informative = useful(experience)
+    while informative < len(experience.weight) and len(gathered) < self.rounds:
+      prompts, _ = paired.split(self.place(self.further()))
+      new, more = self.gather(state, prompts, len(gathered), experience.scale[0])
+      gathered.append(new)
+      metrics = jax.tree.map(jnp.add, metrics, more)
+      informative += useful(new)
     metrics['rounds'] = Mean.of(jnp.float32(len(gathered)))
-    return _chosen(gathered, samples=self.samples), metrics
+    return _chosen(_of_one_length(gathered), samples=self.samples), metrics
 
 
 def make_step(
   model: Transformer, base: Tree, frozen: Mapping[str, Tree], examples: Sequence[Example],
   tx: optax.GradientTransformation, places: Tree, *, algorithm: str, sampling: Mapping[str, Any],
   rewarding: Mapping[str, Any], offset: float = 0.0, microbatches: int = 1, stop_kl: float = 0.0,
+  behaviour: str = 'auto', correction: str = 'auto', further: Callable[[], Batch] | None = None,
   place: Callable[[Batch], Batch] = lambda batch: batch, **options: Any,
 ) -> Step:
   """The step of an algorithm.
 
   Args:
     model: the module of the base, which all roles share.
-    base, examples, offset, place: see `Step`.
+    base, examples, offset, further, place: see `Step`.
     frozen: adapters that do not learn, by role: 'reference', and 'reward' where a model rewards.
     tx: the optimizer of what learns.
     places: placements of the state, which the step keeps.
@@ -144,13 +164,24 @@ def make_step(
     rewarding: arguments of `Rewards`: rules, their weights, decode.
     microbatches: parts in which an update passes through memory.
     stop_kl: nats a token, at which no further update is made on a rollout; 0 makes all.
+    behaviour: whose log-probs of the samples the ratio is to: the 'sampler's or the 'trainer's,
+      of the same tokens; 'auto' is the trainer's where the two compute otherwise
+      (rollout.exact).
+    correction: of objectives.policy.CORRECTIONS; 'auto' is TRL's where the trainer's are read.
     **options: resolved ones of the algorithm, of make_judge, make_experience and make_loss.
 
   Raises:
     ValueError: an option that nobody declares.
   """
   check(options, known_options(), 'an algorithm')
+  trainers = behaviour == 'trainer' or behaviour == 'auto' and not exact(
+    model, roles.of(base, 'policy'), places.adapters['policy'],
+    **picked(sampling, ('merged', 'cache')))
+  auto = 'sequence_mask' if trainers else 'none'
+  options = options | {'correction': auto if correction == 'auto' else correction}
+  once, shaped = algorithms.updates(options) == 1, algorithms.in_reward(options)
   about, learning = algorithms.find(algorithm), picked(options, update.known_options())
+  learning |= {'own_behaviour': trainers and once}
   needed = {'reward', 'reference'} if algorithms.reads_reference(algorithm, options) else {'reward'}
   frozen = {role: tree for role, tree in frozen.items() if role in needed}
   states = options['regularizer'] in regularizers.EXACT
@@ -161,6 +192,7 @@ def make_step(
   samples, greedy = options['samples'], getattr(about, 'GREEDY', False)
   return Step(
     base, examples, place=place, offset=offset, samples=samples, rounds=options['rounds'],
+    further=further, own_logprobs=trainers and (shaped or not once),
     sample=functools.partial(rollout, model, samples=samples, **sampling),
     rewards=judged_by(frozen, samples),
     likeliest=judged_by({k: v for k, v in frozen.items() if k == 'reward'}, 1) if greedy else None,
@@ -182,7 +214,15 @@ def known_options() -> frozenset[str]:
 
 
 def _informative(e: Experience, *, samples: int) -> jax.Array:
-  return advantages.informative(e.rewards.sum(-1), e.weight, samples=samples)
+  """By what reward model and rules say: a KL, or a length, differs in any group."""
+  return advantages.informative(e.verdicts, e.weight, samples=samples)
+
+
+def _of_one_length(gathered: list[Experience]) -> list[Experience]:
+  """With the columns of the longest prompts, on the left: responses stay the last columns."""
+  longest = max(e.tokens.shape[1] for e in gathered)
+  wider = lambda x: None if x is None else jnp.pad(x, ((0, 0), (longest - x.shape[1], 0)))
+  return [e.replace(**{name: wider(getattr(e, name)) for name in PER_TOKEN}) for e in gathered]
 
 
 @functools.partial(jax.jit, static_argnames='samples')

@@ -29,7 +29,7 @@ Loss = Callable[[dict[str, Tree], Tree, Experience, jax.Array],
 def make_loss(
   model: Transformer, algorithm: str, *, max_new_tokens: int, temperature: float = 1.0,
   regularizer_ratio: bool = False, entropy: float = 0.0, ptx: float = 0.0,
-  value_weight: float = 1.0, **options: Any,
+  value_weight: float = 1.0, own_behaviour: bool = False, **options: Any,
 ) -> Loss:
   """The loss of the train step.
 
@@ -43,6 +43,8 @@ def make_loss(
     entropy: weight of the exact entropy of each token's distribution.
     ptx: weight of the next-token loss of e.aside (PPO-ptx: InstructGPT, eq. 2).
     value_weight: of the critic's loss.
+    own_behaviour: behaviour log-probs are those of this very forward pass: of an update that is
+      the only one on its rollout, whose ratio is then 1 exactly.
     options: those of algorithms (`known_options`); what is missing is the algorithm's own.
 
   Raises:
@@ -78,6 +80,9 @@ def make_loss(
                   **prompts)
     logprobs = lm.logprobs_of(
       model, *whose, h, e.tokens, e.mask, temperature=temperature, start=start)
+    if own_behaviour:
+      e = e.replace(behaviour_logprobs=jax.lax.stop_gradient(logprobs),
+                    sampler_logprobs=_sampler(e))
     rho = policy.ratios(logprobs, e.behaviour_logprobs, e.response_mask)
     terms, metrics = {}, {}
     if learnt:
@@ -100,25 +105,38 @@ def make_loss(
     metrics |= {f'{term}_loss': mean for term, mean in terms.items()}
     weights = {'entropy': -entropy, 'ptx': ptx, 'value': value_weight}
     terms = {term: weights.get(term, 1.0) * mean for term, mean in terms.items()}
-    # How far this minibatch's policy is from the one that sampled: of the first, rounding alone.
-    gap = logprobs - e.behaviour_logprobs
-    metrics |= {
-      'sampler_gap': Mean.of(abs(gap), e.counted),
-      'kl_old': Mean.of(regularizers.bregman(gap, 0.0), e.counted),
-    }
-    return terms, metrics | more
+    return terms, metrics | _distances(logprobs, e) | more
 
   return loss
 
 
+def _sampler(e: Experience) -> jax.Array:
+  """f32[B, T], as sampled."""
+  return e.behaviour_logprobs if e.sampler_logprobs is None else e.sampler_logprobs
+
+
+def _distances(logprobs: jax.Array, e: Experience) -> dict[str, Mean]:
+  """sampler_gap: |log pi_old - log pi_sampler| a token, made by rounding alone: little in float32,
+  more in narrower types (where pi_old is the sampler itself, that of updates is in it too).
+  kl_old: KL(pi_old || pi) a token, how far updates have gone since the rollout.
+  """
+  known = logprobs if e.sampler_logprobs is None else e.behaviour_logprobs
+  return {
+    'sampler_gap': Mean.of(abs(known - _sampler(e)), e.counted),
+    'kl_old': Mean.of(regularizers.of_older(logprobs, e.behaviour_logprobs), e.counted),
+  }
+
+
 def make_prepare(
-  model: Transformer, algorithm: str, *, max_new_tokens: int, microbatches: int = 1, **options: Any
+  model: Transformer, algorithm: str, *, max_new_tokens: int, microbatches: int = 1,
+  mask_truncated: bool = False, **options: Any,
 ) -> Callable:
   """What comes before the first update on a batch: old values, advantages, statistics.
 
   Args:
     model, algorithm, max_new_tokens, options: as `make_loss`.
     microbatches: parts in which the critic reads the batch.
+    mask_truncated: what does not end is compared with the others, but not learnt from.
 
   Returns:
     (state, base, experience) -> (state, experience), for perl.train.step.
@@ -137,7 +155,10 @@ def make_prepare(
       read = lambda part: critic_values(model, state.adapters, base, part, prompts)
       e = e.replace(values=_in_parts(read, e, microbatches))
     e = bound(module.estimate, resolved | {'running': state.running})(e)
-    return state.replace(running=advanced(state.running, e)), e
+    running = advanced(state.running, e)
+    if mask_truncated:
+      e = e.replace(weight=jnp.where(e.finished, e.weight, 0.0))
+    return state.replace(running=running), e
 
   return prepare
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -61,7 +62,11 @@ def fit(
   keep_last: int = 2,
   best_metric: str = '',
   best_mode: str = 'max',
+  keep_best: bool = True,
+  patience: int = 0,
   learning_rate: Callable[[int], float] | None = None,
+  watch: Callable[[int, dict[str, float]], None] | None = None,
+  show: Callable[[metrics.Writer, int], None] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
   """Runs `step_fn` until `steps` updates are done; continues from the newest whole checkpoint.
 
@@ -81,23 +86,29 @@ def fit(
     checkpoint_every_steps: 0 saves at evaluations and at the end alone.
     log_every_steps: metrics are means over so many steps.
     keep_last, best_metric, best_mode: see checkpoint.Checkpoints; the metric is `evaluate`'s.
+    keep_best: the state with the best metric is the result; else the last one.
+    patience: evaluations in a row without a better best_metric, after which the run ends; 0 is
+      never.
     learning_rate: the rate of update n, from 0; logged.
+    watch: called with each stretch of metrics that is written, to warn of what they say.
+    show: called after each evaluation, to write more than numbers.
 
   Returns:
-    the last state (or the best, where best_metric is given), and what `evaluate` said of it along
-    with `step_seconds`, the median of a step's wall time without compilation.
+    the last state (or the best, where best_metric is given and kept), and what `evaluate` said of
+    it along with `step_seconds`, the median of a step's wall time without compilation.
 
   Raises:
     Interrupted: SIGTERM or SIGINT; the state was saved first.
     FloatingPointError: a loss or gradient was not finite; the last good checkpoint is named.
   """
-  folder = str(paths.of(workdir) / 'checkpoints')
+  folder, chosen = str(paths.of(workdir) / 'checkpoints'), best_metric if keep_best else ''
   saver = checkpoint.Checkpoints(
-    folder, keep_last=keep_last, keep_best=1 if best_metric else 0,
-    best_metric=best_metric, best_mode=best_mode,
+    folder, keep_last=keep_last, keep_best=1 if chosen else 0, best_metric=chosen,
+    best_mode=best_mode,
   )
   run = _Run(step_fn, stream, saver, meta, renamed, evaluate, log_every_steps, folder,
-             learning_rate)
+             learning_rate, watch, show)
+  late = lambda: bool(patience) and run.since_best(best_metric, best_mode) >= patience
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
     stop = stack.enter_context(signals.stop_on_signal())
@@ -106,7 +117,7 @@ def fit(
     if first == 0 and evaluate is not None:
       run.measure(state, 0)
     with metrics.progress(steps, first, name) as bar:
-      for done in range(first + 1, steps + 1):
+      for done in () if late() else range(first + 1, steps + 1):
         state = run.advance(state, done, steps)
         bar.update(1)
         stopping = stop()
@@ -116,12 +127,12 @@ def fit(
         regular = checkpoint_every_steps and done % checkpoint_every_steps == 0
         if evaluated or regular or stopping:
           run.save(state, done)
-        if stopping:
+        if stopping or (evaluated and late()):
           break
     saver.wait()
     if stop():  # also where it came in the last evaluation: what follows this stage must not begin
       raise Interrupted(int(state.step), folder)
-    if best_metric and saver.best_step() not in (None, steps):
+    if chosen and saver.best_step() not in (None, int(state.step)):
       state = run.read(state, saver.best_step())
     result = dict(run.measured(int(state.step)))
   seconds = sorted(run.seconds)
@@ -136,11 +147,13 @@ class _Run:
   writer: metrics.Writer
 
   def __init__(
-    self, step_fn, stream, saver, meta, renamed, evaluate, log_every_steps, folder, learning_rate
+    self, step_fn, stream, saver, meta, renamed, evaluate, log_every_steps, folder, learning_rate,
+    watch, show,
   ):
     self.step_fn, self.stream, self.saver = step_fn, stream, saver
     self.meta, self.renamed, self.evaluate, self.folder = meta, renamed, evaluate, folder
     self.log_every_steps, self.learning_rate = log_every_steps, learning_rate
+    self.watch, self.show = watch, show
     self.seconds: list[float] = []  # of the steps between two logs, on average
     self.pending: list[dict[str, jax.Array]] = []  # of the steps since the last log
     self.in_flight: tuple[int, list[dict[str, jax.Array]]] | None = None  # the log before it
@@ -167,6 +180,13 @@ class _Run:
 
   def measured(self, step: int) -> dict[str, float]:
     return self.evaluations.get(step, {})
+
+  def since_best(self, metric: str, mode: str) -> int:
+    """Evaluations after the best one of a metric; NaN is never the best."""
+    sign = 1 if mode == 'max' else -1
+    values = [sign * row.get(metric, math.nan) for _, row in sorted(self.evaluations.items())]
+    best = max((v for v in values if math.isfinite(v)), default=None)
+    return 0 if best is None else len(values) - 1 - values.index(best)
 
   def advance(self, state: TrainState, done: int, steps: int) -> TrainState:
     state, values = self.step_fn(state, next(self.stream))
@@ -206,6 +226,8 @@ class _Run:
     self.warm, self.spent = True, 0.0
     self.since = time.perf_counter()
     self.writer.write(done, mean, prefix='train')
+    if self.watch is not None:
+      self.watch(done, mean)
 
   def fetch(self, pending: list[dict[str, jax.Array]], done: int) -> list[dict[str, float]]:
     """Metrics of the steps up to `done` as numbers; stops the run if a step was not finite."""
@@ -227,6 +249,8 @@ class _Run:
     values = self.evaluate(state)
     self.evaluations[done] = values
     self.writer.write(done, values, prefix='dev')
+    if self.show is not None:
+      self.show(self.writer, done)
     self.since = time.perf_counter()
     return values
 

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -96,7 +96,7 @@ class Writer:
       return
     from tensorboardX import SummaryWriter  # seconds to import: only where it is used
 
-    workdir = paths.of(workdir)
+    self._workdir = workdir = paths.of(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / METRICS
     kept = ''
@@ -127,6 +127,25 @@ class Writer:
       self._file.flush()  # a kill loses no line that was written
     for name, value in values.items():
       self._board.add_scalar(name, value, int(step))
+
+  def texts(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds a line {"step": n, **row} for each row to a file, and a TensorBoard table of them.
+
+    Lines of this step and of later ones are replaced: a resumed run writes them again.
+
+    Args:
+      name: of the file in the workdir, of JSON lines.
+      step: the number of steps done.
+      rows: of one kind: texts and numbers by name.
+    """
+    if self._file is None or not rows:
+      return
+    path = self._workdir / name
+    kept = [r for r in (read_jsonl(path) if path.exists() else []) if r.get('step', 0) < step]
+    lines = [json.dumps(jsonable(row), ensure_ascii=False) + '\n'
+             for row in (*kept, *({'step': int(step), **row} for row in rows))]
+    paths.write_text(path, ''.join(lines))
+    self._board.add_text(path.stem, _markdown(rows), int(step))
 
   def flush(self) -> None:
     """Puts all that was written where it belongs; an object store gets it here alone."""
@@ -178,6 +197,14 @@ class _Events:
       self._folder.mkdir(parents=True, exist_ok=True)
       for file in epath.Path(self.local).iterdir():
         (self._folder / file.name).write_bytes(file.read_bytes())
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A table of the rows."""
+  cell = lambda x: f'{x:.3f}' if isinstance(x, float) else ' '.join(str(x).split())
+  line = lambda cells: '|' + '|'.join(text.replace('|', '\\|') for text in cells) + '|'
+  return '\n'.join([line(rows[0]), line(['---'] * len(rows[0])),
+                    *(line(map(cell, row.values())) for row in rows)])
 
 
 class _Lines:

@@ -1,5 +1,6 @@
 """The launcher, with jobs that only leave a summary: skipping, resuming, refusing, explaining."""
 
+import datetime
 import importlib.metadata
 import json
 import os
@@ -70,7 +71,9 @@ def test_a_pipeline_runs_in_order_and_leaves_its_summary(jobs, tmp_path, capsys)
   summary = json.loads((tmp_path / 'summary.json').read_text())
   assert summary['sft']['gold_reward'] == 0.5 and summary['gold_optimum'] == 1.0
   assert summary['wall_seconds'] < 100  # measured here, not what the stages say
-  assert json.loads((tmp_path / 'config.json').read_text()) == plain(demo.get_config())
+  began = plain(demo.get_config())
+  began['data']['date'] = datetime.date.today().isoformat()
+  assert json.loads((tmp_path / 'config.json').read_text()) == began
   assert 'report.html' in capsys.readouterr().out
 
 
@@ -82,6 +85,15 @@ def test_finished_stages_are_skipped_and_said_so(jobs, tmp_path, capsys):
   assert '[rl] skipped: finished before' in capsys.readouterr().out
   summary = json.loads((tmp_path / 'summary.json').read_text())
   assert summary['wall_seconds'] > 600  # what the six took, when they ran
+
+
+def test_the_day_of_a_run_is_the_one_on_which_it_began(jobs, tmp_path):
+  run(tmp_path, '--job=tokenizer', '--config.data.date=2025-12-24')
+  assert run(tmp_path) == 0  # which names no day
+  assert jobs.take() == ALL
+  for place in (tmp_path, tmp_path / 'tokenizer', tmp_path / 'rl'):
+    assert json.loads((place / 'config.json').read_text())['data']['date'] == '2025-12-24'
+  assert run(tmp_path, '--config.data.date=yesterday') == 2
 
 
 def test_a_failed_pipeline_goes_on_where_it_failed(jobs, tmp_path):

@@ -1,6 +1,7 @@
 """Chat templates: what they render, what the assistant says in it, and what they may not do."""
 
 import dataclasses
+import datetime
 
 import checkpoints
 import pytest
@@ -192,6 +193,41 @@ def test_mask_by_hand(folders):
                               'done<end_of_turn>\n')
   assert [i for i, mine in zip(ids, mask) if mine] == said
   assert mask == [False] * (len(ids) - len(said) - 1) + [True] * len(said) + [False]
+
+
+# --- The clock, and what identifies a text's ids
+
+CLOCK = "{{ strftime_now('%d %b %Y, %H:%M') }}" + checkpoints.CHATML
+
+
+def test_a_template_that_reads_the_clock_is_told_the_day_of_the_run():
+  template = chat.Template(CLOCK, {}, '2025-12-24')
+  assert template.render([YES]).startswith('24 Dec 2025, 00:00<|im_start|>')
+  assert (template.date, chat.Template(checkpoints.CHATML, {}, '2025-12-24').date) == (
+    '2025-12-24', '')
+  today = datetime.date.today()
+  assert chat.Template(CLOCK, {}).date in (today.isoformat(), datetime.date.today().isoformat())
+  with pytest.raises(ValueError, match="data.date .*found '24.12.2025'; write it so"):
+    chat.Template(CLOCK, {}, '24.12.2025')
+
+
+def test_whatever_changes_ids_changes_the_digest_of_texts(folders, tmp_path):
+  def digest(template=checkpoints.CHATML, date='2025-12-24', **config):
+    folder = checkpoints.qwen2(tmp_path / str(len(digests)), chat_template=template, **config)
+    opened, loaded = chat.of(tokenizer.load(folder), date)
+    return chat.text_digest(loaded, opened)
+
+  digests = []
+  digests += [digest()]
+  assert digests[0] == chat.text_digest(*reversed(chat.of(tokenizer.load(tmp_path / '0'))))
+  digests += [digest(CLOCK)]
+  digests += [digest(CLOCK, '2025-12-25')]
+  digests += [digest(checkpoints.QWEN2)]
+  digests += [digest(eos_token='<|endoftext|>')]
+  digests += [digest(pad_token='<|im_start|>')]
+  plain = tokenizer.load(folders('gpt2', None))
+  digests += [chat.text_digest(plain, None)]
+  assert len(set(digests)) == len(digests) and digests[-1] == plain.digest
 
 
 # --- bos
@@ -399,7 +435,8 @@ def test_agent_is_a_name_of_the_assistant():
 @pytest.mark.parametrize('source, match', [
   ("{{ raise_exception('never') }}", 'roles .user.; found TemplateError: never'),
   ("{% for m in messages %}{{ m.content }}{% endfor %}"
-   "{% if add_generation_prompt %}A:{% endif %}", 'message 1 .*writes earlier turns anew')])
+   "{% if add_generation_prompt %}A:{% endif %}",
+   'message 1 .*does not open its turns; .*data.chat_template')])
 def test_examples_that_cannot_be_rendered(source, match):
   with pytest.raises(ValueError, match=match):
     chat.apply(chat.Template(source, {}), Demonstration('tea', 'ok'))

@@ -2,10 +2,10 @@
 
 import itertools
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from letters import Letters
 
 from perl.data.batches import pipeline
 from perl.data.examples import Preference
@@ -117,12 +117,10 @@ def test_evaluation_has_every_pair_once():
 def test_encode_gives_both_sequences_of_a_pair_one_prompt(overlong, adds_bos):
   rng = np.random.default_rng(0)
   text = lambda longest: ''.join(rng.choice(list('^.abc'), rng.integers(0, longest)))
-  ids = {'^': 1, '.': 2, 'a': 10, 'b': 11, 'c': 12}
-  letters = SimpleNamespace(bos_id=1, eos_id=2, pad_id=2, adds_bos=adds_bos,
-                            encode_batch=lambda texts: [[ids[c] for c in t] for t in texts])
   examples = [Preference(text(14), text(9), text(9)) for _ in range(300)]
-  rows, counts = pipeline.encode(examples, letters, kind='preference', max_prompt_tokens=8,
-                                 max_response_tokens=5, overlong=overlong)
+  rows, counts = pipeline.encode(
+    examples, Letters(adds_bos=adds_bos), kind='preference', max_prompt_tokens=8,
+    max_response_tokens=5, overlong=overlong)
   assert len(rows) > 50 and (counts['truncated_prompts'] > 0) == (overlong == 'truncate')
   for row in rows:
     start = row['prompt_tokens']

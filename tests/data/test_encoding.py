@@ -1,33 +1,15 @@
 """Rows: where bos and eos go, what is learnt, and what happens to the overlong."""
 
-import dataclasses
-
 import checkpoints
 import numpy as np
 import pytest
+from letters import BOS, EOS, Letters
 
 from perl.data.batches import encoding
 from perl.data.batches.encoding import encode
 from perl.data.examples import Demonstration, Document, Labelled, Preference, Prompt
 from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
-
-BOS, EOS = 1, 2
-
-
-@dataclasses.dataclass
-class Letters:
-  """a is 10, b is 11, ...; '.' is eos, '^' is bos."""
-
-  bos_id: int = BOS
-  eos_id: int = EOS
-  pad_id: int = EOS
-  adds_bos: bool = True
-
-  def encode_batch(self, texts):
-    special = {'.': EOS, '^': self.bos_id}
-    return [[special.get(c, ord(c) - ord('a') + 10) for c in text] for text in texts]
-
 
 NO_BOS = Letters(bos_id=EOS, adds_bos=False)
 UNUSED_BOS = Letters(adds_bos=False)

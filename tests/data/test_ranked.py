@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from letters import Letters
 
 from perl.data.batches import pipeline
 from perl.data.batches.encoding import encode
@@ -14,15 +15,6 @@ from perl.data.sets import local, toy
 
 ASKED = {'role': 'user', 'content': 'tea'}
 GREEN, BLACK = ({'role': 'assistant', 'content': c} for c in ('green?', 'black?'))
-
-
-class Letters:
-  """a is 10, b is 11, ...; bos is 1, eos 2."""
-
-  bos_id, eos_id, pad_id, adds_bos = 1, 2, 0, True
-
-  def encode_batch(self, texts):
-    return [[ord(c) - ord('a') + 10 for c in text] for text in texts]
 
 
 def rows_of(kind, *examples, responses=3, overlong='filter'):

@@ -13,7 +13,7 @@ from perl.jobs import _responses as responses
 from perl.jobs import best_of_n
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._run import Run
-from perl.jobs._scoring import Scorer
+from perl.jobs._scoring import Answer, Scorer
 from perl.train import metrics
 
 
@@ -74,10 +74,44 @@ def test_a_text_has_the_score_of_the_example_it_is_in(judged):
     scorer = Scorer(artefacts.run, artefacts.data, anchor)
     expected = scorer.predict(frozen['reward'], pairs)[:, 0]
     rewards = responses.rewards(artefacts.run, artefacts.data, anchor, frozen)
-    found = scorer.of_texts(rewards, pairs, [p.chosen for p in pairs])
+    found = scorer.of_answers(rewards, pairs, [Answer(p.chosen, True) for p in pairs])
   known = np.isfinite(expected)  # pairs of one truncated text are left out
   assert known.sum() > 8
   np.testing.assert_allclose(found[known], expected[known], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_has_the_score_that_it_had_when_it_was_sampled(judged):
+  artefacts, anchor, frozen = judged
+  with run.small_world():
+    prompts = artefacts.data.answered('test')
+    sampled = responses.respond(artefacts.run, artefacts.data, anchor, frozen['reference'], prompts,
+                                jax.random.key(3), frozen=frozen)
+    scorer = Scorer(artefacts.run, artefacts.data, anchor)
+    rewards = responses.rewards(artefacts.run, artefacts.data, anchor, frozen)
+    scores = scorer.of_answers(rewards, prompts, [
+      Answer(text, bool(done), tuple(ids)) for text, done, ids in zip(
+        sampled.texts, sampled.finished, sampled.tokens)])
+  assert not sampled.finished.all()
+  np.testing.assert_allclose(scores, sampled.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_a_text_that_was_cut_is_judged_without_an_end(judged):
+  """By text as by its ids; with an end it is worth something else."""
+  artefacts, anchor, frozen = judged
+  with run.small_world():
+    pairs = artefacts.data.examples('test', 'preference')
+    texts = [pair.chosen[:12] for pair in pairs]
+    scorer = Scorer(artefacts.run, artefacts.data, anchor)
+    rewards = responses.rewards(artefacts.run, artefacts.data, anchor, frozen)
+    of = lambda answers: scorer.of_answers(rewards, pairs, answers)
+    ids = [tuple(row) for row in artefacts.data.tokenizer.encode_batch(texts)]
+    eos = artefacts.data.tokenizer.eos_id
+    cut, ended = (of([Answer(text, done) for text in texts]) for done in (False, True))
+    np.testing.assert_allclose(cut, of([Answer(t, False, i) for t, i in zip(texts, ids)]),
+                               rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ended, of([Answer(t, True, (*i, eos)) for t, i in zip(texts, ids)]),
+                               rtol=1e-3, atol=1e-4)
+  assert np.abs(cut - ended).max() > 1e-3
 
 
 def test_samples_of_a_prompt_are_its_own(judged):

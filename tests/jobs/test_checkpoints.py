@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -25,6 +26,7 @@ from perl.jobs import rl
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._run import Run
 from perl.models import lm
+from perl.train import checkpoint
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
 import checkpoints  # noqa: E402
@@ -36,7 +38,7 @@ STAGES = ('sft', 'reward', 'rl', 'evaluate')
 
 def published(folder: pathlib.Path, family: str = 'qwen2', **options) -> pathlib.Path:
   """A small random model with a tokenizer and a chat template, as the hub has them."""
-  checkpoints.qwen2(folder, chat_template=checkpoints.CHATML)
+  checkpoints.qwen2(folder, chat_template=checkpoints.CHATML, eos_token='<|endoftext|>')
   rows = transformers.AutoTokenizer.from_pretrained(folder)
   config = dict(
     vocab_size=len(rows) + 3, hidden_size=32, intermediate_size=48, head_dim=8,
@@ -99,6 +101,36 @@ def test_prompts_are_the_chat_template_and_responses_end_with_its_turn(run):
   assert said == example.response + '<|im_end|>'
 
 
+def stops_as_trained(where: Run, folder: pathlib.Path) -> None:
+  """A folder's files say of generation what sampling did: <|im_end|> first, then the base's own."""
+  trained = Artefacts(where).tokenizer
+  stops = [trained.encode('<|im_end|>')[0], releases.IDS['eos_token_id']]
+  stops.insert(1, trained.encode('<|endoftext|>')[0])
+  assert list(trained.stop_ids) == stops
+  assert transformers.GenerationConfig.from_pretrained(folder).eos_token_id == stops
+  assert transformers.AutoTokenizer.from_pretrained(folder).eos_token_id == stops[0]
+  if (folder / 'config.json').exists():
+    assert transformers.AutoConfig.from_pretrained(folder).eos_token_id == stops
+
+
+def test_an_adapter_of_other_texts_is_refused(run, tmp_path):
+  """The same weights and vocabulary behind another template are not what it was trained on."""
+  folder, workdir = run
+  shutil.copytree(folder, tmp_path / 'hub')
+  made = command_line.saved(workdir / 'reward' / 'config.json')
+  with made.unlocked():
+    made.model.checkpoint = str(tmp_path / 'hub')
+  where = Run(made, '', 'reward')
+  base = Artefacts(where).base()
+  Artefacts(where).adapter(str(workdir / 'sft'), base)
+  file = tmp_path / 'hub' / 'tokenizer_config.json'
+  about = json.loads(file.read_text())
+  about['chat_template'] = '{# new #}' + about['chat_template']
+  file.write_text(json.dumps(about))
+  with pytest.raises(checkpoint.MismatchError, match="text: expected {.*'template'"):
+    Artefacts(where).adapter(str(workdir / 'sft'), base)
+
+
 @pytest.mark.parametrize('stage', ['sft', 'rl'])
 def test_what_was_trained_has_the_same_logits_in_peft(run, stage, tmp_path):
   """The README's promise: point a job at a folder, train, and load the result with PEFT."""
@@ -115,6 +147,7 @@ def test_what_was_trained_has_the_same_logits_in_peft(run, stage, tmp_path):
   tokens, mask = releases.rows()
   expected = releases.ours(base.model, base.params, adapter, tokens, mask)
   assert releases.distance(releases.logits(theirs, tokens, mask), expected, mask) < 1e-4
+  stops_as_trained(where, tmp_path / 'out')
   untrained = releases.ours(base.model, Artefacts(where).base().params, {}, tokens, mask)
   assert releases.distance(untrained, expected, mask) > 1e-3
 
@@ -156,6 +189,7 @@ def test_a_whole_model_goes_out(run, stage, tmp_path):
     expected = lm.score(anchor.model, anchor.params, adapter, tokens, mask)
     assert releases.distance(found[:, 0], expected) < 1e-4
   one, other = (transformers.AutoTokenizer.from_pretrained(f) for f in (folder, out))
+  stops_as_trained(where, out)
   chat = [{'role': 'user', 'content': 'a latte'}]
   assert one.apply_chat_template(chat)['input_ids'] == other.apply_chat_template(chat)['input_ids']
 
@@ -252,6 +286,7 @@ def test_a_checkpoint_and_an_adapter_become_one(run, tmp_path, capsys):
   capsys.readouterr()
   assert convert.main(['merge', f'--folder={folder}', f'--adapter={tmp_path / "ad"}',
                        f'--out={tmp_path / "out"}']) == 0
+  stops_as_trained(setting(run, 'rl'), tmp_path / 'out')
   said = capsys.readouterr().out
   assert float(said.split('merge_logit_difference ')[1].split()[0]) < 1e-3
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation='eager')

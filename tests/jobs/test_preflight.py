@@ -135,8 +135,8 @@ def test_a_rule_of_other_arguments_is_said(tmp_path, rule):
 
 
 @pytest.mark.parametrize('broken, said', [
-  (lambda examples, responses, dataset: [1.0], 'expected 2 finite rewards'),
-  (lambda examples, responses, dataset: [float('nan')] * 2, 'expected 2 finite rewards'),
+  (lambda examples, responses, dataset: [1.0], 'expected 2 rewards'),
+  (lambda examples, responses, dataset: [float('nan')] * 2, 'expected 2 rewards'),
   (lambda examples, responses, dataset: [1 / len(r) for r in responses], 'ZeroDivisionError'),
   (lambda tokens, mask: tokens.nothing, 'AttributeError'),
 ])

@@ -39,6 +39,7 @@ def resumed(stage, **changed):
 
   class Bare(Artefacts):
     tokenizer = tiny  # whose digest is looked at, as of every artefact
+    text = {'digest': 'one'}
 
   tiny.digest = 'one'
   return Bare(runs.Run(run.config(**changed), '', stage)).resumed()

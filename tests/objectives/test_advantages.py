@@ -58,7 +58,7 @@ def test_leave_one_out_by_hand():
 
 def test_group_relative_by_hand():
   scores = jnp.asarray([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
-  plain = advantages.group_relative(scores, ONES, samples=3, scale=False)
+  plain = advantages.group_relative(scores, ONES, samples=3, scale='none')
   np.testing.assert_allclose(plain, [-2, -1, 3, 0, 0, 0])
   scaled = advantages.group_relative(scores, ONES, samples=3, eps=0.0)
   np.testing.assert_allclose(scaled[:3], np.asarray([-2, -1, 3]) / np.std([1, 2, 6], ddof=1),
@@ -67,7 +67,7 @@ def test_group_relative_by_hand():
 
 @pytest.mark.parametrize('estimator', [
   advantages.leave_one_out, advantages.group_relative,
-  lambda *a, **k: advantages.group_relative(*a, scale=False, **k)])
+  lambda *a, **k: advantages.group_relative(*a, scale='none', **k)])
 def test_equal_scores_have_no_advantage_and_no_gradient_that_is_not_a_number(estimator):
   scores = jnp.full(6, 0.3)
   np.testing.assert_allclose(estimator(scores, ONES, samples=3), 0.0, atol=1e-4)

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import table
+import tiny
 from jax.test_util import check_grads
 from table import BETA, GROUPS, REFERENCE, SCORES, THETA, K, V
 
 from perl import choices
+from perl.config import schema
 from perl.config.rl_fields import FIELDS
 from perl.options import bound
 from perl.rl import algorithms
+from perl.rl.algorithms import _reads
 from perl.types import Experience
 
 NAMES = choices.names('perl.rl.algorithms')
@@ -60,12 +63,57 @@ def test_what_is_no_algorithm_is_named():
   ({'algorithm': 'grpo', 'samples': 1}, 'at least 2 for rl.algorithm=grpo, found 1'),
   ({'baseline': 'leave_one_out', 'samples': 1}, 'at least 2 for rl.baseline=leave_one_out'),
   ({'dual_clip': 0.5}, 'rl.dual_clip of 0 or above 1'),
+  ({'rounds': 3, 'samples': 1}, 'at least 2 for rl.rounds=3, found 1'),
+  ({'algorithm': 'remax', 'epochs': 2, 'minibatches': 1}, 'its loss has no ratio'),
+  ({'algorithm': 'reinforce', 'epochs': 1, 'minibatches': 4}, 'its loss has no ratio'),
+  ({'stop_kl': 0.1, 'epochs': 1, 'minibatches': 1}, 'expected several updates a rollout'),
+  ({'kl_target': 1.0, 'beta': 0.0}, 'rl.beta above 0 for rl.kl_target'),
+  ({'kl_target': 1.0, 'kl_horizon': 10.0, 'batch_size': 64}, 'rl.kl_horizon of at least'),
+  ({'critic_from': 'reward', 'reward_weight': 0.0}, 'a reward model for rl.critic_from=reward'),
   ({'regularizer': 'none', 'kl_target': 1.0}, 'set rl.kl_target=0')])
 def test_what_does_not_go_together_is_said(given, message):
   found = algorithms.problems({'regularizer': 'kl', 'regularize': 'reward'} | given)
   assert len(found) == 1
   with pytest.raises(ValueError, match=message):
     raise ValueError(found[0])
+
+
+@pytest.mark.parametrize('algorithm, option, value, remedy', [
+  ('reinforce', 'clip', 0.1, 'rl.algorithm=dapo or '), ('online_dpo', 'aggregation', 'token', '='),
+  ('rejection_sampling', 'regularizer', 'kl', 'rl.regularize=loss'), ('ppo', 'baseline', 'value',
+   'rl.algorithm=reinforce'), ('reinforce', 'lam', 0.9, 'rl.algorithm=ppo'),
+  ('grpo', 'gamma', 0.9, 'an algorithm of returns to go'), ('cispo', 'clip', 0.1, '='),
+  ('dapo', 'beta', 0.2, 'a regularizer'), ('dr_grpo', 'scale_rewards', 'batch', 'grpo'),
+  ('reinforce', 'baseline_decay', 0.5, 'rl.baseline=moving_average'),
+  ('reinforce_pp', 'critic_from', 'reward', 'a critic'), ('ppo', 'best_metric', 'kl', 'rl.keep'),
+  ('online_dpo', 'reward_scale', 'running', 'judges by rewards'),
+  ('expert_iteration', 'correction', 'token_mask', 'a policy gradient')])
+def test_an_option_that_is_not_read_is_refused_by_name(algorithm, option, value, remedy):
+  defaults = {path.removeprefix('rl.'): field.default for path, field in schema.of_stage(
+    'rl').items()}
+  usual = defaults | {'algorithm': algorithm}
+  assert algorithms.unread(usual, defaults) == []
+  said, = algorithms.unread(usual | {option: value}, defaults)
+  assert said.startswith(f'expected rl.{option}=') and f'found {value!r}' in said
+  assert f'rl.algorithm={algorithm}' in said and remedy in said.split('or set ')[1]
+
+
+def test_rows_of_what_is_read_name_options():
+  known = {path.removeprefix('rl.') for path in schema.of_stage('rl')}
+  assert set(_reads.WHERE) <= known
+  assert {algorithms.find(name).JUDGES_BY for name in NAMES} == {
+    'rewards', 'returns', 'scores'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_algorithm_reads_no_more_than_it_says(name):
+  """NaN in what it does not judge by reaches neither its loss nor its gradient."""
+  e, now = table.experience(ROWS), table.logprobs(NEAR, ROWS)
+  judges_by = algorithms.find(name).JUDGES_BY
+  unread = {'rewards': ('returns',), 'returns': ('rewards',), 'scores': ('rewards', 'returns')}
+  dirty = e.replace(**{
+    field: getattr(e, field) * jnp.nan for field in unread[judges_by]})
+  tiny.equal(gradient(name)(now, e), gradient(name)(now, dirty))
 
 
 # --- Laws of all
@@ -164,10 +212,10 @@ def wins(theta):
 
 
 def best_of_two(theta):
-  """E log pi of the better of two responses, per token."""
+  """E log pi of the better of two responses that differ, per token."""
   p = jax.lax.stop_gradient(table.probabilities(theta))
   better = jnp.float32(SCORES[:, None] > SCORES[None, :])
-  return jnp.log(table.probabilities(theta)) @ (p * (2 * better @ p + p)) / 2
+  return jnp.log(table.probabilities(theta)) @ (p * (2 * better @ p)) / 2
 
 
 def passing(theta):
@@ -293,7 +341,7 @@ def hand(name, rewards, *, now=None, old=None, lengths=None, values=None, scores
     scores=np.asarray(scores or rewards, f32), values=row(values), weight=np.ones(n, f32),
     greedy_returns=np.full(n, 0.7, f32))
   module, asked = algorithms.find(name), table.asked(name, **given)
-  running = {'return': jnp.float32(0.5), 'seen': jnp.float32(1.0)}
+  running = {'mean_return': jnp.float32(0.5), 'seen': jnp.float32(1.0)}
 
   @jax.jit
   def found(e, now):
@@ -307,9 +355,8 @@ def hand(name, rewards, *, now=None, old=None, lengths=None, values=None, scores
 def test_reinforce_by_hand():
   # sums over two tokens: A = 1 - 0.25 and 0 - 0.25; -(-1)(2 A), mean of 2.
   assert hand('reinforce', [1.0, 0.0], values=[0.25, 0.25])[0] == pytest.approx((1.5 - 0.5) / 2)
-  # 0.05 * 0.5 / (1 - 0.95) is the bias-corrected 0.5.
   e = hand('reinforce', [1.0, 0.0], baseline='moving_average')[1]
-  np.testing.assert_allclose(e.advantages[:, 1], [1 - 0.5 / 0.05, -0.5 / 0.05], rtol=1e-4)
+  np.testing.assert_allclose(e.advantages[:, 1], [0.5, -0.5], rtol=1e-6)
 
 
 def test_rloo_by_hand():
@@ -379,10 +426,11 @@ def test_clips_by_hand():
 
 
 def test_what_is_imitated_by_hand():
-  # The first of equals; the mean over its tokens alone.
-  loss, e = hand('rejection_sampling', [1.0, 1.0, 0.0, 2.0], now=[-1.0, -2.0, -3.0, -4.0])
-  np.testing.assert_array_equal(e.advantages[:, 1], [1, 0, 0, 1])
-  assert loss == pytest.approx((1 + 4) / 2)
+  # The first of the best; of equals alone, which may all be wrong, none; the mean over its tokens.
+  loss, e = hand('rejection_sampling', [1.0, 1.0, 0.0, 2.0, 2.0, 2.0], samples=3,
+                 now=[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+  np.testing.assert_array_equal(e.advantages[:, 1], [1, 0, 0, 0, 0, 0])
+  assert loss == pytest.approx(1.0)
   loss, _ = hand('expert_iteration', [0.5, -0.4, 1.0], now=[-1.0, -2.0, -3.0], lengths=[2, 2, 1])
   assert loss == pytest.approx((2 * 1 + 3) / 3)
   assert hand('expert_iteration', [0.0, -0.4])[0] == 0.0  # nothing passes

@@ -128,7 +128,10 @@ def test_an_adaptive_coefficient_follows_the_kl_and_weighs_the_next_batch(out):
     after = statistics.advanced(running, now, kl_target=0.5, kl_horizon=30.0)
     assert after['beta'] == pytest.approx(BETA * (1 + sign * 0.2 * 3 / 30), rel=1e-5)
   large = statistics.advanced({'beta': jnp.float32(0.985)}, far, kl_target=0.5, kl_horizon=1.0)
-  assert large['beta'] == pytest.approx(statistics.LARGEST_BETA)
+  assert large['beta'] == pytest.approx(0.99)  # in the reward it shares 1 with the score
+  large = statistics.advanced(
+    {'beta': jnp.float32(0.985)}, far, kl_target=0.5, kl_horizon=1.0, regularize='loss')
+  assert large['beta'] == pytest.approx(1.2 * 0.985)  # by a fifth, however short the horizon
   twice, _ = build(BASE, frozen, out, WEIGHT, 0.0, 1.0, {'beta': jnp.float32(2 * BETA)})
   kl = np.where(out.response_mask, out.logprobs - e.reference_logprobs, 0).sum(-1)
   np.testing.assert_allclose(twice.rewards.sum(-1), (1 - 2 * BETA) * twice.scores - 2 * BETA * kl,
@@ -137,12 +140,12 @@ def test_an_adaptive_coefficient_follows_the_kl_and_weighs_the_next_batch(out):
 
 def test_a_moving_average_is_of_the_returns_before():
   running = statistics.first(beta=0.1, baseline='moving_average')
-  assert statistics.moving_average(running, decay=0.5) == 0.0
+  assert statistics.moving_average(running) == 0.0
   one = lambda x: types.SimpleNamespace(rewards=jnp.full((2, 2), x), weight=jnp.asarray([1.0, 0.0]))
   for value in (1.0, 2.0):
     running = statistics.advanced(running, one(value), baseline_decay=0.5)
-  # 0.5 * 2 * 2 + 0.25 * 2 * 1 over 0.75
-  assert statistics.moving_average(running, decay=0.5) == pytest.approx(2.5 / 0.75)
+  # (1 * 4 + 0.5 * 2) / 1.5
+  assert statistics.moving_average(running) == pytest.approx(2.5 / 0.75)
 
 
 @pytest.mark.parametrize('options, message', [

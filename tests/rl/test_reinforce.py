@@ -72,7 +72,7 @@ def test_the_sampled_gradient_is_the_enumerated_one(baseline):
   common = dict(max_new_tokens=2, temperature=TEMPERATURE, samples=samples)
   build = make_experience(MODEL, beta=BETA, **common)
   loss = learner.make_loss(MODEL, 'reinforce', baseline=baseline, **common)
-  running, parts = {'return': jnp.float32(0.3), 'seen': jnp.float32(9.0)}, 16
+  running, parts = {'mean_return': jnp.float32(0.8), 'seen': jnp.float32(9.0)}, 16
 
   @jax.jit
   def gradients(experience):

@@ -69,6 +69,21 @@ def test_the_response_holds_its_eos_and_nothing_after_it(ended, whole):
   assert out.finished[0] and out.response_mask[0].sum() == 2
 
 
+@pytest.mark.parametrize('slots', [None, 2])
+def test_each_of_several_ids_ends_a_response(whole, slots):
+  """The mask, `finished` and the row's last token are those of the first that is sampled."""
+  ends = tuple(int(whole.tokens[b, PROMPT + place]) for b, place in ((0, 1), (1, 3), (2, 0)))
+  out = run(eos_id=ends, slots=slots)
+  for b in range(4):
+    response = np.asarray(whole.tokens[b, PROMPT:])
+    places = np.flatnonzero(np.isin(response, ends))
+    length = places[0] + 1 if len(places) else RESPONSE
+    assert bool(out.finished[b]) == bool(len(places))
+    np.testing.assert_array_equal(out.response_mask[b, PROMPT:], np.arange(RESPONSE) < length)
+    np.testing.assert_array_equal(out.tokens[b, PROMPT:PROMPT + length], response[:length])
+  assert len({int(out.tokens[b, PROMPT + out.response_mask[b].sum() - 1]) for b in range(3)}) > 1
+
+
 def test_pad_may_be_eos(ended):
   """The same responses, masks and log-probs as with a pad of its own."""
   eos, out = ended

@@ -81,9 +81,9 @@ def test_weights_that_do_not_fit():
     made('length', weights=(1.0, 2.0))
 
 
-@pytest.mark.parametrize('given', [[1.0], [1.0, np.nan], [[1.0, 2.0]]])
+@pytest.mark.parametrize('given', [[1.0], [1.0, np.nan], [1.0, 1e300], [[1.0, 2.0]]])
 def test_a_rule_that_gives_something_else(given, monkeypatch):
   module = types.SimpleNamespace(rewards=lambda *_: given)
   monkeypatch.setattr(rules, 'load', lambda name: module.rewards)
-  with pytest.raises(ValueError, match='expected 2 finite rewards of the rule odd'):
+  with pytest.raises(ValueError, match='expected 2 rewards of the rule odd, each a finite number'):
     each(made('odd'), [Prompt('p')] * 2, ['a', 'b'])

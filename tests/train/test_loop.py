@@ -242,3 +242,36 @@ def test_the_learning_rate_of_the_last_update_is_logged(tmp_path):
   logged = {row['step']: row['train/learning_rate'] for row in lines if 'train/loss' in row}
   assert logged == {2: pytest.approx(0.05 * 2 / 4), 4: pytest.approx(float(rate(3)))}
   assert logged[4] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize('keep_best', [True, False])
+def test_a_run_ends_where_nothing_gets_better(tmp_path, keep_best):
+  """Best at step 4; two evaluations after it no better one has come. Again: nothing is left."""
+
+  def peaked(state):
+    return {'score': -abs(float(state.step) - 4.0)}
+
+  options = dict(evaluate=peaked, best_metric='score', patience=2, keep_best=keep_best)
+  state, result = fit(tmp_path, 40, **options)
+  assert [r['step'] for r in rows(tmp_path) if 'dev/score' in r] == [0, 4, 8, 12]
+  assert state.step == (4 if keep_best else 12) and result['score'] == (0.0 if keep_best else -8.0)
+  again, _ = fit(tmp_path, 40, **options)
+  tiny.equal(again, state)
+
+
+def test_nan_is_never_the_best(tmp_path):
+  values = {0: float('nan'), 4: 1.0, 8: float('nan'), 12: 0.5}
+  state, result = fit(tmp_path, 12, evaluate=lambda state: {'score': values[int(state.step)]},
+                      best_metric='score')
+  assert state.step == 4 and result['score'] == 1.0
+
+
+def test_what_is_logged_is_watched_and_what_is_evaluated_is_shown(tmp_path):
+  watched, shown = [], []
+  fit(tmp_path, 8, watch=lambda step, values: watched.append((step, sorted(values))),
+      show=lambda writer, step: (shown.append(step), writer.texts(
+        'texts.jsonl', step, [{'prompt': 'a | b', 'reward': 0.5}])))
+  assert [step for step, _ in watched] == [2, 4, 6, 8] and 'loss' in watched[0][1]
+  assert shown == [0, 4, 8]
+  lines = [json.loads(line) for line in (tmp_path / 'texts.jsonl').read_text().splitlines()]
+  assert lines[1] == {'step': 4, 'prompt': 'a | b', 'reward': 0.5}

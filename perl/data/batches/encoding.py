@@ -1,7 +1,12 @@
 """Examples to rows of token ids: [bos] + prompt, response + [eos], within stated lengths.
 
+Prompt and response are encoded as one text, so that their ids are tokenizer(prompt + response). A
+token that holds the end of the prompt and the beginning of the response is the response's: it is
+learnt, and scored. Of several responses to one prompt the prompt is what their ids share before
+that. A prompt alone (which a policy answers) is encoded alone, as a server would have it.
+
 A prompt opens with bos if the tokenizer puts it there (`adds_bos`) or its text has it, once; eos
-ends what does not end in it yet.
+ends what does not end in it, or another token that ends a response (`stop_ids`), yet.
 
 A row is a dict of numpy arrays of one example, not yet padded, with `index`, the position of the
 example in its list:
@@ -15,7 +20,7 @@ example in its list:
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,29 +38,33 @@ def _language_row(prompt: list[int], response: list[int]) -> Row:
   return {'tokens': np.array(prompt + response, np.int32), 'loss_mask': loss_mask}
 
 
-def _rows(kind: str, example: Example, ids: dict[str, list[int]], limits: Limits) -> list[Row]:
+def _rows(kind: str, example: Example, prompt: list[int], responses: list[list[int]],
+          limits: Limits) -> list[Row]:
   """The rows of one example: several for a long document, none for a pair that says nothing."""
   if kind == 'document':
-    return [_language_row(window[:1], window[1:]) for window in limits.windows(ids['text'])]
-  prompt = limits.prompt(ids['prompt'])
-  if kind == 'demonstration':
-    return [_language_row(prompt, limits.response(ids['response']))]
-  if kind in ('labelled', 'rated'):
-    tokens = np.array(prompt + limits.response(ids['response']), np.int32)
-    name = 'label' if kind == 'labelled' else 'rating'
-    return [{'tokens': tokens, name: float(getattr(example, name)), 'prompt_tokens': len(prompt)}]
-  if kind == 'ranked':
-    return _ranked_rows(prompt, [limits.response(response) for response in ids['responses']],
-                        limits)
+    return [_language_row(window[:1], window[1:]) for window in limits.windows(prompt)]
+  prompt = limits.prompt(prompt)
   if kind == 'prompt':
     return [{'tokens': np.array(prompt, np.int32)}]
-  chosen, rejected = limits.response(ids['chosen']), limits.response(ids['rejected'])
+  responses = [limits.response(response) for response in responses]
+  if kind == 'demonstration':
+    return [_language_row(prompt, *responses)]
+  if kind in ('labelled', 'rated'):
+    name = 'label' if kind == 'labelled' else 'rating'
+    return [_scored_row(prompt, *responses) | {name: float(getattr(example, name))}]
+  if kind == 'ranked':
+    return _ranked_rows(prompt, responses, limits)
+  chosen, rejected = responses
   if chosen == rejected:
     limits.counts['identical_pairs'] += 1
     return []
   return [{'chosen': np.array(prompt + chosen, np.int32),
            'rejected': np.array(prompt + rejected, np.int32), 'margin': float(example.margin),
            'prompt_tokens': len(prompt)}]
+
+
+def _scored_row(prompt: list[int], response: list[int]) -> Row:
+  return {'tokens': np.array(prompt + response, np.int32), 'prompt_tokens': len(prompt)}
 
 
 def _ranked_rows(prompt: list[int], responses: list[list[int]], limits: Limits) -> list[Row]:
@@ -71,13 +80,46 @@ def _ranked_rows(prompt: list[int], responses: list[list[int]], limits: Limits) 
            'present': present, 'prompt_tokens': len(prompt)}]
 
 
-def _column(examples: Sequence[Example], name: str, tokenizer: Tokenizer) -> list:
-  """The ids of a field of every example: a list, or of responses one for each."""
-  texts = [getattr(example, name) for example in examples]
-  if name != 'responses':
-    return tokenizer.encode_batch(texts)
-  ids = iter(tokenizer.encode_batch([text for several in texts for text in several]))
-  return [list(itertools.islice(ids, len(several))) for several in texts]
+def _parts(examples: Sequence[Example], kind: str,
+           tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[list[int]]]]:
+  """(the ids of the text or the prompt, those of each response after it) of every example."""
+  if kind in ('document', 'prompt'):
+    texts = [getattr(example, *KINDS[kind].TEXTS) for example in examples]
+    return ((ids, []) for ids in _ids(tokenizer.encode_batch, texts, examples))
+  texts = [(example.prompt, answer) for example in examples for answer in example.answers]
+  whose = [example for example in examples for _ in example.answers]
+  pairs = iter(_ids(tokenizer.encode_pairs, texts, whose))
+  return (_apart([*itertools.islice(pairs, len(example.answers))]) for example in examples)
+
+
+def _ids(encode: Callable[[list], list], texts: list, examples: Sequence[Example]) -> list:
+  """encode(texts).
+
+  Raises:
+    ValueError: the tokenizer has no ids for one of the texts; the row of its example is named.
+  """
+  try:
+    return encode(texts)
+  except ValueError:  # which does not say at which text
+    for text, example in zip(texts, examples):
+      _check_readable(encode, text, example)
+    raise
+
+
+def _check_readable(encode: Callable[[list], list], text: Any, example: Example) -> None:
+  try:
+    encode([text])
+  except ValueError as error:
+    where = example.meta.get('source', 'an example')
+    raise ValueError(f'{where}: {error}, in {text!r:.80}') from error
+
+
+def _apart(rows: list[tuple[list[int], int]]) -> tuple[list[int], list[list[int]]]:
+  """(the prompt's ids, those of each response) of whole texts and how many ids are the prompt's."""
+  prompts = [ids[:count] for ids, count in rows]
+  shared = next((i for i, column in enumerate(zip(*prompts)) if len(set(column)) > 1),
+                min(map(len, prompts)))
+  return prompts[0][:shared], [ids[shared:] for ids, _ in rows]
 
 
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_prompt_tokens: int,
@@ -105,13 +147,11 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_
   limits = Limits(tokenizer, max_prompt_tokens, max_response_tokens, overlong,
                   responses if kind == 'ranked' else None)
   _check_kind(examples, kind)
-  texts = KINDS[kind].TEXTS
-  columns = [_column(examples, name, tokenizer) for name in texts]
   rows = []
-  for index, (example, *ids) in enumerate(zip(examples, *columns)):
+  for index, (example, ids) in enumerate(zip(examples, _parts(examples, kind, tokenizer))):
     before = dict(limits.counts)
     try:
-      encoded = _rows(kind, example, dict(zip(texts, ids)), limits)
+      encoded = _rows(kind, example, *ids, limits)
     except Overlong:
       limits.counts.update(before, filtered=before['filtered'] + 1)
       continue
@@ -122,6 +162,28 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, kind: str, max_
                      f'examples ({limits.counts}); raise data.max_prompt_tokens and '
                      "data.max_response_tokens, or set data.overlong to 'truncate'")
   return rows, limits.counts
+
+
+def encode_sampled(prompts: Sequence[Example], responses: Sequence[Sequence[int]],
+                   tokenizer: Tokenizer, *, max_prompt_tokens: int) -> list[Row]:
+  """Rows of responses as a policy sampled them: their ids after those of the prompt alone.
+
+  Nothing is decoded, encoded anew or cut, and no eos is added: a response that did not end stays
+  one. Rows are as those of kind labelled, without a label; of an overlong prompt the last tokens
+  are kept, as in the rollout.
+
+  Args:
+    prompts: by the template, as for `encode`.
+    responses: ids of one response to each of them.
+    tokenizer, max_prompt_tokens: as in `encode`.
+
+  Raises:
+    ValueError: another number of responses than of prompts, or an impossible length.
+  """
+  limits = Limits(tokenizer, max_prompt_tokens, 1, 'truncate')
+  ids = _ids(tokenizer.encode_batch, [example.prompt for example in prompts], prompts)
+  return [{'index': index, **_scored_row(limits.prompt(prompt), list(response))}
+          for index, (prompt, response) in enumerate(zip(ids, responses, strict=True))]
 
 
 def encode_chats(documents: Sequence[Document], tokenizer: Tokenizer, template: chat.Template, *,

@@ -24,6 +24,7 @@ class Limits:
       raise ValueError(f"encode: expected overlong to be 'filter' or 'truncate'; found "
                        f"{overlong!r}; set data.overlong to one of these")
     self._bos, self._eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    self._stops = tokenizer.stop_ids
     self._adds_bos = tokenizer.adds_bos
     self._prompt_tokens, self._response_tokens = prompt_tokens, response_tokens
     self.window = prompt_tokens + response_tokens
@@ -83,7 +84,8 @@ class Limits:
     return self._bos if opens else [], ids[1:] if has_bos else ids
 
   def _ended(self, ids: list[int]) -> list[int]:
-    return ids if ids[-1:] == self._eos else ids + self._eos
+    """The ids and eos; what ends in another token that ends a response stays as it is."""
+    return ids if ids and ids[-1] in self._stops else ids + self._eos
 
   def _count(self, what: str) -> None:
     if self._filter:

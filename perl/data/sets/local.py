@@ -10,8 +10,10 @@ perl/data/sources/layouts.py has the layouts of a row. Which kinds there are, th
 file decides: all rows of a file are meant to have one layout.
 """
 
+import functools
 import gzip
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,15 +45,24 @@ def stream(split: str, kind: str, *, mirror: str = '', data_dir: str = '',
   del data_dir, seed  # nothing is prepared, nothing is drawn
   check_request('local', split, kind, KINDS)
   file, whole = _file(mirror, split, kind)
-  count = 0
+  count, unknown = 0, set()
   for where, row in _rows(file):
+    unknown |= layouts.unknown(row)
     for example in layouts.examples(row, kind, where):
       if not whole or dialogue.split_of(example.group) == split:
         count += 1
         yield example
+  if unknown:
+    _warn_once(f'local: {file} has fields that no layout has: {", ".join(sorted(unknown))}; they '
+               "stay with the examples (in 'meta', or in the messages that a template reads)")
   if not count:
     raise ValueError(f'local: expected examples of kind {kind!r} in split {split!r}; found none in '
                      f'{file}; add rows, or give a folder with a file for each split')
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  logging.warning(message)
 
 
 def kinds(mirror: str = '') -> tuple[str, ...]:
@@ -120,8 +131,7 @@ def _rows(file: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """('FILE, line 3', row) for each row."""
   if file.name.endswith('.parquet'):
     for number, row in enumerate(_columns(file)):
-      # Parquet has all columns in all rows: null means that the row has no such field.
-      yield f'{file}, row {number}', {k: v for k, v in row.items() if v is not None}
+      yield f'{file}, row {number}', row
     return
   with file.open('rb') as stream:
     lines = gzip.GzipFile(fileobj=stream) if file.name.endswith('.gz') else stream

@@ -1,14 +1,16 @@
 """Rows of the user's files to examples: the layouts in which data sets are published.
 
 A row has one of these layouts, and may add `group`, `meta` (an object that stays with the example:
-what a rule checks responses against, say) and, beside chosen and rejected, `margin`:
+what a rule checks responses against, say), `tools`, a list, and, beside chosen and rejected,
+`margin`. A field that no layout has (`answer`, `reward_model`, ...) is taken into meta. Null means
+absent, everywhere in a row.
   {text}  {prompt}  {prompt, response}  {prompt, response, label}  {prompt, chosen, rejected}
   {prompt, responses: [best, ..., worst]}  {prompt, response, rating}
   {messages: [{role, content}, ...]}    chat; roles user, assistant (or agent), system, tool
 `completion` is another name of `response`. Each of prompt, response, chosen, rejected and the
 responses may be a list of messages too: responses then end in one message of the assistant, and may
-repeat the prompt, which those to compare need not name if they share it. Chats may add `tools`, a
-list.
+repeat the prompt, which those to compare need not name if they share it. A message of the assistant
+may have `tool_calls`, and then needs no content, and `weight: 0`: it is no demonstration.
 Each kind takes what it can use of a layout:
   document       text; prompt + response (or chosen); the whole chat
   demonstration  response; chosen; the best of responses; those with label 1 only; every assistant
@@ -18,10 +20,11 @@ Each kind takes what it can use of a layout:
   ranked         {prompt, responses}, at least two
   rated          {prompt, response, rating}, any finite number
   prompt         prompt; the chat before the assistant's last turn
-Text is used as it stands; only chats are rendered, by `dialogue.render`. Their messages stay with
-the examples as they are.
+Text is used as it stands; only chats are rendered, by `dialogue.render` (calls as JSON after what
+is said). Their messages stay with the examples as they are.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,9 +51,18 @@ _OF_RANKINGS = {'document': 1, 'demonstration': 1, 'ranked': 2, 'prompt': 0}
 
 def _turns(messages: Sequence[dict[str, Any]]) -> list[dialogue.Turn]:
   """A chat as turns; what the system says is read as if the user had said it."""
-  roles = [fields.ROLES[message['role']] for message in messages]
-  return [{'role': role, 'response' if role == 'api' else 'text': message['content']}
-          for role, message in zip(roles, messages)]
+  return [_turn(fields.ROLES[message['role']], message) for message in messages]
+
+
+def _turn(role: str, message: dict[str, Any]) -> dialogue.Turn:
+  """A message as a turn; of calls beside words both, in this order."""
+  content, calls = message.get('content', ''), fields.calls(message)
+  if not calls:
+    return {'role': role, 'response' if role == 'api' else 'text': content}
+  api = calls if len(calls) > 1 else calls[0]
+  if not content:
+    return {'role': role, 'api': api}
+  return {'role': role, 'text': f'{content} {json.dumps(api, separators=(",", ":"))}'}
 
 
 def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
@@ -59,20 +71,23 @@ def _about(row: dict[str, Any], where: str, default: str) -> dict[str, Any]:
   if not isinstance(meta, dict):
     raise ValueError(f"local: expected 'meta' to be an object in {where}; found {meta!r:.60}; "
                      'repair the row')
-  return {'group': group, 'meta': {**meta, 'source': where}}
+  more = {name: value for name, value in row.items() if name not in fields.NAMES}
+  if twice := [name for name in more if name in meta and meta[name] != more[name]]:
+    raise ValueError(f"local: expected one {twice[0]!r} in {where}; found {more[twice[0]]!r:.60}, "
+                     f"and {meta[twice[0]]!r:.60} in 'meta'; take one of them out")
+  if 'tools' in row:
+    if not isinstance(row['tools'], list):
+      raise ValueError(f"local: expected 'tools' to be a list in {where}; found "
+                       f'{row["tools"]!r:.60}; write JSON in place of text')
+    more['tools'] = row['tools']
+  return {'group': group, 'meta': {**more, **meta, 'source': where}}
 
 
 def _about_chat(row: dict[str, Any], where: str, context: list[dict[str, Any]]) -> dict[str, Any]:
   """Group and meta of a chat, which is known by the first thing that the user says."""
   # Many data sets have one system prompt for all: it would put them all into one group.
   spoken = [message for message in context if message['role'] != 'system'] or context
-  about = _about(row, where, dialogue.split_key(_turns(spoken)))
-  if 'tools' in row:
-    if not isinstance(row['tools'], list):
-      raise ValueError(f"local: expected 'tools' to be a list in {where}; found "
-                       f'{row["tools"]!r:.60}; write JSON in place of text')
-    about['meta']['tools'] = row['tools']
-  return about
+  return _about(row, where, dialogue.split_key(_turns(spoken)))
 
 
 def _misfit(row: dict[str, Any], kind: str, where: str) -> ValueError:
@@ -87,12 +102,13 @@ def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
   """What one row gives of a kind: several from a chat, none from a response with label 0.
 
   Args:
-    row: the fields that are not null.
+    row: the fields.
     where: 'FILE, line 3', for errors and meta['source'].
 
   Raises:
     ValueError: a malformed field, or a layout that the kind cannot use.
   """
+  row = fields.present(row, where)
   if 'messages' in row and kind in _OF_CHATS:
     return _of_chat(row, kind, where)
   if 'text' in row and kind == 'document':
@@ -107,7 +123,7 @@ def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
     return []  # nothing to imitate
   names = _answers(whole, kind)
   if _has_messages(whole):
-    return [_of_parts(whole, kind, where, names)]
+    return _of_parts(whole, kind, where, names)
   prompt = fields.text(row, 'prompt', where)
   answers = [fields.text(whole, name, where) for name in names]
   return [_example(whole, kind, where, prompt, answers, _about(row, where, prompt))]
@@ -115,10 +131,24 @@ def examples(row: dict[str, Any], kind: str, where: str) -> list[Example]:
 
 def kinds(row: dict[str, Any]) -> tuple[str, ...]:
   """The kinds that a row can give, by the names of its fields; what they hold may be malformed."""
+  row = {name: value for name, value in row.items() if value is not None}
   return tuple(
     kind for kind in KINDS
     if ('messages' in row and kind in _OF_CHATS) or ('text' in row and kind == 'document')
     or _fits(_whole(row, kind), kind))
+
+
+def unknown(row: dict[str, Any]) -> set[str]:
+  """The names of a row's fields that no layout has, those of messages as 'messages[].train'."""
+  given = lambda about, known: {k for k, v in about.items() if v is not None} - known
+  ranked = row.get('responses')
+  chats = [('responses[]', chat) for chat in (ranked if isinstance(ranked, list) else ())]
+  names = given(row, fields.NAMES)
+  for field, chat in [*row.items(), *chats]:
+    if field.removesuffix('[]') in fields.NAMES - {'tools'} and isinstance(chat, list):
+      names |= {f'{field}[].{name}' for message in chat if isinstance(message, dict)
+                for name in given(message, fields.IN_MESSAGES)}
+  return names
 
 
 def _whole(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -173,21 +203,25 @@ def _of_chat(row: dict[str, Any], kind: str, where: str) -> list[Example]:
     return [Document(dialogue.render_document(turns), **about, messages=tuple(messages))]
   if kind == 'demonstration':
     return [Demonstration(*dialogue.render(turns[:i], turns[i]), **about,
-                          messages=tuple(messages[:i + 1])) for i in agent]
+                          messages=tuple(messages[:i + 1]))
+            for i in agent if fields.weight(messages[i])]
   end = agent[-1] if agent and agent[-1] == len(turns) - 1 else len(turns)
   return [Prompt(dialogue.render(turns[:end], None)[0], **about, messages=tuple(messages[:end]))]
 
 
-def _of_parts(row: dict[str, Any], kind: str, where: str, names: tuple[str, ...]) -> Example:
-  """The example of a row whose prompt or answers are messages."""
+def _of_parts(
+    row: dict[str, Any], kind: str, where: str, names: tuple[str, ...]) -> list[Example]:
+  """The example, if there is one, of a row whose prompt or answers are messages."""
   context, answers = _parts(row, where)
   messages = [answers[name] for name in names]
   about = _about_chat(row, where, context) | {'messages': (*context, *messages)}
   if kind == 'document':
-    return Document(dialogue.render_document(_turns([*context, *messages])), **about)
+    return [Document(dialogue.render_document(_turns([*context, *messages])), **about)]
+  if kind == 'demonstration' and not fields.weight(messages[0]):
+    return []
   turns = _turns(context)
   texts = [dialogue.render(turns, turn)[1] for turn in _turns(messages)]
-  return _example(row, kind, where, dialogue.render(turns, None)[0], texts, about)
+  return [_example(row, kind, where, dialogue.render(turns, None)[0], texts, about)]
 
 
 def _parts(row: dict[str, Any],

@@ -5,11 +5,15 @@ as templates read them. The markup of our own dialogues (dialogue.py) can be rea
 """
 
 import dataclasses
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from perl.data.examples import Document, Example, Prompt, Ranked
 from perl.data.text import dialogue
+from perl.data.text.offsets import before, beginning_before
 from perl.data.text.templates import Message, Refusal, Template
 from perl.data.text.tokenizer import Tokenizer
 
@@ -17,27 +21,50 @@ _ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
 _OPENINGS = {dialogue.MARKERS[role]: name for role, name in _ROLES.items()}
 
 
-def of(tokenizer: Tokenizer) -> tuple[Template, Tokenizer]:
+def of(tokenizer: Tokenizer, date: str = '') -> tuple[Template, Tokenizer]:
   """(a tokenizer's chat template, the tokenizer with what ends a turn of it as its eos).
 
   Gemma writes '<end_of_turn>' and Qwen '<|im_end|>', whatever their eos is; a policy that answers
   a chat has to stop there. A template that ends turns with no single token leaves eos as it is.
+  `date` is what a template that reads the clock is told (Template).
 
   Raises:
     ValueError: the tokenizer has no template, or it does not render one question and its answer.
   """
-  template, probe = Template(tokenizer.chat_template, tokenizer.special_tokens), 'aardvark'
+  make = lambda special: Template(tokenizer.chat_template, special, date)
+  template, probe = make(tokenizer.special_tokens), 'aardvark'
   question, answer = {'role': 'user', 'content': 'zebra'}, {'role': 'assistant', 'content': probe}
   end = template.turn([question], answer)[1].partition(probe)[2].strip()
   if not end or len(tokenizer.encode(end)) != 1:
     return template, tokenizer
   stopping = tokenizer.stopping_at(end)
-  return Template(tokenizer.chat_template, stopping.special_tokens), stopping
+  return make(stopping.special_tokens), stopping
+
+
+def text_identity(tokenizer: Tokenizer, template: Template | None) -> dict[str, Any]:
+  """What turns text into ids: {tokenizer, stops, template, date}.
+
+  The template is known by its source and the special tokens that it reads; '' is none. The date is
+  there where it reads the clock.
+  """
+  written = template and json.dumps([template.source, template.special_tokens], sort_keys=True)
+  return {
+    'tokenizer': tokenizer.digest, 'stops': list(tokenizer.stop_ids),
+    'template': hashlib.sha256(written.encode()).hexdigest() if written else '',
+    'date': template.date if template else ''}
+
+
+def text_digest(tokenizer: Tokenizer, template: Template | None) -> str:
+  """sha256 (hex) of `text_identity`; its own digest of a vocabulary with one end, no template."""
+  if template is None and tokenizer.stop_ids == (tokenizer.eos_id,):
+    return tokenizer.digest
+  about = text_identity(tokenizer, template)
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def as_prompt(example: Example) -> Prompt:
   """What an example asks, without its answers."""
-  cut = len(example.messages) - len(_answers(example))
+  cut = len(example.messages) - len(example.answers)
   return Prompt(example.prompt, group=example.group, meta=example.meta,
                 messages=example.messages[:max(cut, 0)])
 
@@ -56,9 +83,8 @@ def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message]
   ids, offsets = tokenizer.encode_with_offsets(text)
   mask = [False] * len(ids)
   for begin, end in spans:
-    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
-    if inside:
-      mask[inside[0]:inside[-1] + 1] = [True] * (inside[-1] + 1 - inside[0])
+    inside = slice(before(offsets, begin), beginning_before(offsets, end))
+    mask[inside] = [True] * len(mask[inside])
   if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
     return [tokenizer.bos_id, *ids], [False, *mask]
   return ids, mask
@@ -74,13 +100,28 @@ def encode_document(
   messages, tools = _messages(document)[0], document.meta.get('tools')
   if not messages:
     return [], []
+  return _as_it_takes(document, lambda plain: encode(
+    tokenizer, template, _plain(messages) if plain else messages, tools))
+
+
+def _as_it_takes(example: Example, write: Callable[[bool], Any]) -> Any:
+  """write(False), or write(True), in plain roles, where the template refuses that.
+
+  Raises:
+    ValueError: it refuses both, which names the row.
+  """
   try:
-    return encode(tokenizer, template, messages, tools)
-  except Refusal as refusal:
     try:
-      return encode(tokenizer, template, _plain(messages), tools)
-    except Refusal:
-      raise refusal from None
+      return write(False)
+    except Refusal as refusal:
+      try:
+        return write(True)
+      except Refusal:
+        raise refusal from None
+  except ValueError as error:
+    if source := example.meta.get('source'):
+      raise type(error)(f'{source}: {error}') from error
+    raise
 
 
 def as_messages(text: str) -> list[Message]:
@@ -113,20 +154,16 @@ def apply(template: Template, example: Example) -> Example:
   one role become one message, joined by a blank line.
 
   Raises:
-    ValueError: the template refuses these too, or its generation prompt does not open the turn.
+    ValueError: the template refuses these too, or its generation prompt does not open the turn;
+      the file and row are named.
   """
   tools = example.meta.get('tools')
   context, turns = _messages(example)
   if isinstance(example, Document) and not context:
     return example
-  try:
-    return dataclasses.replace(example, **_texts(template, example, context, turns, tools))
-  except Refusal as refusal:
-    try:
-      plain = _plain(context)
-      return dataclasses.replace(example, **_texts(template, example, plain, turns, tools))
-    except Refusal:
-      raise refusal from None
+  texts = _as_it_takes(example, lambda plain: _texts(
+    template, example, _plain(context) if plain else context, turns, tools))
+  return dataclasses.replace(example, **texts)
 
 
 def _messages(example: Example) -> tuple[list[Message], list[Message]]:
@@ -134,20 +171,12 @@ def _messages(example: Example) -> tuple[list[Message], list[Message]]:
   if isinstance(example, Document):
     ours = example.text.startswith(tuple(_OPENINGS))
     return _named(example.messages) or (as_messages(example.text) if ours else []), []
-  answers = _answers(example)
   if example.messages:
-    cut = len(example.messages) - len(answers)
+    cut = len(example.messages) - len(example.answers)
     return _named(example.messages[:cut]), _named(example.messages[cut:])
   ours = example.prompt.startswith(tuple(_OPENINGS))
   context = as_messages(example.prompt) if ours else [{'role': 'user', 'content': example.prompt}]
-  return context, [{'role': 'assistant', 'content': answer} for answer in answers]
-
-
-def _answers(example: Example) -> tuple[str, ...]:
-  """The responses of an example, in the order of its messages."""
-  if isinstance(example, Ranked):
-    return example.responses
-  return tuple(getattr(example, name) for name in example.TEXTS[1:])
+  return context, [{'role': 'assistant', 'content': answer} for answer in example.answers]
 
 
 def _named(messages: Sequence[Message]) -> list[Message]:
@@ -199,7 +228,15 @@ def _plain(messages: list[Message]) -> list[Message]:
     last = result[-1] if result else {}
     both = [last.get('content'), message.get('content')]
     if last.get('role') == role and all(isinstance(content, str) for content in both):
-      result[-1] = last | message | {'role': role, 'content': '\n\n'.join(both)}
+      result[-1] = last | message | {'role': role, 'content': '\n\n'.join(both)} | _joined(
+        last, message)
     else:
       result.append(message | {'role': role})
   return result
+
+
+def _joined(first: Message, second: Message) -> Message:
+  """What else two messages have together: the calls of both; they are learnt if both are."""
+  calls = [*(first.get('tool_calls') or ()), *(second.get('tool_calls') or ())]
+  weights = [message['weight'] for message in (first, second) if 'weight' in message]
+  return ({'tool_calls': calls} if calls else {}) | ({'weight': min(weights)} if weights else {})

@@ -3,12 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from perl.data.text import dialogue
+from perl.data.text.offsets import Offsets, before, trimmed
 from perl.data.text.tokenizer_files import NOTHING, Added, Settings
-
-Offsets = list[tuple[int, int]]
 
 
 class SentencePiece:
@@ -77,6 +75,26 @@ class SentencePiece:
 
   def encode_batch(self, texts: list[str]) -> list[list[int]]:
     """The ids of each text."""
+    return [[i for *_, ids in parts for i in ids] for parts in self._encoded(texts)]
+
+  def encode_pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(the ids of both texts as one, how many of them lie before the second) of each pair."""
+    encoded = self._encoded([first + second for first, second in pairs])
+    return [([i for *_, ids in parts for i in ids], self._before(parts, len(first)))
+            for parts, (first, _) in zip(encoded, pairs)]
+
+  def _before(self, parts: list[tuple[int, str, int | None, list[int]]], seam: int) -> int:
+    """How many tokens of a text lie before character `seam`."""
+    count = 0
+    for start, run, index, ids in parts:
+      if start >= seam:
+        break
+      whole = start + len(run) <= seam
+      count += len(ids) if whole else before(self._ranges(start, run, index)[1], seam)
+    return count
+
+  def _encoded(self, texts: list[str]) -> list[list[tuple[int, str, int | None, list[int]]]]:
+    """(start, text, id, ids) of the parts of each text."""
     split = [list(self._parts(text)) for text in texts]
     ids = {}
     for opens, processor in ((True, self._processor), (False, self._later)):
@@ -85,29 +103,29 @@ class SentencePiece:
       runs = sorted(runs)
       encoded = processor.encode(runs, out_type=int)
       ids |= {(opens, run): pieces for run, pieces in zip(runs, encoded)}
-    return [[i for start, run, index in parts
-             for i in (ids[start == 0, run] if index is None else (index,))] for parts in split]
+    return [[(start, run, index, ids[start == 0, run] if index is None else [index])
+             for start, run, index in parts] for parts in split]
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
     """(ids, the range of characters of each; the bytes of one character share its range)."""
     ids, offsets = [], []
-    for start, run, index in self._parts(text):
-      if index is None:
-        pieces, ranges = self._ranges(run, self._later if start else self._processor)
-        ids += pieces
-        offsets += [(start + begin, start + end) for begin, end in ranges]
-      else:
-        ids.append(index)
-        offsets.append((start, start + len(run)))
+    for part in self._parts(text):
+      more, ranges = self._ranges(*part)
+      ids, offsets = ids + more, offsets + ranges
     return ids, offsets
 
-  def _ranges(self, run: str, processor: Any) -> tuple[list[int], Offsets]:
+  def _ranges(self, start: int, run: str, index: int | None) -> tuple[list[int], Offsets]:
+    """`encode_with_offsets` of a part; an added token's range is without the space it swallows."""
     from sentencepiece import sentencepiece_pb2
 
+    if index is not None:
+      return [index], [trimmed(run, start)]
+    processor = self._later if start else self._processor
     # Every version of the library has this form, and counts in bytes there.
     serialized = processor.encode(run, out_type='serialized_proto')
     pieces = sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces
-    characters = [i for i, letter in enumerate(run) for _ in letter.encode('utf-8')] + [len(run)]
+    letters = enumerate(run, start)
+    characters = [i for i, letter in letters for _ in letter.encode('utf-8')] + [start + len(run)]
     ranges = [(characters[piece.begin], characters[piece.end]) for piece in pieces]
     for i in reversed(range(len(ranges) - 1)):
       # The library gives a character to the last of its bytes.

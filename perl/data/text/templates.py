@@ -13,10 +13,16 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, sandbox
 
+from perl.data.text import tool_calls
+
 Message = dict[str, Any]
 
 # Around what `{% generation %}` encloses, while spans are looked for: noncharacters of Unicode.
 _OPEN, _CLOSE, _MARKED = '\ufdd0', '\ufdd1', 'perl_marks_generation'
+
+
+# A generation prompt that opens a thought.
+_THOUGHT = re.compile(r'<(\w+)>(\s*)$')
 
 
 class Refusal(ValueError):
@@ -65,18 +71,26 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
                     sort_keys=sort_keys)
 
 
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
+def _environment(date: datetime.date) -> sandbox.ImmutableSandboxedEnvironment:
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
   environment.generation_blocks = False
   environment.filters['tojson'] = _to_json
   environment.globals |= {
     'raise_exception': _raise_exception,
-    'strftime_now': lambda form: datetime.datetime.now().strftime(form),
+    'strftime_now': date.strftime,
     'dict': lambda *arguments, **values: dict(*arguments, **values),
     'namespace': _Namespace,
   }
   return environment
+
+
+def _day(date: str) -> datetime.date:
+  try:
+    return datetime.date.fromisoformat(date) if date else datetime.date.today()
+  except ValueError as error:
+    raise ValueError("chat template: expected data.date to be a day as '2026-03-31'; found "
+                     f'{date!r}; write it so') from error
 
 
 class Template:
@@ -85,23 +99,31 @@ class Template:
   Args:
     source: what Tokenizer.chat_template holds.
     special_tokens: bos_token, eos_token, ... as the template reads them; Tokenizer.special_tokens.
+    date: the day that a template which asks for it is told, '2026-03-31'; '' is today. The time of
+      the day is midnight, so that a run's prompts are the same whenever they are rendered.
+
+  Attributes:
+    source, special_tokens: as above.
+    date: the day; '' where the template does not ask.
 
   Raises:
-    ValueError: the source is not a template.
+    ValueError: the source is not a template, or the date is none.
   """
 
-  def __init__(self, source: str, special_tokens: dict[str, str]):
+  def __init__(self, source: str, special_tokens: dict[str, str], date: str = ''):
     if not isinstance(source, str):
       raise ValueError(f'chat template: expected the source of a template; found {source!r:.60}; '
                        'give the path of a tokenizer that has one (an instruct checkpoint)')
-    environment = _environment()
+    day = _day(date)
+    environment = _environment(day)
     try:
       self._template = environment.from_string(source)
     except Exception as error:  # a template may also break the compiler, by its depth for one
       raise ValueError(f'chat template: expected a jinja2 template; found '
                        f'{type(error).__name__}: {error}; repair the template') from error
     self._has_blocks = environment.generation_blocks
-    self.special_tokens = dict(special_tokens)
+    self.date = day.isoformat() if 'strftime_now' in source else ''
+    self.source, self.special_tokens = source, dict(special_tokens)
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
              tools: Sequence[dict] | None = None) -> str:
@@ -116,6 +138,26 @@ class Template:
               **variables: Any) -> str:
     # Tables have null where a message lacks a field, and templates take that for a value.
     messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    if not any(message.get('tool_calls') for message in messages):
+      return self._text(messages, tools, variables)
+    refused = None
+    for variant in tool_calls.variants(messages):
+      try:
+        text = self._text(variant, tools, variables)
+        lost = tool_calls.unwritten(variant, lambda m: self._text(m, tools, variables))
+      except Refusal as refusal:
+        refused = refused or refusal
+        continue
+      if not any(not messages[i].get('content') for i in lost):
+        return text
+      refused = Refusal(
+        f'chat template: expected it to write the tool calls of message {lost[0]} (counted from '
+        '0), which says nothing else; found that it leaves them out; use a template that writes '
+        'them, or write the call into the content')
+    raise refused
+
+  def _text(self, messages: Sequence[Message], tools: Sequence[dict] | None,
+            variables: dict[str, Any]) -> str:
     variables = self.special_tokens | variables
     try:
       return self._template.render(messages=messages, tools=tools, documents=None, **variables)
@@ -129,20 +171,33 @@ class Template:
            tools: Sequence[dict] | None = None) -> tuple[str, str]:
     """(the context with its generation prompt, what the template writes for `message` after it).
 
+    A generation prompt may open a thought that the template leaves out of what was said (DeepSeek's
+    ends in '<think>'). The message is then what a policy would say there: its thought, if it has
+    one, the end of it, the answer, and what the template writes after that.
+
     Raises:
       ValueError: the one is no beginning of the whole.
     """
     prompt = self.render(context, add_generation_prompt=True, tools=tools)
     whole = self.render([*context, message], tools=tools)
-    if not whole.startswith(prompt):
-      raise _rewritten(len(context), prompt, whole)
-    return prompt, whole[len(prompt):]
+    if whole.startswith(prompt):
+      return prompt, whole[len(prompt):]
+    opening = _THOUGHT.search(prompt)
+    if opening and whole.startswith(prompt[:opening.start()]) and not message.get('tool_calls'):
+      probe = 'zebra aardvark'
+      written = self.render([*context, {**message, 'content': probe}], tools=tools)
+      return prompt, _thinking(message, *opening.groups()) + written.rpartition(probe)[2]
+    raise _differs(
+      f'the turn of message {len(context)} (counted from 0) to begin with the generation prompt',
+      prompt, whole, 'its generation prompt does not open its turns; change the template, or set '
+      'data.chat_template=false')
 
   def spans(self, messages: Sequence[Message],
             tools: Sequence[dict] | None = None) -> tuple[str, list[tuple[int, int]]]:
     """(the text of a chat, the ranges of characters (begin, end) that the assistant says).
 
-    A range holds the content and the token that ends the turn. It is what the template's
+    A range holds the content and the token that ends the turn; of messages with `weight: 0` there
+    is none. It is what the template's
     `{% generation %}` blocks enclose; of a template without any, what stands after the generation
     prompt of each assistant message, less the white space at its end.
 
@@ -152,14 +207,17 @@ class Template:
     """
     text = self.render(messages, tools=tools)
     if self._has_blocks:
-      return text, self._blocks(messages, tools, text)
+      return text, _learnt(messages, self._blocks(messages, tools, text))
     spans = []
     for index, message in enumerate(messages):
-      if message.get('role') == 'assistant':
+      if message.get('role') == 'assistant' and message.get('weight') != 0:
         prompt, spoken = self.turn(messages[:index], message, tools)
         turn = prompt + spoken.rstrip()
         if not text.startswith(turn):
-          raise _rewritten(index, turn, text)
+          raise _differs(
+            f'message {index} (counted from 0) to be written after what stands before it', turn,
+            text, 'the template writes earlier turns anew; give it {% generation %} blocks, or set '
+            'sft.whole_chats=false: a row a turn')
         spans.append((len(prompt), len(turn)))
     return text, spans
 
@@ -183,10 +241,30 @@ class Template:
     return spans
 
 
-def _rewritten(index: int, expected: str, whole: str) -> ValueError:
-  same = next((i for i, (a, b) in enumerate(zip(expected, whole)) if a != b), len(whole))
+def _learnt(messages: Sequence[Message], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+  """The ranges of the assistant's messages, without those of messages with `weight: 0`."""
+  weights = [message.get('weight') for message in messages if message.get('role') == 'assistant']
+  if 0 not in weights:
+    return spans
+  if len(spans) != len(weights):
+    raise ValueError(
+      'chat template: expected a {% generation %} block for each message of the assistant, to '
+      f'leave out those with weight 0; found {len(spans)} blocks and {len(weights)} messages; '
+      'change the template, or set sft.whole_chats=false: a row a turn')
+  return [span for span, weight in zip(spans, weights) if weight != 0]
+
+
+def _thinking(message: Message, tag: str, space: str) -> str:
+  """What is said after an opened thought: all that the message has of it, its end, the answer."""
+  content, thought = message.get('content') or '', message.get('reasoning_content') or ''
+  end = f'</{tag}>'
+  if end in content:
+    return content.lstrip().removeprefix(f'<{tag}>').removeprefix(space)
+  return f'{thought}\n{end}\n\n{content}'
+
+
+def _differs(expected: str, wanted: str, whole: str, remedy: str) -> ValueError:
+  same = next((i for i, (a, b) in enumerate(zip(wanted, whole)) if a != b), len(whole))
   return ValueError(
-    f'chat template: expected message {index} (counted from 0) to be written after what stands '
-    f'before it, {expected[same:same + 40]!r} at character {same}; found '
-    f'{whole[same:same + 40]!r}: the template writes earlier turns anew; '
-    'give it {% generation %} blocks, or end the chat with that message')
+    f'chat template: expected {expected}, {wanted[same:same + 40]!r} at character {same}; found '
+    f'{whole[same:same + 40]!r}: {remedy}')

@@ -4,12 +4,14 @@
 in the text ('<|user|>') are single ids when the vocabulary has them.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import tokenizers
 from etils import epath
@@ -39,6 +41,8 @@ class Tokenizer:
     bos_id, eos_id, pad_id: a vocabulary without bos or pad uses eos in their place. That is safe:
       masks come from lengths, never from ids.
     adds_bos: whether a text of this vocabulary opens with bos, by its own convention.
+    stop_ids: all that end a response: eos_id first, then the others that generation_config.json
+      lists (Llama 3's <|eom_id|>), and eos as it was before a chat's template chose another.
     special_tokens: the texts of bos_token, eos_token, pad_token and unk_token, of those it has.
     chat_template: the source of its chat template (see chat.py); None if it has none.
     digest: sha256 hex of the vocabulary and the special ids; it identifies the tokenizer.
@@ -51,10 +55,12 @@ class Tokenizer:
     self.eos_id = _stop(special['eos_token'], settings)
     self.bos_id = self.eos_id if special['bos_token'] is None else special['bos_token']
     self.pad_id = self.eos_id if special['pad_token'] is None else special['pad_token']
+    self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stops)))
     self.vocab_size = backend.vocab_size
     self.adds_bos = _adds_bos(backend, settings, special['bos_token'])
     texts = {name: backend.token(index) for name, index in special.items() if index is not None}
     self.special_tokens = texts | {k: v for k, v in settings.declared.items() if v}
+    self._eos = self.special_tokens.get('eos_token')
     self.chat_template = settings.chat_template
     # Of those that add bos, as all did once, the digest is what it was.
     ids = [self.bos_id, self.eos_id, self.pad_id] + ([] if self.adds_bos else [False])
@@ -72,6 +78,7 @@ class Tokenizer:
         f'tokenizer: expected a token of the vocabulary to stop at; found {token!r}; give one')
     other = copy.copy(self)
     other.eos_id, other.special_tokens = index, self.special_tokens | {'eos_token': token}
+    other.stop_ids = tuple(dict.fromkeys((index, *self.stop_ids)))
     return other
 
   def encode(self, text: str) -> list[int]:
@@ -79,15 +86,31 @@ class Tokenizer:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of each text, in parallel where the backend can."""
-    return self._backend.encode_batch(list(texts))
+    """`encode` of each text, in parallel where the backend can.
+
+    Raises:
+      ValueError: the vocabulary has no ids for a text; so do the others that encode.
+    """
+    with _words():
+      return self._backend.encode_batch(list(texts))
+
+  def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(`encode` of both texts as one, how many of its ids are the first text's) of each pair.
+
+    A token that holds the end of the first text and the beginning of the second, or that stands for
+    nothing between them, is the second's.
+    """
+    with _words():
+      return self._backend.encode_pairs(list(pairs))
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
 
     Tokens that share a character have its range each; one that stands for nothing has an empty one.
+    White space that an added token swallows from beside it is not in its range.
     """
-    return self._backend.encode_with_offsets(text)
+    with _words():
+      return self._backend.encode_with_offsets(text)
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
     """The text of the ids; special tokens (markers, bos, eos, pad) are left out or kept.
@@ -105,30 +128,73 @@ class Tokenizer:
     """
     return self._write(folder, {}, self._backend.content())
 
-  def publish(self, folder: str | os.PathLike) -> epath.Path:
-    """`save` for others: transformers gives the same ids, and bos where our pipeline puts it.
+  def publish(self, folder: str | os.PathLike, generation: dict | None = None) -> epath.Path:
+    """`save` for others: transformers gives the same ids, puts bos where our pipeline does, and
+    stops at what stops here.
 
-    One that names its class is saved as it was. One of ours gets the class that reads its file as
-    it stands, and a post-processor that adds bos.
+    One that names its class is saved as it was, but for another eos. One of ours gets the class
+    that reads its file as it stands, and a post-processor that adds bos.
+
+    Args:
+      folder: where it is written.
+      generation: what generation_config.json holds beside the ids; None: as it was read.
     """
-    if self._class or not isinstance(self._backend, Json):
-      return self.save(folder)
-    opens = self.adds_bos and not self._backend.puts_first(self.bos_id)
-    opening = self.special_tokens['bos_token'] if opens else None
-    more = {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': self.adds_bos}
-    return self._write(folder, more, self._backend.content(opening))
+    eos = self.special_tokens.get('eos_token')
+    more, content = {} if eos == self._eos else {'eos_token': eos}, self._backend.content()
+    if not self._class and isinstance(self._backend, Json):
+      opens = self.adds_bos and not self._backend.puts_first(self.bos_id)
+      content = self._backend.content(self.special_tokens['bos_token'] if opens else None)
+      more |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': self.adds_bos}
+    if generation is None:
+      generation = json.loads(self._files.get(tokenizer_files.GENERATION, '{}'))
+    path = self._write(folder, more, content)
+    ids = generation | self.special_ids(generation)
+    (path.parent / tokenizer_files.GENERATION).write_bytes(_json(ids))
+    return path
+
+  def special_ids(self, about: dict) -> dict[str, Any]:
+    """bos_token_id, eos_token_id (a list of several) and pad_token_id, as configs hold them.
+
+    `about` holds those that were there: bos and pad stay, and eos where it says the same.
+    """
+    bos, pad = (about.get(name) for name in ('bos_token_id', 'pad_token_id'))
+    eos = about.get('eos_token_id')
+    if {*(eos if isinstance(eos, list) else [eos])} != {*self.stop_ids}:
+      eos = list(self.stop_ids) if len(self.stop_ids) > 1 else self.eos_id
+    return {'bos_token_id': self.bos_id if bos is None else bos, 'eos_token_id': eos,
+            'pad_token_id': self.pad_id if pad is None else pad}
 
   def _write(self, folder: str | os.PathLike, more: dict, content: bytes) -> epath.Path:
     folder = paths.of(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = ('bos_token', 'eos_token', 'pad_token')
     config = {name: self.special_tokens.get(name) for name in names}
-    config = json.loads(self._files.get(tokenizer_files.CONFIG, json.dumps(config))) | more
-    files = {tokenizer_files.CONFIG: (json.dumps(config, indent=2) + '\n').encode()}
-    files |= {n: x for n, x in self._files.items() if n != tokenizer_files.CONFIG or not more}
+    files = {tokenizer_files.CONFIG: _json(config)} | self._files
+    if len(self.stop_ids) > 1:  # perhaps of a config.json, which is not copied
+      files = {tokenizer_files.GENERATION: _json({'eos_token_id': list(self.stop_ids)})} | files
+    if more:
+      files[tokenizer_files.CONFIG] = _json(json.loads(files[tokenizer_files.CONFIG]) | more)
+    if 'eos_token' in more and tokenizer_files.SPECIAL in files:
+      special = json.loads(files[tokenizer_files.SPECIAL]) | {'eos_token': more['eos_token']}
+      files[tokenizer_files.SPECIAL] = _json(special)
     for name, text in (files | {self._backend.filename: content}).items():
       (folder / name).write_bytes(text)
     return folder / self._backend.filename
+
+
+@contextlib.contextmanager
+def _words() -> Iterator[None]:
+  """Both libraries raise what they like."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f'tokenizer: expected text that it has ids for; found {type(error).__name__}: {error}; leave '
+      'the text out, or use a tokenizer with an unknown token or bytes') from error
+
+
+def _json(value: dict) -> bytes:
+  return (json.dumps(value, indent=2) + '\n').encode()
 
 
 def _special_ids(backend: Json | SentencePiece, settings: Settings) -> dict[str, int | None]:

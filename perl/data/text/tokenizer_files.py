@@ -4,6 +4,8 @@
   special_tokens_map.json  special tokens, in older checkpoints
   added_tokens.json        {text: id}, in older checkpoints
   chat_template.jinja      the template, as transformers 5 writes it
+  generation_config.json   eos_token_id: the ids that end a response, one or several; where it does
+                           not say, config.json
 Nothing in them is executed: a class that they name in `auto_map` is not looked at.
 """
 
@@ -13,10 +15,12 @@ import pathlib
 from typing import Any
 
 CONFIG, TEMPLATE = 'tokenizer_config.json', 'chat_template.jinja'
+SPECIAL, GENERATION = 'special_tokens_map.json', 'generation_config.json'
 NAMES = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
-_COPIED = (CONFIG, 'special_tokens_map.json', 'added_tokens.json', TEMPLATE,
+_COPIED = (CONFIG, SPECIAL, 'added_tokens.json', TEMPLATE, GENERATION,
            'vocab.json', 'merges.txt', 'tokenizer.model')
+_STOPS = (GENERATION, 'config.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Settings:
     prefix_space: whether a byte-level vocabulary puts a space before a text.
     tokenizer_class: the class of transformers that is named, '' if none.
     chat_template: the default one.
+    stops: the ids that the checkpoint's generation ends at.
     files: the files themselves by name, to be saved with the vocabulary.
   """
 
@@ -54,6 +59,7 @@ class Settings:
   prefix_space: bool = False
   tokenizer_class: str = ''
   chat_template: str | None = None
+  stops: tuple[int, ...] = ()
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
@@ -68,13 +74,32 @@ def read(folder: pathlib.Path) -> Settings:
   """
   files = {name: (folder / name).read_bytes() for name in _COPIED if (folder / name).is_file()}
   parse = lambda name: _object(files[name], folder / name) if name in files else {}
-  config, special, older = map(parse, (CONFIG, 'special_tokens_map.json', 'added_tokens.json'))
+  config, special, older = map(parse, (CONFIG, SPECIAL, 'added_tokens.json'))
+  ends = stops(folder)
   try:
-    return _settings(config, special, older, files)
+    return dataclasses.replace(_settings(config, special, older, files), stops=ends)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'tokenizer: expected {", ".join(files)} in {folder} to be as transformers '
                      f'writes them; found {type(error).__name__}: {error}; save the tokenizer '
                      'again') from error
+
+
+def stops(folder: pathlib.Path) -> tuple[int, ...]:
+  """The ids that end a response by generation_config.json, or else by config.json; () of neither.
+
+  Raises:
+    ValueError: they are no ids, or the file is no JSON object.
+  """
+  for file in (folder / name for name in _STOPS if (folder / name).is_file()):
+    value = _object(file.read_bytes(), file).get('eos_token_id')
+    if value is None:
+      continue
+    ids = value if isinstance(value, list) else [value]
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+      raise ValueError(f'tokenizer: expected eos_token_id to be an id or a list of ids in {file}; '
+                       f'found {value!r:.60}; repair the file')
+    return tuple(i for i in ids if i >= 0)  # some write -1 for none
+  return ()
 
 
 def _settings(config: dict[str, Any], special: dict[str, Any], older: dict[str, int],

@@ -4,7 +4,7 @@ Both have
   filename                         what it is saved as
   vocab_size                       one more than the largest id
   content(), identity()            the bytes of that file, and those that identify it
-  encode_batch(texts), encode_with_offsets(text), decode(ids, skip_special)
+  encode_batch(texts), encode_pairs(pairs), encode_with_offsets(text), decode(ids, skip_special)
   id(token), token(index)          None where there is none
   puts_first(id)                   whether the file itself puts that token before every text
 """
@@ -19,7 +19,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from perl import paths
-from perl.data.text.sentence_piece import Offsets, SentencePiece
+from perl.data.text.offsets import Offsets, before, trimmed
+from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.tokenizer_files import Added, Settings
 
 # What a folder with vocab.json and merges.txt may call itself: GPT-2's way of cutting words.
@@ -39,6 +40,8 @@ class Json:
     settings = json.loads(backend.to_str())
     self._post_processor = settings['post_processor']
     self._markers = _independent_markers(settings)
+    self._swallowing = {token['id'] for token in settings['added_tokens']
+                        if token['lstrip'] or token['rstrip']}
     self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
   def content(self, opening: str | None = None) -> bytes:
@@ -71,17 +74,48 @@ class Json:
     if self._markers is None:
       encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
       return [encoding.ids for encoding in encodings]
+    return [[i for _, ids in pieces for i in ids] for pieces in self._pieces(texts)]
+
+  def _pieces(self, texts: list[str]) -> list[list[tuple[str, list[int]]]]:
+    """(text, ids) of what each text consists of: markers, and what stands between them."""
     # Each turn of a dialogue comes back in every later prompt: encode the distinct pieces once.
     split = [self._markers.split(text) for text in texts]
     pieces = list(dict.fromkeys(piece for text in split for piece in text))
     encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
     ids = {piece: encoding.ids for piece, encoding in zip(pieces, encodings)}
-    return [[i for piece in text for i in ids[piece]] for text in split]
+    return [[(piece, ids[piece]) for piece in text] for text in split]
+
+  def encode_pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(the ids of both texts as one, how many of them lie before the second) of each pair."""
+    texts = [first + second for first, second in pairs]
+    if self._markers is None:
+      encodings = self._untrimmed.encode_batch(texts, add_special_tokens=False)
+      return [(encoding.ids, before(self._offsets(text, encoding), len(first)))
+              for text, encoding, (first, _) in zip(texts, encodings, pairs)]
+    return [([i for _, ids in pieces for i in ids], self._before(pieces, len(first)))
+            for pieces, (first, _) in zip(self._pieces(texts), pairs)]
+
+  def _before(self, pieces: list[tuple[str, list[int]]], seam: int) -> int:
+    """How many tokens of a text lie before character `seam`."""
+    start = count = 0
+    for piece, ids in pieces:
+      if start >= seam:
+        break
+      whole = start + len(piece) <= seam
+      count += len(ids) if whole else before(self.encode_with_offsets(piece)[1], seam - start)
+      start += len(piece)
+    return count
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
-    """(ids, the range of characters of each)."""
+    """(ids, the range of characters of each, of an added token without the space it swallows)."""
     encoding = self._untrimmed.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
+    return encoding.ids, self._offsets(text, encoding)
+
+  def _offsets(self, text: str, encoding: Any) -> Offsets:
+    if not self._swallowing:
+      return encoding.offsets
+    return [trimmed(text[begin:end], begin) if i in self._swallowing else (begin, end)
+            for i, (begin, end) in zip(encoding.ids, encoding.offsets)]
 
   @functools.cached_property
   def _untrimmed(self) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from perl import paths, trees
+from perl.data.text.tokenizer import Tokenizer
 from perl.hub import tensors, writing
 from perl.hub.adapters import _config as config_file
 from perl.hub.adapters import _modules as modules
@@ -87,7 +88,7 @@ def load(
 
 def save(
   folder: str | os.PathLike, adapter: Tree, base: Tree, *, heads: int = 0, base_name: str = '',
-  base_digest: str = '', uniform: bool = False,
+  base_digest: str = '', uniform: bool = False, tokenizer: Tokenizer | None = None,
 ) -> None:
   """Writes an adapter as PEFT would; a head makes it one for sequence classification.
 
@@ -102,6 +103,7 @@ def save(
     base_digest: kept in perl.json, to be compared when it is loaded here.
     uniform: one rank and one scale for all modules, by padding with zeros and scaling B: for
       servers that read neither rank_pattern nor alpha_pattern (vLLM); LoRA's alone.
+    tokenizer: written beside it, with what ends a response: servers take it from there.
 
   Raises:
     Unsupported: a method that PEFT's format has no place for, several methods in one tree, or a
@@ -135,6 +137,8 @@ def save(
     (new / CONFIG).write_text(json.dumps(about, indent=2) + '\n')
     if own:
       (new / OWN).write_text(json.dumps(own, indent=2) + '\n')
+    if tokenizer is not None:
+      tokenizer.publish(new)
     sources = [tensors.Source(n, np.dtype(np.float32), x.shape, lambda x=x: x)
                for n, x in sorted(arrays.items())]
     for _ in tensors.write(new, sources, 2**62, WEIGHTS):

@@ -10,7 +10,8 @@ Clip-higher: e_high > e_low. Token-mean: long responses count for more. Dynamic 
 from perl.rl.algorithms._groups import relative as estimate
 from perl.rl.surrogate import clipped as policy_loss
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'token', 'clip_high': 0.28,
        'overlong': 0.2, 'rounds': 3}
+JUDGES_BY = 'rewards'

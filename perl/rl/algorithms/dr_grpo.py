@@ -11,12 +11,13 @@ from perl.objectives import advantages
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'constant'}
+JUDGES_BY = 'rewards'
 
 
 def estimate(e: Experience, *, samples: int) -> Experience:
   """A_i at every token of response i."""
-  a = advantages.group_relative(e.rewards.sum(-1), e.weight, samples=samples, scale=False)
+  a = advantages.group_relative(e.rewards.sum(-1), e.weight, samples=samples, scale='none')
   return e.replace(advantages=advantages.per_token(a, e.response_mask))

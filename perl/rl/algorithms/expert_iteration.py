@@ -13,6 +13,7 @@ from perl.objectives import advantages, losses
 from perl.types import Experience, Mean
 
 OWN = {'regularizer': 'none'}
+JUDGES_BY = 'rewards'
 
 
 def estimate(e: Experience, *, threshold: float = 0.0) -> Experience:
@@ -23,5 +24,5 @@ def estimate(e: Experience, *, threshold: float = 0.0) -> Experience:
 
 def policy_loss(logprobs: jax.Array, e: Experience) -> tuple[Mean, dict[str, Mean]]:
   """L; a batch in which nothing passes changes nothing."""
-  chosen = e.response_mask & (e.advantages > 0)
+  chosen = e.counted & (e.advantages > 0)
   return losses.next_token(logprobs, chosen), {'passes': Mean.of(chosen.any(-1), e.weight)}

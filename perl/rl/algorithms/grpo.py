@@ -10,6 +10,7 @@ with k3 = pi_ref / pi - 1 - log(pi_ref / pi) in the loss, whose gradient is that
 from perl.rl.algorithms._groups import relative as estimate
 from perl.rl.surrogate import clipped as policy_loss
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'samples': 8, 'regularizer': 'bregman', 'regularize': 'loss', 'aggregation': 'sequence'}
+JUDGES_BY = 'rewards'

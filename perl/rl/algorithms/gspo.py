@@ -9,7 +9,8 @@ with GRPO's A_i. A geometric mean over tokens moves little, hence the small boun
 from perl.rl.algorithms._groups import relative as estimate
 from perl.rl.surrogate import clipped as policy_loss
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'samples': 8, 'regularizer': 'none', 'level': 'sequence', 'aggregation': 'sequence',
        'clip': 3e-4, 'clip_high': 4e-4}
+JUDGES_BY = 'rewards'

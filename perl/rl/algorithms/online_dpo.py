@@ -14,6 +14,7 @@ from perl.objectives import preferences
 from perl.types import Experience, Mean
 
 OWN = {'samples': 2, 'regularizer': 'none'}
+JUDGES_BY = 'scores'
 REFERENCE = True
 
 

@@ -16,9 +16,11 @@ from perl.rl import surrogate
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience, Mean
 
-__all__ = ['ADAM_EPS', 'OWN', 'VALUES_BEFORE', 'estimate', 'policy_loss', 'trains', 'value_loss']
+__all__ = ['ADAM_EPS', 'JUDGES_BY', 'OWN', 'VALUES_BEFORE', 'estimate', 'policy_loss', 'trains',
+           'value_loss']
 
 OWN = {'epochs': 2, 'minibatches': 2, 'aggregation': 'token', 'whiten_advantages': True}
+JUDGES_BY = 'rewards'
 VALUES_BEFORE = True
 ADAM_EPS = 1e-5
 

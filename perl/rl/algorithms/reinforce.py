@@ -16,6 +16,8 @@ from perl.types import Experience, Mean, Tree
 
 BASELINES = ('value', 'batch_mean', 'leave_one_out', 'moving_average', 'none')
 OWN = {'baseline': 'value', 'aggregation': 'sequence_sum'}
+JUDGES_BY = 'returns'
+ON_POLICY = True
 
 
 def trains(*, baseline: str) -> tuple[str, ...]:
@@ -30,13 +32,13 @@ def trains(*, baseline: str) -> tuple[str, ...]:
 
 
 def estimate(
-  e: Experience, *, baseline: str, samples: int, running: Tree, baseline_decay: float = 0.95
+  e: Experience, *, baseline: str, samples: int, running: Tree
 ) -> Experience:
   """A_t = Z_t - b_t; that of the critic's baseline is left to `policy_loss`."""
   if baseline == 'value':
     return e
   if baseline == 'moving_average':
-    b = statistics.moving_average(running, decay=baseline_decay)
+    b = statistics.moving_average(running)
   elif baseline == 'none':
     b = 0.0
   else:
@@ -46,13 +48,15 @@ def estimate(
 
 
 def policy_loss(
-  logprobs: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int
+  logprobs: jax.Array, e: Experience, *, aggregation: str, max_new_tokens: int,
+  correction: str = 'none', correction_cap: float = 3.0,
 ) -> tuple[Mean, dict[str, Mean]]:
   """L_PG; e.values are the critic's, as it is now, where it is the baseline."""
   if e.advantages is None:
     e = e.replace(advantages=e.returns - e.values)
   return surrogate.score_function(
-    logprobs, e, aggregation=aggregation, max_new_tokens=max_new_tokens)
+    logprobs, e, aggregation=aggregation, max_new_tokens=max_new_tokens, correction=correction,
+    correction_cap=correction_cap)
 
 
 def value_loss(values: jax.Array, e: Experience) -> Mean:

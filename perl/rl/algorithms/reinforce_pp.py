@@ -10,9 +10,10 @@ from perl.objectives import advantages, returns
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'aggregation': 'token'}
+JUDGES_BY = 'returns'
 
 
 def estimate(e: Experience, *, samples: int) -> Experience:

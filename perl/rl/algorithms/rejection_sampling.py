@@ -3,7 +3,9 @@
 
   L = -mean over the tokens of argmax_i r(x, y_i) of log pi(a_t | x_t)
 
-With rl.steps = 1 and several epochs it is the offline form: one round of samples of the anchor.
+A prompt whose responses all score the same has no best one, and teaches nothing: of wrong answers
+alone none is imitated. With rl.steps = 1 and several epochs it is the offline form: one round of
+samples of the anchor.
 """
 
 import jax
@@ -13,17 +15,19 @@ from perl.objectives import advantages, losses
 from perl.types import Experience, Mean
 
 OWN = {'samples': 8, 'regularizer': 'none'}
+JUDGES_BY = 'scores'
 
 
 def estimate(e: Experience, *, samples: int) -> Experience:
   """1 at the tokens of the best response to each prompt, the first of equals; else 0."""
   scores = jnp.where(e.weight > 0, e.scores, -jnp.inf).reshape(-1, samples)
-  best = jax.nn.one_hot(scores.argmax(-1), samples).reshape(-1) * (e.weight > 0)
+  best = jax.nn.one_hot(scores.argmax(-1), samples).reshape(-1)
+  best *= advantages.informative(e.scores, e.weight, samples=samples)
   return e.replace(advantages=advantages.per_token(best, e.response_mask))
 
 
 def policy_loss(logprobs: jax.Array, e: Experience) -> tuple[Mean, dict[str, Mean]]:
   """L, the loss of SFT."""
-  chosen = e.response_mask & (e.advantages > 0)
+  chosen = e.counted & (e.advantages > 0)
   return losses.next_token(logprobs, chosen), {
     'chosen_reward': Mean.of(e.scores, chosen.any(-1))}

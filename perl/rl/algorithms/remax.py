@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from perl.rl.surrogate import score_function as policy_loss
 from perl.types import Experience
 
-__all__ = ['GREEDY', 'OWN', 'estimate', 'policy_loss']
+__all__ = ['GREEDY', 'JUDGES_BY', 'ON_POLICY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'aggregation': 'sequence_sum'}
+JUDGES_BY = 'returns'
 GREEDY = True
+ON_POLICY = True
 
 
 def estimate(e: Experience) -> Experience:

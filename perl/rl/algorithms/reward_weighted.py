@@ -14,9 +14,10 @@ from perl.objectives import advantages
 from perl.rl.surrogate import score_function as policy_loss
 from perl.types import Experience
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'samples': 8, 'regularizer': 'none', 'aggregation': 'sequence_sum'}
+JUDGES_BY = 'rewards'
 
 
 def estimate(e: Experience, *, samples: int, reward_temperature: float = 1.0) -> Experience:

@@ -11,9 +11,10 @@ from perl.objectives import advantages
 from perl.rl.surrogate import clipped as policy_loss
 from perl.types import Experience
 
-__all__ = ['OWN', 'estimate', 'policy_loss']
+__all__ = ['JUDGES_BY', 'OWN', 'estimate', 'policy_loss']
 
 OWN = {'samples': 4, 'level': 'response'}
+JUDGES_BY = 'rewards'
 
 
 def estimate(e: Experience, *, samples: int) -> Experience:

@@ -29,7 +29,7 @@ def rollout(
   key: jax.Array,
   *,
   max_new_tokens: int,
-  eos_id: int,
+  eos_id: int | tuple[int, ...],
   pad_id: int,
   temperature: float = 1.0,
   top_k: int = 0,
@@ -50,7 +50,7 @@ def rollout(
     mask: bool[N, P], with the last column True.
     key: typed PRNG key.
     max_new_tokens: R.
-    eos_id: the token that ends a response; it belongs to the response.
+    eos_id: the token that ends a response, or all that do; it belongs to the response.
     pad_id: fills the slots after it (masks, not ids, say what counts: it may equal eos_id).
     temperature: of the sampling distribution; 0 for the most likely token.
     top_k: keep the k most likely tokens; 0 for all.
@@ -110,11 +110,29 @@ def kept_apart(sample: Callable, base: Tree, adapter: Tree) -> dict[str, bool]:
   return {} if 0 < lost <= rounding.LIMIT else {'merged': False}
 
 
+def merges(model: Transformer, base: Tree, adapter: Tree, merged: bool | None = None) -> bool:
+  """Whether a rollout reads a merged copy; the arguments are those of `rollout`, by shapes too."""
+  if merged is not None:
+    return merged
+  exact = model.config.dtype == model.config.param_dtype == 'float32'
+  return stack.copies(base) and exact and adapters.mergeable(base, adapter)
+
+
+def exact(
+  model: Transformer, base: Tree, adapter: Tree, *, merged: bool | None = None, cache: str = 'model'
+) -> bool:
+  """Whether sampling computes as an update does, so that their log-probs differ by float32's
+  rounding of sums alone: no narrow type, no narrow cache, no merged copy, no accelerator (whose
+  products of float32 are narrower).
+  """
+  wide = model.config.dtype == 'float32' and cache in ('model', 'float32')
+  on_cpu = jax.default_backend() == 'cpu'
+  return wide and on_cpu and not merges(model, base, adapter, merged)
+
+
 def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
   """The weights as decoding reads them; `merged` as in `rollout`."""
-  if merged is None:
-    exact = model.config.dtype == model.config.param_dtype == 'float32'
-    merged = stack.copies(base) and exact and adapters.mergeable(base, adapter)
+  merged = merges(model, base, adapter, merged)
   if merged and (scheme := scheme_of(base)) is not None:
     raise ValueError(
       f'expected a dense base to merge adapters into, found {scheme.tag} kernels, which would '

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from perl.models import decode
 from perl.models.transformer import Transformer
-from perl.rl.rollout.sampling import Draw, Sampled
+from perl.rl.rollout.sampling import Draw, Sampled, ends
 
 
 def respond(
   model: Transformer, parts: decode.Parts, tokens: jax.Array, mask: jax.Array, keys: jax.Array,
-  draw: Draw, *, samples: int, length: int, eos_id: int, pad_id: int, cache: str,
+  draw: Draw, *, samples: int, length: int, eos_id: int | tuple[int, ...], pad_id: int, cache: str,
 ) -> Sampled:
   """Responses to prompts i32[N, P], `samples` rows each: see `perl.rl.rollout.rollout`.
 
@@ -38,7 +38,7 @@ def respond(
       array, column[:, None].astype(array.dtype), count, 1)
     return Sampled(
       put(so_far.tokens, token), put(so_far.mask, ~done),
-      put(so_far.logprobs, jnp.where(done, 0.0, logprob)), done | (token == eos_id))
+      put(so_far.logprobs, jnp.where(done, 0.0, logprob)), done | ends(token, eos_id))
 
   def advance(carry, size):
     count, so_far, kv = carry

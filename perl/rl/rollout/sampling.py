@@ -1,5 +1,6 @@
 """The next token: drawn from the distribution that logits, temperature, top-k and top-p define."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -52,6 +53,12 @@ def sample(
   place = pick(inside, second)
   chosen = jnp.take_along_axis(inside, place[:, None], 1)[:, 0]
   return block * width + place, jnp.log(chosen) - jnp.log(mass.sum(-1))
+
+
+def ends(token: jax.Array, eos_id: int | tuple[int, ...]) -> jax.Array:
+  """bool, of the shape of `token`: whether it is one that ends a response."""
+  ids = eos_id if isinstance(eos_id, tuple) else (eos_id,)
+  return functools.reduce(jnp.logical_or, [token == i for i in ids])
 
 
 def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:

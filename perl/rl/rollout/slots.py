@@ -13,7 +13,7 @@ from flax import struct
 
 from perl.models import decode
 from perl.models.transformer import Transformer
-from perl.rl.rollout.sampling import Draw, Sampled
+from perl.rl.rollout.sampling import Draw, Sampled, ends
 
 WORTH = 1.9
 """Longest response over the mean one, from which slots pay; by
@@ -51,7 +51,7 @@ class _State(struct.PyTreeNode):
 
 def respond(
   model: Transformer, parts: decode.Parts, tokens: jax.Array, mask: jax.Array, keys: jax.Array,
-  draw: Draw, *, slots: int, length: int, eos_id: int, pad_id: int, cache: str,
+  draw: Draw, *, slots: int, length: int, eos_id: int | tuple[int, ...], pad_id: int, cache: str,
 ) -> Sampled:
   """As `perl.rl.rollout.batch.respond`, with `slots` rows at a time and a prompt for each row."""
   n = len(tokens)
@@ -62,12 +62,13 @@ def respond(
     count = state.count[where]
     own = keys[jnp.minimum(row, n - 1)]  # what an idle slot draws is thrown away
     token, logprob = draw(logits, jax.vmap(jax.random.fold_in)(own, count))
-    ended = (token == eos_id) | (count + 1 == length)
+    stopped = ends(token, eos_id)
+    ended = stopped | (count + 1 == length)
     return state.replace(
       tokens=state.tokens.at[row, count].set(token),
       logprobs=state.logprobs.at[row, count].set(logprob),
       counts=state.counts.at[row].set(count + 1),
-      finished=state.finished.at[row].set(token == eos_id),
+      finished=state.finished.at[row].set(stopped),
       token=state.token.at[where].set(token),
       count=state.count.at[where].set(jnp.where(ended | (row == n), 0, count + 1)),
       row=state.row.at[where].set(jnp.where(ended, n, row)),

@@ -2,7 +2,7 @@
 
 A rule is a file here, or a function of the user's own ('my_package.my_module:my_function'):
 
-  rewards(examples, responses, dataset) -> one number a response
+  rewards(examples, responses, dataset) -> one number a response, or None where it cannot say
 
 with the example of each prompt (its `meta` holds what a right answer is checked against), the text
 without its EOS, and the dataset's module; or, told by the names of its arguments,
@@ -11,12 +11,14 @@ without its EOS, and the dataset's module; or, told by the names of its argument
 
 which is jitted, of i32[B, R] and bool[B, R], the EOS included: no text is decoded for it.
 
+A response to which a rule gives None is left out of the update, and counted (metric `left_out`).
 Config.rl.rules names them, config.rl.rule_weights weighs them; their sum is added to the reward
 model's score, which config.rl.reward_weight weighs.
 """
 
 import importlib
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -78,7 +80,7 @@ class Rules:
     self, examples: Sequence[Example], responses: Sequence[str], tokens: jax.Array,
     mask: jax.Array,
   ) -> dict[str, np.ndarray]:
-    """{rule: f32[N], what it gives to each response}.
+    """{rule: f32[N], what it gives to each response; NaN where it gives None}.
 
     Args:
       examples: N, those of the prompts.
@@ -93,14 +95,25 @@ class Rules:
     for name, rule in self.rules.items():
       values = self.of_tokens[name](tokens, mask) if name in self.of_tokens else rule(
         examples, responses, self.dataset)
-      values = np.asarray(values, np.float32)
-      if values.shape != (len(tokens),) or not np.isfinite(values).all():
-        raise ValueError(f'expected {len(tokens)} finite rewards of the rule {name}, found '
-                         f'{values.tolist()!r:.80}')
-      rewards[name] = values
+      rewards[name] = _numbers(values, len(tokens), name)
     return rewards
 
   def total(self, each: dict[str, np.ndarray]) -> np.ndarray:
-    """f32[N]: the weighted sum of what `each` found."""
-    return np.sum([weight * each[name] for name, weight in zip(self.rules, self.weights)], 0,
-                  dtype=np.float32)
+    """f32[N]: the weighted sum of what `each` gives; what is no reward adds nothing."""
+    return np.sum([weight * np.nan_to_num(each[name])
+                   for name, weight in zip(self.rules, self.weights)], 0, dtype=np.float32)
+
+
+def _numbers(values: Sequence[float | None] | jax.Array, count: int, name: str) -> np.ndarray:
+  """f32[count] of a rule's rewards, NaN for None alone.
+
+  Raises:
+    ValueError: another number of them, or one that is no finite number.
+  """
+  listed = [x.item() if isinstance(x, np.generic | jax.Array) else x for x in values]
+  ok = lambda x: x is None or (isinstance(x, numbers.Real) and np.isfinite(np.float32(x)))
+  if len(listed) != count or not all(ok(x) for x in listed):
+    wrong = next((x for x in listed if not ok(x)), f'{len(listed)} rewards')
+    raise ValueError(f'expected {count} rewards of the rule {name}, each a finite number, or None '
+                     f'for a response to be left out, found {wrong!r:.80}')
+  return np.array([np.nan if x is None else x for x in listed], np.float32)
