@@ -16,7 +16,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl import choices, paths, trees
-from perl.data.examples import Example
 from perl.data.text import chat
 from perl.hub import adapters as peft_format
 from perl.hub import reading, tensors
@@ -135,7 +134,7 @@ def rewards(config: ConfigDict, stages: Sequence[str], data: dict[str, Data]) ->
 
 def _called(name: str, config: ConfigDict, data: Data) -> None:
   """Raises ValueError where a rule cannot be called, or gives no finite numbers."""
-  rule, example = rules.load(name), _prompt(data)
+  rule, example = rules.load(name), data.first('train', 'prompt')
   parameters = list(inspect.signature(rule).parameters)
   if parameters != ['tokens', 'mask'] and not _takes(rule, 3):
     raise ValueError(
@@ -161,10 +160,6 @@ def _takes(function: Callable, count: int) -> bool:
   return True
 
 
-def _prompt(data: Data) -> Example:
-  return data.first('train', 'prompt')
-
-
 def judges(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Iterator[str]:
   """Reward models that lie ready: that they are ones, and are what config.rl wants of them."""
   for stage in stages:
@@ -188,14 +183,19 @@ def _judge(run: Run) -> None:
     raise ValueError(
       f'expected an ensemble in {folder} for rl.ensemble={config.rl.ensemble}, found one reward '
       'model; train it with reward.members, or set rl.ensemble=mean')
-  apart = [f'{name}={meta.get(name)!r}' for name in ('method', 'rank', 'targets')
-           if meta.get(name) != {'method': config.peft.name, 'rank': config.peft.rank,
-                                 'targets': list(config.peft.targets)}[name]]
-  if run.stage == 'rl' and config.rl.critic_from == 'reward' and apart:
+  if run.stage == 'rl' and config.rl.critic_from == 'reward' and (apart := _apart(config, meta)):
     raise ValueError(
       f"expected a reward model of the critic's method, ranks and modules in {folder} for "
       f'rl.critic_from=reward, found {", ".join(apart)}; train it with this config.peft, or set '
       'rl.critic_from=zero')
+
+
+def _apart(config: ConfigDict, meta: dict[str, Any]) -> list[str]:
+  """What an adapter of some meta has otherwise than config.peft asks for."""
+  wanted = {'method': config.peft.name}
+  if config.peft.name == 'lora':  # others may not read them
+    wanted |= {'rank': config.peft.rank, 'targets': list(config.peft.targets)}
+  return [f'{name}={meta.get(name)!r}' for name, value in wanted.items() if meta.get(name) != value]
 
 
 def _published_judge(config: ConfigDict, folder: str) -> None:
