@@ -224,6 +224,8 @@ def learners(plans: dict[str, Plan], sizes: dict[str, int]) -> Iterator[str]:
 
 
 def _checkpoint_bytes(stage: str, plan: Plan) -> int:
+  if not hasattr(_job(stage), 'learns'):
+    return 0
   learning, tx = _job(stage).learns(plan)
   state, _ = plan.first_state(learning, tx)
   return trees.size_bytes({'adapters': state.adapters, 'opt_state': state.opt_state})
