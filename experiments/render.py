@@ -1,4 +1,5 @@
-"""Writes the result blocks of docs/: a block holds what a file of experiments/results says.
+"""Writes the blocks of docs/: one holds what a file of experiments/results says, or what the code
+declares (`DECLARED`).
 
     python -m experiments.render            rewrites the blocks that differ
     python -m experiments.render --check    exit code 1 where one differs; writes nothing
@@ -22,12 +23,14 @@ from typing import Any
 
 from experiments.bench import contest, loading
 from perl import choices
+from perl.config import schema
 from perl.forecast import table as forecast
 from perl.report import formats
+from perl.rl import algorithms
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'experiments' / 'results'
-BLOCK = re.compile(r'(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)', re.DOTALL)
+BLOCK = re.compile(r'(<!-- (?:results|declared): ([\w.-]+) -->\n).*?(<!-- end -->)', re.DOTALL)
 Results = Mapping[str, Any]
 
 
@@ -128,11 +131,31 @@ def render(name: str) -> str:
   Raises:
     FileNotFoundError: there is no such file.
   """
+  if name in DECLARED:
+    return DECLARED[name]()
   result = json.loads((RESULTS / name).read_text(encoding='utf-8'))
   for pattern, about in STUDIES.items():
     if fnmatch.fnmatch(name, pattern):
       return formats.markdown(*study(about).table(result))
   return next(f for pattern, f in OTHERS.items() if fnmatch.fnmatch(name, pattern))(result)
+
+
+def options_of_algorithms() -> str:
+  """Which algorithm reads which field: of those that not all of them read."""
+  fields = [path.removeprefix('rl.') for path in schema.of_stage('rl')]
+  readers = {option: algorithms.readers(option) for option in fields}
+  judging: dict[str, list[str]] = {}
+  for name in choices.names(algorithms.__name__):
+    judging.setdefault(algorithms.find(name).JUDGES_BY, []).append(name)
+  judged = '; '.join(f'by {what}: {", ".join(names)}' for what, names in judging.items())
+  return formats.markdown(
+    ['field', 'read by'], [[f'`rl.{option}`', by] for option, by in readers.items() if by],
+    [f'Responses are judged {judged} (returns are rewards to go; scores are before any KL, offset '
+     'or scale).'])
+
+
+DECLARED: dict[str, Callable[[], str]] = {'options_of_algorithms': options_of_algorithms}
+"""Name of a block -> what the code declares, in Markdown."""
 
 
 def updated(page: str) -> str:

@@ -17,10 +17,10 @@ def read_json(path: epath.Path, default: Any) -> Any:
     return default
 
 
-def read_metrics(folder: epath.Path) -> list[dict]:
+def read_metrics(folder: epath.Path, name: str = 'metrics.jsonl') -> list[dict]:
   """The rows of metrics.jsonl; lines that a running or killed job left half-written are skipped."""
   try:
-    lines = (folder / 'metrics.jsonl').read_text().splitlines()
+    lines = (folder / name).read_text().splitlines()
   except OSError:
     return []
   rows = []

@@ -14,6 +14,7 @@ from perl.config.rates import COPIES
 from perl.hub import pretrained
 from perl.jobs import ADAPTED, STAGES, TRAINED
 from perl.models.config import SIZES
+from perl.train import optim
 
 FULL_TUNING_RATE = 5e-5
 """Adapters hardly move below this rate: the paper's are 1e-4 and more, its full ones 1e-5."""
@@ -30,8 +31,8 @@ def validate(config: ConfigDict) -> list[str]:
   """
   problems = [
     problem for path, value in flatten(config).items() for problem in _value(path, value)]
-  for check in (_stages, _batches, _sampling, *checks.CHECKS, _targets, _mesh, _parts, _folds,
-                _buckets, _date, _starts, _checkpoint, _quantized):
+  for check in (_stages, _batches, _optimizers, _sampling, *checks.CHECKS, _targets, _mesh, _parts,
+                _folds, _buckets, _date, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
   if problems:
     raise ConfigError('\n'.join(problems))
@@ -107,6 +108,16 @@ def _batches(config: ConfigDict) -> Iterator[str]:
     if section.optim.learning_rate <= 0:
       yield (f'expected {stage}.optim.learning_rate to be positive, found '
              f'{section.optim.learning_rate}; raise it')
+
+
+def _optimizers(config: ConfigDict) -> Iterator[str]:
+  for stage in TRAINED:
+    name = config[stage].optim.name
+    for option in sorted({*optim.OPTIONS['adamw']} - {*optim.OPTIONS.get(name, ())}):
+      value, usual = config[stage].optim[option], schema.FIELDS[f'{stage}.optim.{option}'].default
+      if name in optim.OPTIONS and value != usual:
+        yield (f'expected {stage}.optim.{option}={usual} for {stage}.optim.name={name}, found '
+               f'{value}: it would not be read; leave it, or set {stage}.optim.name=adamw')
 
 
 def _sampling(config: ConfigDict) -> Iterator[str]:

@@ -21,8 +21,28 @@ _IRRELEVANT = frozenset((
   '_attn_implementation_autoset', 'finetuning_task', 'prefix', 'is_decoder', 'max_window_layers',
   'reorder_and_upcast_attn', 'hidden_act', 'hidden_activation', 'sliding_window_pattern',
   '_sliding_window_pattern', 'unsloth_version', 'unsloth_fixed',
+  # Where it came from, and what programs that wrote it wanted to remember.
+  '_model_name_or_path', '_commit_hash', '_num_labels', 'is_llama_config', 'transformers.js_config',
+  'custom_pipelines', 'processor_class', 'keys_to_ignore_at_inference', 'loss_type',
+  'neftune_noise_alpha', 'initializer_factor', 'n_special', 'predict_special_tokens',
+  'max_sequence_length', 'max_seq_length', 'max_seq_len', 'seq_length', 'model_max_length',
+  'tokenizer_model_max_length', 'tokenizer_padding_side', 'bos_token', 'eos_token', 'pad_token',
+  'unk_token', 'decoder_start_token_id', 'tie_encoder_decoder', 'tf_legacy_loss',
+  # How, not what, is computed; and dropout.
+  'use_flash_attention', 'use_flash_attention_2', 'use_flash_attn', '_flash_attn_2_enabled',
+  'use_sdpa', '_attn_implementation_internal', 'attention_probs_dropout_prob',
+  'hidden_dropout_prob',
+  # Of generation, which stood here before it had a file of its own.
+  'max_length', 'min_length', 'max_new_tokens', 'min_new_tokens', 'do_sample', 'early_stopping',
+  'num_beams', 'num_beam_groups', 'diversity_penalty', 'temperature', 'top_k', 'top_p', 'typical_p',
+  'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size', 'encoder_no_repeat_ngram_size',
+  'bad_words_ids', 'num_return_sequences', 'output_scores', 'return_dict_in_generate',
+  'forced_bos_token_id', 'forced_eos_token_id', 'remove_invalid_values',
+  'exponential_decay_length_penalty', 'suppress_tokens', 'begin_suppress_tokens',
 ))
-"""What changes no forward pass in evaluation, or is an older name of a field that is read."""
+"""What changes no forward pass in evaluation, or is an older name of a field that is read. Anything
+else that nobody reads is refused: what changes the mathematics, and what is not known to change
+none, as `auto_map` (code of a stranger), `quantization_config` and `rope_interleaved`."""
 
 
 class Fields:

@@ -56,18 +56,19 @@ class Artefacts:
     return chat.text_identity(self.tokenizer, self._chat[0])
 
   def _vocabulary(self) -> tokenizers.Tokenizer:
-    """The tokenizer as it was read."""
-    config = self.run.config
+    """The tokenizer as it was read; of a published base one that fits its embedding."""
+    path, checkpoint = self.run.config.tokenizer.path, self.run.config.model.checkpoint
     if not self.run.from_checkpoint('tokenizer'):
-      return tokenizers.load(self.run.input('tokenizer'))
-    if config.tokenizer.path:
-      return tokenizers.load(config.tokenizer.path)
-    vocabulary = pretrained.load_tokenizer(config.model.checkpoint)
+      vocabulary = tokenizers.load(self.run.input('tokenizer'))
+    else:
+      vocabulary = tokenizers.load(path) if path else pretrained.load_tokenizer(checkpoint)
     if vocabulary is None:
       raise FileNotFoundError(
-        f'expected a tokenizer in {config.model.checkpoint}, found none; set '
+        f'expected a tokenizer in {checkpoint}, found none; set '
         '--config.tokenizer.path=<tokenizer.json, *.model or folder>')
-    return vocabulary
+    if not checkpoint:
+      return vocabulary
+    return vocabulary.within(pretrained.read_config(checkpoint).vocab_size)
 
   @functools.cached_property
   def data(self) -> Data:

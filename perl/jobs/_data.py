@@ -109,14 +109,20 @@ class Data:
     config = self.run.config.data
     return folds.splits(folds.everything(self._load, 'labelled'), config.folds, config.fold)
 
-  def rows(self, examples: list[Example], kind: str) -> list[dict]:
-    """The examples as token rows; what was cut or left out is counted in the log."""
+  def rows(self, examples: list[Example], kind: str, longest: int = 0) -> list[dict]:
+    """The examples as token rows; what was cut or left out is counted in the log.
+
+    Args:
+      examples: of one kind.
+      kind: that.
+      longest: tokens of a response, if more than data.max_response_tokens.
+    """
     config = self.run.config.data
     if self.template is not None:
       examples = [chat.apply(self.template, example) for example in examples]
     rows, counts = pipeline.encode(
       examples, self.tokenizer, kind=kind, max_prompt_tokens=config.max_prompt_tokens,
-      max_response_tokens=config.max_response_tokens, overlong=config.overlong,
+      max_response_tokens=max(config.max_response_tokens, longest), overlong=config.overlong,
       responses=self.run.config.reward.responses,
     )
     logging.info('%s: %s examples: %s', self.run.stage, kind, counts)

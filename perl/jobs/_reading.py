@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 
 from perl import paths
+from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained, tensors
@@ -90,10 +91,12 @@ def of_inputs(config: Flat, stage: str, folder_of: Callable[[str], str]) -> dict
   for name in _identity.inputs(config, stage):
     if _identity.from_checkpoint(config, name):
       digests[name] = _published(config, name)
+    elif name == 'tokenizer':
+      digests[name] = _text(config, tokenizers.load(folder_of(name)))
     elif (name, config['inputs.anchor']) != ('anchor', 'base'):
       digests[name] = of_result(folder_of(name), name)
   if stage == 'tokenizer' and (path := config['tokenizer.path'] or config['model.checkpoint']):
-    digests['tokenizer.path'] = tokenizers.load(path).digest
+    digests['tokenizer.path'] = _text(config, tokenizers.load(path))
   if stage == 'pretrain' and config['model.checkpoint']:
     digests['model.checkpoint'] = checkpoint_digest(config['model.checkpoint'])
   for section in STAGES[stage].sections:
@@ -107,8 +110,6 @@ def of_inputs(config: Flat, stage: str, folder_of: Callable[[str], str]) -> dict
 def of_result(folder: str, name: str) -> str:
   """The digest of what a finished stage has made: the input `name` of others."""
   place = paths.of(folder)
-  if name == 'tokenizer':
-    return tokenizers.load(place).digest
   if name in ADAPTERS and (place / peft_format.CONFIG).exists():
     return _of_peft(folder)
   tree = paths.absolute(place / ('adapter' if name in ADAPTERS else name))
@@ -126,7 +127,14 @@ def _published(config: Flat, name: str) -> str:
     return checkpoint_digest(folder)
   path = config['tokenizer.path']
   tokenizer = tokenizers.load(path) if path else pretrained.load_tokenizer(folder)
-  return tokenizer.digest if tokenizer else ''
+  return _text(config, tokenizer) if tokenizer else ''
+
+
+def _text(config: Flat, tokenizer: tokenizers.Tokenizer) -> str:
+  """The digest of what turns text into ids in a run with this tokenizer."""
+  uses = config['data.chat_template'] and tokenizer.chat_template is not None
+  template, stopping = chat.of(tokenizer, config['data.date']) if uses else (None, tokenizer)
+  return chat.text_digest(stopping, template)
 
 
 def _of_peft(folder: str) -> str:

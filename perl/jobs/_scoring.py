@@ -75,36 +75,27 @@ class Scorer:
       prompts: the examples that are answered.
       answers: N responses, all with their ids or none.
     """
-    scores = np.zeros(len(answers), np.float32)
+    scores, rows = np.zeros(len(answers), np.float32), self._rows(prompts, answers)
     if 'reward' in rewards.frozen:
-      scores = self._over_rows(_scores, rewards.frozen['reward'], self._rows(prompts, answers),
-                               'labelled', 'tokens', len(answers)).mean(-1)
+      scores = self._over_rows(
+        _scores, rewards.frozen['reward'], rows, 'labelled', 'tokens', len(answers)).mean(-1)
     texts = [answer.text for answer in answers]
-    return rewards.of_scores(scores, prompts, texts, self._ids(answers, rewards.max_new_tokens))
+    ids = _responses(rows, len(answers), rewards.max_new_tokens)
+    return rewards.of_scores(scores, prompts, texts, ids)
 
   def _rows(self, prompts: list[Example], answers: Sequence[Answer]) -> list[dict]:
     """Rows of kind labelled."""
     if all(answer.ids is not None for answer in answers):
       return self.data.sampled(prompts, [answer.ids for answer in answers])
-    rows = self.data.rows(
-      [_as_labelled(example, answer.text) for example, answer in zip(prompts, answers)], 'labelled')
+    examples = [_as_labelled(example, answer.text) for example, answer in zip(prompts, answers)]
+    # Another tokenizer may need more tokens for what ours sampled.
+    rows = self.data.rows(examples, 'labelled', longest=2 * self.run.config.rl.max_new_tokens)
     return [row if answers[row['index']].finished else row | {'tokens': self._open(row['tokens'])}
             for row in rows]
 
   def _open(self, ids: np.ndarray) -> np.ndarray:
     """The ids without what ends them."""
     return ids[:-1] if ids[-1] in self.data.tokenizer.stop_ids else ids
-
-  def _ids(self, answers: Sequence[Answer], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[N, length], mask) of the responses, what ends them included."""
-    tokenizer = self.data.tokenizer
-    encoded = tokenizer.encode_batch([answer.text for answer in answers])
-    ids = [list(answer.ids or (*row, *[tokenizer.eos_id] * answer.finished))[:length]
-           for answer, row in zip(answers, encoded)]
-    mask = np.arange(length) < np.array([len(row) for row in ids])[:, None]
-    tokens = np.zeros(mask.shape, np.int32)
-    tokens[mask] = np.concatenate(ids)
-    return tokens, mask
 
   @property
   def _fields(self) -> tuple[str, ...]:
@@ -150,6 +141,15 @@ class Scorer:
       return probe.fit_pair_head(columns[0][keep], columns[1][keep], adapter['head'], c=c)
     labels = np.array([example.label for example in examples])[keep]
     return probe.fit_head(columns[0][keep], labels, adapter['head'], c=c)
+
+
+def _responses(rows: list[dict], count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens i32[count, length], mask) of the responses in rows, what ends them included."""
+  tokens, mask = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
+  for row in rows:
+    ids = row['tokens'][row['prompt_tokens']:][:length]
+    tokens[row['index'], :len(ids)], mask[row['index'], :len(ids)] = ids, True
+  return tokens, mask
 
 
 def _as_labelled(example: Example, text: str) -> Labelled:

@@ -49,11 +49,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   tx = optimizer(run)
   state, places = run.first_state(
     anchor.params, learning, tx, running=statistics.first(**taken(statistics.first, rl)))
+  prompts, base = data.examples('train', 'prompt'), roles.lay_out(anchor.params, rl.layout)
+  responses.rewarding(run, data)['rules'].check(prompts)
   dev, test = (HeldOut(run, data, anchor, frozen, split) for split in ('dev', 'test'))
   start = test.measure(state)
   units, running = units_of(rl, dev.answers(state), state.running)
   state = sharding.place(in_units(state.replace(running=running), rl, units), places)
-  prompts, base = data.examples('train', 'prompt'), roles.lay_out(anchor.params, rl.layout)
   batches = stream(data, prompts)
   step = step_of(run, data, anchor, base, frozen, prompts, tx, places, offset=units.offset,
                  further=lambda: next(getattr(batches, 'first', batches)))

@@ -38,6 +38,7 @@ def page(workdir: epath.Path) -> str:
     _header(name, config, summaries),
     section('Results', results(summaries)),
     *(section(title, body) for title, body in curves.sections(workdir, summaries)),
+    section('Responses as the policy learns', dialogues.during(workdir / 'rl')),
     section('Dialogues before and after', dialogues.render(workdir / 'evaluate' / 'samples.json')),
     section('Where this comes from', provenance(summaries)),
     _config(config),

@@ -26,7 +26,7 @@ from perl.peft import adapters
 from perl.rl import algorithms, roles, update
 from perl.rl.experience import make_experience
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import exact, kept_apart, rollout
+from perl.rl.rollout import kept_apart, merges, rollout, wide
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
@@ -165,8 +165,8 @@ def make_step(
     microbatches: parts in which an update passes through memory.
     stop_kl: nats a token, at which no further update is made on a rollout; 0 makes all.
     behaviour: whose log-probs of the samples the ratio is to: the 'sampler's or the 'trainer's,
-      of the same tokens; 'auto' is the trainer's where the two compute otherwise
-      (rollout.exact).
+      of the same tokens; 'auto' is the trainer's where the two compute otherwise: in narrow
+      types (not rollout.wide), or with merged weights.
     correction: of objectives.policy.CORRECTIONS; 'auto' is TRL's where the trainer's are read.
     **options: resolved ones of the algorithm, of make_judge, make_experience and make_loss.
 
@@ -174,9 +174,9 @@ def make_step(
     ValueError: an option that nobody declares.
   """
   check(options, known_options(), 'an algorithm')
-  trainers = behaviour == 'trainer' or behaviour == 'auto' and not exact(
-    model, roles.of(base, 'policy'), places.adapters['policy'],
-    **picked(sampling, ('merged', 'cache')))
+  narrow = behaviour == 'trainer' or not wide(model, **picked(sampling, ('cache',)))
+  trainers = behaviour != 'sampler' and (narrow or merges(
+    model, roles.of(base, 'policy'), places.adapters['policy'], sampling.get('merged')))
   auto = 'sequence_mask' if trainers else 'none'
   options = options | {'correction': auto if correction == 'auto' else correction}
   once, shaped = algorithms.updates(options) == 1, algorithms.in_reward(options)
@@ -192,7 +192,7 @@ def make_step(
   samples, greedy = options['samples'], getattr(about, 'GREEDY', False)
   return Step(
     base, examples, place=place, offset=offset, samples=samples, rounds=options['rounds'],
-    further=further, own_logprobs=trainers and (shaped or not once),
+    further=further, own_logprobs=trainers and (not once or shaped and narrow),
     sample=functools.partial(rollout, model, samples=samples, **sampling),
     rewards=judged_by(frozen, samples),
     likeliest=judged_by({k: v for k, v in frozen.items() if k == 'reward'}, 1) if greedy else None,

@@ -3,6 +3,8 @@
 import optax
 
 NAMES = ('adamw', 'adafactor', 'sgd')
+OPTIONS = {'adamw': ('b1', 'b2', 'eps', 'weight_decay'), 'adafactor': ('weight_decay',), 'sgd': ()}
+"""Optimizer -> what it reads beside its rate."""
 SCHEDULES = ('constant', 'cosine', 'linear')
 
 

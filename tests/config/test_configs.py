@@ -242,6 +242,9 @@ def changed(**values):
   ({'reward__members': 2, 'reward__probe': True}, 'reward.members=1 for reward.probe, found 2'),
   ({'rl__ensemble': 'minimum'}, 'reward.members of at least 2 for rl.ensemble=minimum'),
   ({'rl__ensemble_penalty': 0.1}, 'rl.ensemble=uncertainty for rl.ensemble_penalty'),
+  ({'rl__ensemble': 'uncertainty', 'reward__members': 2}, 'rl.ensemble_penalty above 0'),
+  ({'sft__optim__name': 'sgd', 'sft__optim__b1': 0.5}, 'sft.optim.b1=0.9 for sft.optim.name=sgd'),
+  ({'rl__clip': 0.1}, 'rl.clip=0.2 for rl.algorithm=reinforce, found 0.1'),
   ({'reward__microbatches': 3}, 'reward.microbatches to divide'),
   ({'reward__microbatches': 0}, 'reward.microbatches to be at least 1'),
   ({'reward__optim__learning_rate': 0.0}, 'positive'),
@@ -292,6 +295,13 @@ def test_lora_at_a_full_tuning_rate_warns():
   slow = changed(reward__optim__learning_rate=1e-5)
   slow.peft.name = 'full'
   assert validate.validate(slow) == []
+
+
+@pytest.mark.parametrize('fields, said', [
+  ({'model__dtype': 'bfloat16', 'rl__behaviour': 'sampler'}, 'rl.behaviour is sampler with model'),
+  ({'rl__cache': 'int8', 'rl__behaviour': 'sampler'}, 'rl.behaviour is sampler with rl.cache')])
+def test_what_is_seldom_meant_warns(fields, said):
+  assert any(warning.startswith(said) for warning in validate.validate(changed(**fields)))
 
 
 def test_a_warm_up_longer_than_the_run_warns():

@@ -89,6 +89,28 @@ def test_ids_that_say_the_same_stay_as_they_were(tmp_path):
   assert plain.special_ids({'eos_token_id': 7})['eos_token_id'] == plain.eos_id
 
 
+# --- A pad that has no row in the embedding
+
+
+def test_a_pad_beyond_the_embedding_is_stood_in_for(tmp_path):
+  special = ('<s>', '</s>', '<pad>')
+  loaded = tokenizers.load(checkpoints.byte_level(tmp_path / 'a', special, {
+    'bos_token': '<s>', 'eos_token': '</s>', 'pad_token': '<pad>'}))
+  rows = loaded.vocab_size - 1
+  assert loaded.pad_id == rows and loaded.within(rows + 1) is loaded
+  narrow = loaded.within(rows)
+  assert (narrow.pad_id, narrow.vocab_size, narrow.digest) == (loaded.eos_id, rows, loaded.digest)
+  assert narrow.encode('tea') == loaded.encode('tea')
+  for ask in (narrow.encode, narrow.encode_with_offsets, lambda x: narrow.encode_pairs([('a', x)])):
+    with pytest.raises(ValueError, match="found '<pad>', which has no row in its embedding"):
+      ask('tea<pad>')
+  assert narrow.decode([rows]) == ''
+  with pytest.raises(ValueError, match=f"at most {rows - 1} tokens .*'</s>', '<pad>' beyond them"):
+    loaded.within(rows - 1)
+  narrow.publish(tmp_path / 'b')  # as it was read
+  assert tokenizers.load(tmp_path / 'b').pad_id == rows
+
+
 def test_a_response_that_ends_otherwise_gets_no_eos():
   letters = Letters(stop_ids=(EOS, 10))
   said = [Demonstration('b', 'ba'), Demonstration('b', 'ab')]

@@ -59,7 +59,8 @@ def test_samples_to_other_prompts_are_refused(sampled, toyrun, tmp_path):
 @pytest.fixture(scope='module')
 def judged(toyrun):
   """(artefacts, anchor, the adapters that judge) of the finished run."""
-  artefacts = Artefacts(Run(from_run(toyrun), str(toyrun / 'evaluate'), 'evaluate'))
+  config = from_run(toyrun, data__max_response_tokens=64)  # no response is cut
+  artefacts = Artefacts(Run(config, str(toyrun / 'evaluate'), 'evaluate'))
   with run.small_world():
     anchor = artefacts.anchor()
     policy = artefacts.new_adapter(anchor, artefacts.run.key)
@@ -100,7 +101,7 @@ def test_a_text_that_was_cut_is_judged_without_an_end(judged):
   artefacts, anchor, frozen = judged
   with run.small_world():
     pairs = artefacts.data.examples('test', 'preference')
-    texts = [pair.chosen[:12] for pair in pairs]
+    texts = [pair.chosen[:12] for pair in pairs]  # some longer than what the model was trained on
     scorer = Scorer(artefacts.run, artefacts.data, anchor)
     rewards = responses.rewards(artefacts.run, artefacts.data, anchor, frozen)
     of = lambda answers: scorer.of_answers(rewards, pairs, answers)

@@ -16,13 +16,14 @@ from experiments.studies import crossvalidate, sweep
 from experiments.studies._jobs import Spec
 from perl.cli import convert, launch
 from perl.config import command_line
-from perl.config.fields import ConfigError
+from perl.config.fields import ConfigError, flatten
 from perl.config.validate import validate
+from perl.data.examples import Demonstration
 from perl.data.text import chat
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
-from perl.jobs import rl
+from perl.jobs import _reading, rl
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._run import Run
 from perl.models import lm
@@ -129,6 +130,23 @@ def test_an_adapter_of_other_texts_is_refused(run, tmp_path):
   file.write_text(json.dumps(about))
   with pytest.raises(checkpoint.MismatchError, match="text: expected {.*'template'"):
     Artefacts(where).adapter(str(workdir / 'sft'), base)
+
+
+def test_a_stage_that_reads_other_texts_behind_one_path_has_read_something_else(tmp_path):
+  """Another template, stop or, where the template asks for it, day."""
+  def read(date='2025-12-24', stops=None, **config):
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    checkpoints.qwen2(folder, **{'chat_template': checkpoints.CHATML, **config})
+    if stops:
+      (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': stops}))
+    made = toyrun.config(model__checkpoint=str(folder), data__date=date)
+    return _reading.of_inputs(flatten(made), 'tokenizer', str)['tokenizer.path']
+
+  clock = "{{ strftime_now('%d') }}" + checkpoints.CHATML
+  assert read() == read(date='2025-12-25')
+  digests = {read(), read(chat_template=checkpoints.QWEN2), read(stops=[1, 2]),
+             read(chat_template=clock), read(chat_template=clock, date='2025-12-25')}
+  assert len(digests) == 5
 
 
 @pytest.mark.parametrize('stage', ['sft', 'rl'])
@@ -327,6 +345,19 @@ def test_a_wrong_checkpoint_is_refused_before_anything_runs(run, tmp_path):
     config(tmp_path)
   with pytest.raises(ConfigError, match='peft.name=lora to start rl'):
     config(folder, rl__adapter='somewhere', peft__name='full')
+
+
+def test_a_pad_without_a_row_of_the_embedding_is_no_obstacle(tmp_path):
+  folder = checkpoints.byte_level(tmp_path / 'hub', ('</s>', '<pad>'), {
+    'bos_token': None, 'eos_token': '</s>', 'pad_token': '<pad>'})
+  rows = len(transformers.AutoTokenizer.from_pretrained(folder)) - 1
+  releases.make('llama', vocab_size=rows, pad_token_id=None).save_pretrained(folder)
+  artefacts = Artefacts(Run(config(folder), '', 'sft'))
+  assert artefacts.model().config.vocab_size == rows
+  assert artefacts.tokenizer.pad_id == artefacts.tokenizer.eos_id < rows
+  example = Demonstration('a', 'b<pad>', meta={'source': 'a.jsonl, line 2'})
+  with pytest.raises(ValueError, match="a.jsonl, line 2: .*'<pad>', which has no row"):
+    artefacts.data.rows([example], 'demonstration')
 
 
 def test_a_run_over_another_checkpoint_is_refused(run, tmp_path):

@@ -124,6 +124,22 @@ def fake_pipeline(workdir: pathlib.Path) -> pathlib.Path:
   return workdir
 
 
+def test_responses_are_shown_as_the_policy_learns(tmp_path):
+  """Of a resumed run the newest line of a step; five steps, the first and the last among them."""
+  lines = [{'step': step, 'prompt': HOSTILE, 'response': f'said at {step}', 'reward': step / 10}
+           for step in (0, 5, 10, 15, 20, 25, 30, 30)]
+  lines[-1]['response'] = 'said again'
+  (tmp_path / 'rl').mkdir()
+  (tmp_path / 'rl' / 'rollouts.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"st')
+  text = dialogues.during(tmp_path / 'rl')
+  parse(text)
+  assert '&lt;script&gt;' in text and HOSTILE not in text
+  shown = re.findall(r'said at \d+|said again', text)
+  assert shown == ['said at 0', 'said at 10', 'said at 15', 'said at 20', 'said again']
+  assert 'reward 2.00' in text
+  assert dialogues.during(tmp_path / 'nothing') == ''
+
+
 def test_the_whole_report_parses_and_stands_alone(tmp_path):
   path = pathlib.Path(report.write(str(fake_pipeline(tmp_path))))
   assert path == tmp_path / 'report.html'

@@ -1,5 +1,6 @@
 """Rewards by rule: each by hand, their sum, and what is refused."""
 
+import json
 import pathlib
 import types
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from perl.data.examples import Prompt
-from perl.data.sets import taskmaster_coffee, toy
+from perl.data.sets import gsm8k, local, taskmaster_coffee, toy
 from perl.rl import rules
 
 HERE = pathlib.Path(__file__).resolve()
@@ -57,6 +58,49 @@ def test_by_hand(name):
   meta, expected = CASES[name]
   found = each(made(name), [Prompt('p', meta=meta)] * len(expected), list(expected))[name]
   np.testing.assert_array_equal(found, np.asarray(list(expected.values()), np.float32))
+
+
+@pytest.mark.parametrize('answer', [
+  '1,200', '1200', ' 1200.00 ', 1200, 1200.0, 'They pay 3 * 400. #### 1,200', r'\boxed{1200}',
+  '1.2e3'])
+@pytest.mark.parametrize('place', [
+  lambda answer: {'answer': answer}, lambda answer: {'reward_model': {'ground_truth': answer}}])
+def test_a_right_number_is_read_as_data_sets_have_it(answer, place):
+  examples = [Prompt('p', meta=place(answer))] * 2
+  made('gsm8k').check(examples)
+  assert each(made('gsm8k'), examples, ['it is 1200', '12'])['gsm8k'].tolist() == [1, 0]
+
+
+REFUSED = {
+  'gsm8k': [None, '', 'none', True, [7], {'a': 7}, float('nan'), float('inf'), 'NaN'],
+  'exact_match': [None, ['a'], {'a': 1}], 'pattern': [None, '(', 3, ['a']]}
+
+
+@pytest.mark.parametrize('name, value', [(n, v) for n, values in REFUSED.items() for v in values])
+@pytest.mark.parametrize('ask', [
+  lambda rules, examples: rules.check(examples),
+  lambda rules, examples: each(rules, examples, ['x'])])
+def test_what_a_rule_cannot_use_names_its_row(name, value, ask):
+  field = 'pattern' if name == 'pattern' else 'answer'
+  for meta in ({field: value}, *([{}] if value is None else [])):
+    example = Prompt('p', meta=meta | {'source': 'a.jsonl, line 7'})
+    with pytest.raises(ValueError, match=rf'{name}: expected .* in meta.{field}.* of a.jsonl, '
+                       'line 7; found .*repair the row'):
+      ask(made(name), [example])
+
+
+def test_a_dataset_without_calls_is_refused():
+  with pytest.raises(ValueError, match='rule valid_api_call, found .*gsm8k; take another rule'):
+    made('valid_api_call', dataset=gsm8k).check([Prompt('p')])
+
+
+def test_columns_of_the_users_reach_a_rule(tmp_path):
+  row = {'prompt': 'p', 'reward_model': {'style': 'rule', 'ground_truth': '1,200'}, 'level': 3}
+  (tmp_path / 'train.jsonl').write_text(json.dumps(row))
+  examples = local.load('train', 'prompt', mirror=str(tmp_path))
+  made('gsm8k').check(examples)
+  assert each(made('gsm8k'), examples, ['#### 1200'])['gsm8k'].tolist() == [1]
+  assert examples[0].meta['level'] == 3
 
 
 def test_weights_and_a_function_of_the_users():

@@ -63,10 +63,21 @@ def answer_of(text: str) -> decimal.Decimal | None:
   return decimal.Decimal(re.sub(r'[\\$,]', '', number).replace('−', '-'))
 
 
-def correct(response: str, answer: str) -> bool:
-  """Whether a response ends in that number: 1,200 is 1200.00."""
-  number = answer_of(response)
-  return number is not None and number == decimal.Decimal(answer)
+def number(answer: Any) -> decimal.Decimal | None:
+  """The right number as data sets have it: a number, or text that is or ends in one ('1,200')."""
+  if isinstance(answer, bool) or not isinstance(answer, int | float | str):
+    return None
+  try:
+    number = decimal.Decimal(str(answer).strip())
+  except decimal.InvalidOperation:
+    return answer_of(answer)
+  return number if number.is_finite() else None
+
+
+def correct(response: str, answer: Any) -> bool:
+  """Whether a response ends in the `number` of an answer: 1,200 is 1200.00."""
+  given = answer_of(response)
+  return given is not None and given == number(answer)
 
 
 def response_metrics(prompt: str, response: str, reference: str) -> dict[str, float]:

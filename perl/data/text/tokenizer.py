@@ -18,19 +18,11 @@ from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from perl import paths
-from perl.data.text import dialogue, tokenizer_files, vocabularies
+from perl.data.text import dialogue, special_tokens, tokenizer_files, vocabularies
 from perl.data.text.sentence_piece import SentencePiece
+from perl.data.text.special_tokens import BOS, EOS, PAD
 from perl.data.text.tokenizer_files import NOTHING, Settings
 from perl.data.text.vocabularies import Json
-
-PAD, BOS, EOS = '<|pad|>', '<|bos|>', '<|eos|>'
-
-# What published tokenizers call the three, tried in this order where no file beside them says.
-_NAMES = {
-  'pad_token': (PAD, '<pad>', '[PAD]', '<|padding|>', '<|finetune_right_pad_id|>', '<|endoftext|>'),
-  'bos_token': (BOS, '<s>', '<bos>', '<|begin_of_text|>', '[BOS]', '<|endoftext|>'),
-  'eos_token': (EOS, '</s>', '<eos>', '<|end_of_text|>', '<|im_end|>', '[EOS]', '<|endoftext|>'),
-}
 
 
 class Tokenizer:
@@ -51,13 +43,13 @@ class Tokenizer:
   def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING):
     self._backend, self._files = backend, settings.files
     self._class = settings.tokenizer_class
-    special = _special_ids(backend, settings)
-    self.eos_id = _stop(special['eos_token'], settings)
+    special = special_tokens.ids(backend, settings)
+    self.eos_id = special_tokens.stop(special['eos_token'], settings)
     self.bos_id = self.eos_id if special['bos_token'] is None else special['bos_token']
     self.pad_id = self.eos_id if special['pad_token'] is None else special['pad_token']
     self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stops)))
-    self.vocab_size = backend.vocab_size
-    self.adds_bos = _adds_bos(backend, settings, special['bos_token'])
+    self.vocab_size, self._rows = backend.vocab_size, 0
+    self.adds_bos = special_tokens.adds_bos(backend, settings, special['bos_token'])
     texts = {name: backend.token(index) for name, index in special.items() if index is not None}
     self.special_tokens = texts | {k: v for k, v in settings.declared.items() if v}
     self._eos = self.special_tokens.get('eos_token')
@@ -81,6 +73,35 @@ class Tokenizer:
     other.stop_ids = tuple(dict.fromkeys((index, *self.stop_ids)))
     return other
 
+  def within(self, rows: int) -> 'Tokenizer':
+    """The same vocabulary for an embedding of so many rows, if that has all ids but perhaps pad's.
+
+    A pad that was added to a vocabulary without a row of its own (the usual way with Llama's) is
+    never looked at, for masks come from lengths: eos stands in for it, and a text with it is
+    refused.
+
+    Raises:
+      ValueError: another token has an id beyond the embedding.
+    """
+    if self.vocab_size <= rows:
+      return self
+    beyond = {self._backend.token(index) for index in range(rows, self.vocab_size)} - {None}
+    if beyond != {self.special_tokens.get('pad_token')}:
+      raise ValueError(
+        f'expected a tokenizer of at most {rows} tokens for this model, found {self.vocab_size} '
+        f'({", ".join(sorted(map(repr, beyond)))[:60]} beyond them); use the one that was '
+        'published with it')
+    other = copy.copy(self)
+    other.pad_id, other.vocab_size, other._rows = self.eos_id, rows, rows
+    return other
+
+  def _checked(self, ids: list[int]) -> list[int]:
+    if self._rows and max(ids, default=0) >= self._rows:
+      token = self._backend.token(max(ids))
+      raise ValueError(f'tokenizer: expected text of tokens that the model has; found {token!r}, '
+                       'which has no row in its embedding; take it out of the text')
+    return ids
+
   def encode(self, text: str) -> list[int]:
     """The ids of the text, without bos and eos."""
     return self.encode_batch([text])[0]
@@ -92,7 +113,8 @@ class Tokenizer:
       ValueError: the vocabulary has no ids for a text; so do the others that encode.
     """
     with _words():
-      return self._backend.encode_batch(list(texts))
+      batch = self._backend.encode_batch(list(texts))
+    return [*map(self._checked, batch)]
 
   def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
     """(`encode` of both texts as one, how many of its ids are the first text's) of each pair.
@@ -101,7 +123,8 @@ class Tokenizer:
     nothing between them, is the second's.
     """
     with _words():
-      return self._backend.encode_pairs(list(pairs))
+      batch = self._backend.encode_pairs(list(pairs))
+    return [(self._checked(ids), count) for ids, count in batch]
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
@@ -110,7 +133,8 @@ class Tokenizer:
     White space that an added token swallows from beside it is not in its range.
     """
     with _words():
-      return self._backend.encode_with_offsets(text)
+      ids, offsets = self._backend.encode_with_offsets(text)
+    return self._checked(ids), offsets
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
     """The text of the ids; special tokens (markers, bos, eos, pad) are left out or kept.
@@ -195,34 +219,6 @@ def _words() -> Iterator[None]:
 
 def _json(value: dict) -> bytes:
   return (json.dumps(value, indent=2) + '\n').encode()
-
-
-def _special_ids(backend: Json | SentencePiece, settings: Settings) -> dict[str, int | None]:
-  """The ids of bos, eos and pad: as declared, else by their usual names; None where it has none."""
-  special = {}
-  for name, candidates in _NAMES.items():
-    declared = settings.declared.get(name)
-    # A published null says that texts have no bos (Qwen2); that of pad only that nobody needed it.
-    none = name == 'bos_token' and name in settings.declared and declared is None
-    tokens = () if none else (declared,) if declared else candidates
-    ids = (backend.id(token) for token in tokens)
-    special[name] = next((index for index in ids if index is not None), None)
-  return special
-
-
-def _stop(eos: int | None, settings: Settings) -> int:
-  if eos is None:
-    raise ValueError(
-      f'tokenizer: expected an end-of-sequence token among {", ".join(_NAMES["eos_token"])}; '
-      f'found {settings.declared.get("eos_token") or "none of them"!r} to name no id; '
-      "add a tokenizer_config.json with 'eos_token' beside the file")
-  return eos
-
-
-def _adds_bos(backend: Json | SentencePiece, settings: Settings, bos: int | None) -> bool:
-  if bos is None or settings.adds_bos is not None:
-    return bos is not None and settings.adds_bos
-  return backend.puts_first(bos) or backend.token(bos) == BOS
 
 
 def load(path: str | os.PathLike) -> Tokenizer:

@@ -43,6 +43,9 @@ OPEN: dict[str, Any] = {
 HOOKS = ('estimate', 'policy_loss', 'trains', 'value_loss')
 """The functions of an algorithm that take options."""
 
+COMMON = frozenset({'samples', 'running', 'max_new_tokens'})
+"""What these functions may ask for, and every run has."""
+
 PLACES = ('reward', 'loss')
 """Where a regularizer holds the policy: it lowers the reward of a token, or adds to the loss."""
 
@@ -101,7 +104,7 @@ def reads(name: str, options: Mapping[str, Any]) -> frozenset[str]:
     options: all of config.rl, resolved.
   """
   reader = _reads.reader(find(name), options, trains(name, options))
-  own = declared(__name__, HOOKS) - {'samples', 'running', 'max_new_tokens'}
+  own = declared(__name__, HOOKS) - COMMON
 
   def is_read(option: str) -> bool:
     where, _ = _reads.WHERE.get(option, (None, ''))
@@ -127,13 +130,20 @@ def unread(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
   return wrong
 
 
-def _needs(option: str) -> str:
-  """What would read an option."""
+def readers(option: str) -> str:
+  """Who reads an option, in words: what has to be set, or the algorithms; '' where all do."""
   if option in _reads.WHERE:
     return _reads.WHERE[option][1]
-  having = [name for name in choices.names(__name__)
-            if option in declared(__name__, HOOKS) and option in _reads.keywords(find(name))]
-  return f'rl.algorithm={" or ".join(having)}'
+  if option not in declared(__name__, HOOKS) - COMMON:
+    return ''
+  return ', '.join(name for name in choices.names(__name__)
+                   if option in _reads.keywords(find(name)))
+
+
+def _needs(option: str) -> str:
+  """What would read an option."""
+  by = readers(option)
+  return by if option in _reads.WHERE else f'rl.algorithm={by.replace(", ", " or ")}'
 
 
 def updates(options: Mapping[str, Any]) -> int:

@@ -118,16 +118,13 @@ def merges(model: Transformer, base: Tree, adapter: Tree, merged: bool | None = 
   return stack.copies(base) and exact and adapters.mergeable(base, adapter)
 
 
-def exact(
-  model: Transformer, base: Tree, adapter: Tree, *, merged: bool | None = None, cache: str = 'model'
-) -> bool:
-  """Whether sampling computes as an update does, so that their log-probs differ by float32's
-  rounding of sums alone: no narrow type, no narrow cache, no merged copy, no accelerator (whose
+def wide(model: Transformer, *, cache: str = 'model') -> bool:
+  """Whether sampling computes in float32 throughout, as an update does, so that their log-probs
+  differ by the rounding of sums alone: no narrow type, no narrow cache, no accelerator (whose
   products of float32 are narrower).
   """
-  wide = model.config.dtype == 'float32' and cache in ('model', 'float32')
-  on_cpu = jax.default_backend() == 'cpu'
-  return wide and on_cpu and not merges(model, base, adapter, merged)
+  narrow = model.config.dtype != 'float32' or cache not in ('model', 'float32')
+  return jax.default_backend() == 'cpu' and not narrow
 
 
 def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:

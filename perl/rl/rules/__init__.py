@@ -5,7 +5,8 @@ A rule is a file here, or a function of the user's own ('my_package.my_module:my
   rewards(examples, responses, dataset) -> one number a response, or None where it cannot say
 
 with the example of each prompt (its `meta` holds what a right answer is checked against), the text
-without its EOS, and the dataset's module; or, told by the names of its arguments,
+without its EOS, and the dataset's module (a file here may also have `check(example, dataset)`,
+which is called before anything is sampled); or, told by the names of its arguments,
 
   rewards(tokens, mask) -> f32[B]
 
@@ -75,6 +76,17 @@ class Rules:
   def read_texts(self) -> bool:
     """Whether a rule asks for texts."""
     return len(self.of_tokens) < len(self.rules)
+
+  def check(self, examples: Sequence[Example]) -> None:
+    """Asks every rule of this folder whether it can check responses to these prompts.
+
+    Raises:
+      ValueError: it cannot, for what the prompt's row holds; the row is named.
+    """
+    for name in self.rules:
+      asks = None if ':' in name else getattr(choices.find(__name__, name), 'check', None)
+      for example in examples if asks else ():
+        asks(example, self.dataset)
 
   def each(
     self, examples: Sequence[Example], responses: Sequence[str], tokens: jax.Array,
