@@ -95,6 +95,17 @@ def test_a_stage_lives_in_an_object_store(bucket, toyrun, capsys):  # noqa: F811
   assert report.main([f'--workdir={bucket}/run']) == 0 and compare.main([f'{bucket}/run']) == 0
 
 
+def test_metrics_go_on_in_an_object_store(bucket):  # noqa: F811
+  for first, resumed in ((1, -1), (2, 1)):
+    with metrics.Writer(f'{bucket}/run', resumed_step=resumed) as writer:
+      for step in (first, first + 1):
+        writer.write(step, {'loss': 1.0})
+        writer.flush()
+  rows = metrics.read_jsonl(f'{bucket}/run/metrics.jsonl')
+  assert [row['step'] for row in rows] == [1, 2, 3]
+  assert list(paths.of(f'{bucket}/run/tensorboard').iterdir())
+
+
 def test_data_are_read_from_an_object_store(bucket):  # noqa: F811
   from perl.data.sets import local
 

@@ -115,7 +115,7 @@ def import_(
   return summary
 
 
-def export(stage: str, out: str, form: str, uniform: bool) -> dict:
+def export(stage: str, out: str, form: str, uniform: bool, dtype: str = '') -> dict:
   """`perl.jobs._export.export` of a stage's folder, which holds its config.json.
 
   Raises:
@@ -131,7 +131,8 @@ def export(stage: str, out: str, form: str, uniform: bool) -> dict:
     if not (folder / 'base').is_dir():
       raise ConfigError(
         f'expected a folder called {", ".join(TRAINED)} with that stage, found {stage}')
-  return exports.export(Run(config, stage, name), out, form=form, uniform=uniform)
+  return exports.export(
+    Run(config, stage, name), out, form=form, uniform=uniform, dtype=dtype)
 
 
 def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
@@ -139,15 +140,17 @@ def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
 
   Returns:
     merge_logit_difference, on 2 x 32 random tokens, how far the merged weights are from exact
-    ones (relative, the largest and the RMS), and parameters.
+    ones (relative, the largest and the RMS), how much of the change was lost, and parameters.
   """
   stored = pretrained.stored_dtype(folder)
+  if dtype:  # what is written in float32 is not rounded before
+    stored = jnp.promote_types(stored, dtype).name
   model, base, tokenizer = pretrained.load(folder, dtype='float32', param_dtype=stored)
   learnt = peft_format.load(adapter, base, heads=model.config.heads)
   own = pretrained.load_tokenizer(adapter)  # which knows what the adapter learnt to stop at
   if own is not None and own.vocab_size <= model.config.vocab_size:
     tokenizer = own
-  report = exports.merge_difference(model, base, learnt)
+  report = exports.merge_difference(model, base, learnt, dtype)
   merged = adapters.merge(base, learnt)
   pretrained.save(
     out, model, merged, tokenizer=tokenizer, head=learnt.get('head'),
@@ -202,7 +205,7 @@ def describe(report: dict) -> str:
 ACTIONS = {
   'inspect': lambda o: inspect(o.folder),
   'import': lambda o: import_(o.folder, o.out, o.dtype, o.quantize, o.block, o.double),
-  'export': lambda o: export(o.stage, o.out, o.form, o.uniform),
+  'export': lambda o: export(o.stage, o.out, o.form, o.uniform, o.dtype),
   'check': lambda o: check(o.folder, o.adapter),
   'merge': lambda o: merge(o.folder, o.adapter, o.out, o.dtype),
 }
@@ -258,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
                    help='adapter over the base, adapter over the anchor, or a whole model')
   one.add_argument('--uniform', action='store_true',
                    help='one rank and one scale for all modules (vLLM reads no patterns)')
+  one.add_argument('--dtype', default='', help='of a merged model, which is merged in it')
   one.add_argument('--out', required=True, help='new folder')
   one = add('check', 'Our logits beside those of transformers and PEFT.')
   one.add_argument('--folder', required=True, help='checkpoint')

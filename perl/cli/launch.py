@@ -84,9 +84,10 @@ def check_unchanged(config: ConfigDict, names: Sequence[str], workdir: epath.Pat
     ConfigError: with another config.
     MismatchError: over other rows, or other results of stages.
   """
-  names = [*identity.upstream(config, names), *names]
+  behind = identity.upstream(config, names)
+  names = [*behind, *names]
   for stage in names:
-    identity.check_same(config, stage, workdir / stage)
+    identity.check_same(config, stage, workdir / stage, upstream=stage in behind)
   _unchanged.check(config, [s for s in names if identity.is_begun(workdir / s)], workdir)
 
 

@@ -45,8 +45,14 @@ def is_begun(folder: epath.Path) -> bool:
   return is_finished(folder) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
-def check_same(config: ConfigDict, stage: str, folder: epath.Path) -> None:
+def check_same(
+  config: ConfigDict, stage: str, folder: epath.Path, *, upstream: bool = False
+) -> None:
   """Refuses to go on in a folder whose stage was run with another config.
+
+  Args:
+    config, stage, folder: what would be run, and where.
+    upstream: the stage is not to run, but others stand on it.
 
   Raises:
     ConfigError: the stage is finished, or has checkpoints, and its recorded config determines
@@ -61,10 +67,12 @@ def check_same(config: ConfigDict, stage: str, folder: epath.Path) -> None:
     f'found {recorded.get(path, "no such field")!r}'
     for path in sorted({*expected, *recorded}) if expected.get(path) != recorded.get(path)]
   if lines:
+    remedy = f'use a new --workdir, or delete {folder} to run it again'
+    if upstream:
+      remedy += (f', or take its result as it is: '
+                 f'--config.inputs.{STAGES[stage].makes}={folder}')
     raise ConfigError('\n'.join([
-      f'stage {stage} in {folder} was run with another config:', *lines,
-      f'use a new --workdir, or delete {folder} to run it again',
-    ]))
+      f'stage {stage} in {folder} was run with another config:', *lines, remedy]))
 
 
 def upstream(config: ConfigDict, stages: Sequence[str]) -> tuple[str, ...]:

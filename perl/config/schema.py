@@ -124,6 +124,9 @@ FIELDS: dict[str, Field] = {
                      'keeps.'),
   'data.overlong': Field('truncate', 'Longer examples: dropped and counted, or cut (a prompt keeps '
                          'its end).', choices=('filter', 'truncate')),
+  'data.overlap': Field('say', 'Rows of your own files that stand in two splits: counted in the '
+                        'log, or refused before anything runs (of any dataset then).',
+                        choices=('say', 'refuse')),
   'data.buckets': Field((), 'Padded lengths, rising; a batch is of one bucket. () is one length.',
                         'tokens', kind=int),
   'data.auto_buckets': Field(0, 'At most so many padded lengths, chosen so that a stage\'s rows '

@@ -167,6 +167,7 @@ PUBLISHED = ('tokenizer', 'base')
 
 FREE = frozenset({
   'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.date', 'data.data_dir',
+  'data.overlap',
   'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mesh.optimizer_memory', 'evaluate.batch_size',
   *(f'{stage}.{name}' for stage in TRAINED for name in ('log_every_steps', 'keep_last'))})
 """Fields that change no result: with others a finished stage stays valid, and a killed one goes on.

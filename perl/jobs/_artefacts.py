@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ from perl.jobs._run import Run
 from perl.models import config as model_config
 from perl.models import lm
 from perl.models.transformer import Transformer
-from perl.peft import adapters, composition, protocol
+from perl.peft import adapters, composition, protocol, rounding
 from perl.peft.protocol import Kind
 from perl.quantized import Scheme, scheme_of
 from perl.train import bases, checkpoint, provenance, sharding
@@ -132,8 +133,9 @@ class Artefacts:
   def anchor(self) -> Base:
     """The anchor: the base with the SFT adapter merged in float32. The other roles lie over it.
 
-    One that cannot be merged, or lies over a quantized base, stays a tree of its own, frozen below
-    those of the roles. With inputs.anchor = 'base' it is the base itself.
+    One that cannot be merged, lies over a quantized base, or would be rounded away (its change by
+    more than rounding.LIMIT), stays a tree of its own, frozen below those of the roles. With
+    inputs.anchor = 'base' it is the base itself.
     """
     return self.anchor_over(self.base())[0]
 
@@ -147,12 +149,23 @@ class Artefacts:
     adapter, _ = self.adapter(self.run.input('anchor'), base)
     parts = [base.digest, trees.digest(flax.serialization.to_state_dict(adapter))]
     digest = hashlib.sha256(''.join(parts).encode()).hexdigest()
-    if scheme_of(base.params) is not None or not adapters.mergeable(base.params, adapter):
+    if not self._merges(base, adapter):
       return Base(base.model, base.params, digest, below=adapter), adapter
     params = adapters.merge(base.params, adapter)
     params = sharding.place(params, sharding.base_shardings(params, self.run.mesh))
     former = functools.cache(lambda: trees.digest(params))
     return Base(base.model, params, digest, former=former), adapter
+
+  def _merges(self, base: Base, adapter: Tree) -> bool:
+    """Whether the adapter is to be folded into the base."""
+    if scheme_of(base.params) is not None or not adapters.mergeable(base.params, adapter):
+      return False
+    dtype = base.model.config.dtype
+    if not (holds := rounding.holds(base.params, adapter, dtype)):
+      logging.info('%s: merged into the base, %.0f %% of what sft learnt would be rounded away: '
+                   'its adapter stays apart', self.run.stage,
+                   100 * rounding.error(base.params, adapter, dtype))
+    return holds
 
   # --- Adapters
 

@@ -28,12 +28,13 @@ ROWS = 'rows'
 
 
 def load(
-  config: ConfigDict, split: str, kind: str, name: str = '', *, read: Callable = sets.load
+  config: ConfigDict, split: str, kind: str, name: str = '', *, read: Callable = sets.load,
+  dataset: ModuleType | None = None,
 ) -> Any:
   """read(dataset, split, kind, ...) of config.data's dataset, or of another one of that name."""
   parts = {'parts': tuple(config.parts)} if config.parts and name in ('', config.name) else {}
   return read(
-    choices.find(sets.SETS, name or config.name), split, kind, mirror=config.mirror,
+    dataset or choices.find(sets.SETS, name or config.name), split, kind, mirror=config.mirror,
     data_dir=config.data_dir, seed=config.seed, **parts)
 
 
@@ -66,7 +67,7 @@ class Data:
 
   def first(self, split: str, kind: str) -> Example:
     """The first example of the fixed split; no more is read than it takes."""
-    return load(self.run.config.data, split, kind, read=sets.first)
+    return load(self.run.config.data, split, kind, read=sets.first, dataset=self.dataset)
 
   def examples(self, split: str, kind: str) -> list[Example]:
     """Those of the dataset, of the fixed split or of config.data.fold.
@@ -98,7 +99,7 @@ class Data:
   def _load(self, split: str, kind: str, name: str = '') -> list[Example]:
     """Those of a dataset; the run keeps their digest."""
     config = self.run.config.data
-    examples = load(config, split, kind, name)
+    examples = load(config, split, kind, name, dataset=None if name else self.dataset)
     self.run.reading.note(f'{ROWS} {name or config.name} {kind} {split}', kinds.digest(examples))
     return examples
 

@@ -4,6 +4,9 @@ Adapters of reward, preference and rl lie over the anchor, which is the base wit
 merged in. Over the base itself they are both LoRA at once, of the summed rank.
 """
 
+import logging
+
+import jax.numpy as jnp
 import numpy as np
 
 from perl import paths, trees
@@ -13,14 +16,16 @@ from perl.hub import pretrained
 from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._run import Run
 from perl.models.transformer import Transformer
-from perl.peft import adapters
+from perl.peft import adapters, composition, rounding
 from perl.peft.methods import lora
 from perl.types import Tree
 
 FORMS = ('adapter', 'alone', 'merged')
 
 
-def export(run: Run, folder: str, *, form: str = 'adapter', uniform: bool = False) -> dict:
+def export(
+  run: Run, folder: str, *, form: str = 'adapter', uniform: bool = False, dtype: str = ''
+) -> dict:
   """Writes the result of a finished stage.
 
   Args:
@@ -29,6 +34,7 @@ def export(run: Run, folder: str, *, form: str = 'adapter', uniform: bool = Fals
     form: 'adapter', over the checkpoint or pretrained base; 'alone', over the anchor (export the
       sft stage merged to have it); 'merged', a model of its own.
     uniform: see hub.adapters.save; for vLLM.
+    dtype: of a merged model, which is merged in it; '' is the base's.
 
   Returns:
     what was written: parameters, and for 'merged' what `merge_difference` says.
@@ -42,7 +48,8 @@ def export(run: Run, folder: str, *, form: str = 'adapter', uniform: bool = Fals
     return _export_base(run, folder)
   base, adapter = _over(run, 'base' if form == 'adapter' else 'anchor')
   if form == 'merged':
-    return _merged(run, folder, base, adapter)
+    return _merged(run, folder, base, adapter, dtype)
+  adapter = composition.upper(adapter)
   own = form == 'adapter'  # the anchor, as a folder of its own, goes by another digest
   peft_format.save(
     folder, adapter, base.params, heads=base.model.config.heads, uniform=uniform,
@@ -76,7 +83,7 @@ def _over(run: Run, below: str) -> tuple[Base, Tree]:
       'no other format holds; train a reward model with reward.members=1')
   if below == 'anchor' or not sft:
     return anchor, adapter
-  return base, compose(sft, adapter)
+  return base, compose(sft, composition.upper(adapter))
 
 
 def compose(below: Tree, above: Tree) -> Tree:
@@ -97,26 +104,40 @@ def compose(below: Tree, above: Tree) -> Tree:
   return trees.nest(nodes) | ({'head': above['head']} if 'head' in above else {})
 
 
-def _merged(run: Run, folder: str, base: Base, adapter: Tree) -> dict:
-  report = merge_difference(base.model, base.params, adapter)
-  merged = adapters.merge(base.params, adapter)
+def _merged(run: Run, folder: str, base: Base, adapter: Tree, dtype: str) -> dict:
+  params = trees.cast(base.params, jnp.dtype(dtype)) if dtype else base.params
+  report = merge_difference(base.model, params, adapter)
+  merged = adapters.merge(params, adapter)
   pretrained.save(
     folder, base.model, merged, tokenizer=Artefacts(run).tokenizer, head=adapter.get('head'),
-    source=published(_source(run)))
+    source=published(_source(run)), dtype=jnp.dtype(dtype) if dtype else None)
   return report | {
     'form': 'merged', 'parameters': trees.count(merged), 'head': 'head' in adapter}
 
 
-def merge_difference(model: Transformer, base: Tree, adapter: Tree) -> dict[str, float]:
+def merge_difference(
+  model: Transformer, base: Tree, adapter: Tree, dtype: str = ''
+) -> dict[str, float]:
   """merge_logit_difference: the largest |merged - unmerged| logit of 2 x 32 random tokens; and
-  `merging.merge_error`.
+  `merging.merge_error`, and merge_update_error, of perl/peft/rounding.py, of which is warned.
+
+  Args:
+    model, base, adapter: the unmerged model.
+    dtype: that the merged weights are written in; '' is the base's.
   """
   rng = np.random.default_rng(0)
   length = min(32, model.config.max_positions)
   tokens = rng.integers(0, model.config.vocab_size, (2, length)).astype(np.int32)
   difference = merging.logit_difference(
     model, base, adapter, tokens, np.ones(tokens.shape, bool))
-  return {'merge_logit_difference': difference, **merging.merge_error(base, adapter)}
+  lost = rounding.error(base, adapter, dtype or None)
+  if lost > rounding.LIMIT:
+    logging.warning(
+      'merged into %s, %.0f %% of what was learnt is rounded away (its change of the weights, '
+      'relatively); write float32 (--dtype=float32), or keep the adapter apart (--form=adapter)',
+      dtype or base['final_norm']['scale'].dtype, 100 * lost)
+  return {'merge_logit_difference': difference, **merging.merge_error(base, adapter),
+          'merge_update_error': lost}
 
 
 def _source(run: Run) -> str:

@@ -4,6 +4,7 @@ Each check gives problems, as expected, found, remedy, and touches no more than 
 place of arrays, a first row in place of a dataset, the meta of an adapter in place of its weights.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl import choices, paths, trees
-from perl.data.examples import Example
 from perl.data.text import chat
 from perl.hub import adapters as peft_format
 from perl.hub import reading, tensors
-from perl.jobs import PRODUCER, STAGES, TRAINED
+from perl.jobs import PRODUCER, STAGES, TRAINED, _overlap
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._plan import Plan
@@ -44,8 +44,9 @@ def check(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Non
   """
   data = {stage: Data(Run(config, str(workdir / stage), stage), None) for stage in stages}
   plans = {stage: Plan(config, stage) for stage in stages if stage in TRAINED}
-  found = [*rows(config, data), *templates(config, data), *rewards(config, stages, data),
+  found = [*rows(data), *templates(data), *rewards(config, stages, data),
            *judges(config, stages, workdir)]
+  found = found or [*overlap(config, data)]
   sizes: dict[str, int] = {}
   found += [*learners(plans, sizes), *disk(config, sizes, workdir)]
   if found:
@@ -67,7 +68,7 @@ def _said(where: str, look: Callable[[], Any]) -> Iterator[str]:
 # --- Data
 
 
-def rows(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
+def rows(data: dict[str, Data]) -> Iterator[str]:
   """One row of every kind and split that the stages read."""
   first = functools.cache(lambda kind, split: next(iter(data.values())).first(split, kind))
   for stage, own in data.items():
@@ -78,25 +79,34 @@ def rows(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
       yield f'stage {stage}, data: {error}'
 
 
+def overlap(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
+  """Rows of what the stages read that stand in two splits."""
+  needed: set[tuple[str, str]] = set()
+  for own in data.values():
+    with contextlib.suppress(ValueError, OSError):  # `rows` has said so
+      needed |= {*needs(own)}
+  yield from _overlap.check(config, needed)
+
+
 def needs(data: Data) -> list[tuple[str, str]]:
   """(kind, split) of what a stage reads; [] of a job that does not say."""
   return getattr(_job(data.run.stage), 'needs', lambda data: [])(data)
 
 
-def templates(config: ConfigDict, data: dict[str, Data]) -> Iterator[str]:
+def templates(data: dict[str, Data]) -> Iterator[str]:
   """A row of each, through the tokenizer and its template, where these are there already."""
-  for stage, own in data.items():
-    artefacts = Artefacts(own.run)
-    if stage == PRODUCER['tokenizer'] or not _is_there(own.run, 'tokenizer'):
-      continue
+  reading = [own for stage, own in data.items() if stage != PRODUCER['tokenizer']]
+  if not reading or not _is_there(reading[0].run, 'tokenizer'):
+    return
+  artefacts = Artefacts(reading[0].run)  # of one tokenizer, whatever the stage
 
-    def look(artefacts=artefacts, own=own):
-      for kind, split in needs(own):
-        example = own.first(split, kind)
-        if artefacts.data.template is not None:
-          chat.apply(artefacts.data.template, example)
+  def look() -> None:
+    pairs = dict.fromkeys(pair for own in reading for pair in needs(own))
+    if (template := artefacts.data.template) is not None:
+      for kind, split in pairs:
+        chat.apply(template, reading[0].first(split, kind))
 
-    yield from _said(f'stage {stage}, chat template', look)
+  yield from _said('tokenizer and chat template', look)
 
 
 def _is_there(run: Run, name: str) -> bool:
@@ -124,7 +134,7 @@ def rewards(config: ConfigDict, stages: Sequence[str], data: dict[str, Data]) ->
 
 def _called(name: str, config: ConfigDict, data: Data) -> None:
   """Raises ValueError where a rule cannot be called, or gives no finite numbers."""
-  rule, example = rules.load(name), _prompt(data)
+  rule, example = rules.load(name), data.first('train', 'prompt')
   parameters = list(inspect.signature(rule).parameters)
   if parameters != ['tokens', 'mask'] and not _takes(rule, 3):
     raise ValueError(
@@ -150,10 +160,6 @@ def _takes(function: Callable, count: int) -> bool:
   return True
 
 
-def _prompt(data: Data) -> Example:
-  return data.first('train', 'prompt')
-
-
 def judges(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Iterator[str]:
   """Reward models that lie ready: that they are ones, and are what config.rl wants of them."""
   for stage in stages:
@@ -177,14 +183,19 @@ def _judge(run: Run) -> None:
     raise ValueError(
       f'expected an ensemble in {folder} for rl.ensemble={config.rl.ensemble}, found one reward '
       'model; train it with reward.members, or set rl.ensemble=mean')
-  apart = [f'{name}={meta.get(name)!r}' for name in ('method', 'rank', 'targets')
-           if meta.get(name) != {'method': config.peft.name, 'rank': config.peft.rank,
-                                 'targets': list(config.peft.targets)}[name]]
-  if run.stage == 'rl' and config.rl.critic_from == 'reward' and apart:
+  if run.stage == 'rl' and config.rl.critic_from == 'reward' and (apart := _apart(config, meta)):
     raise ValueError(
       f"expected a reward model of the critic's method, ranks and modules in {folder} for "
       f'rl.critic_from=reward, found {", ".join(apart)}; train it with this config.peft, or set '
       'rl.critic_from=zero')
+
+
+def _apart(config: ConfigDict, meta: dict[str, Any]) -> list[str]:
+  """What an adapter of some meta has otherwise than config.peft asks for."""
+  wanted = {'method': config.peft.name}
+  if config.peft.name == 'lora':  # others may not read them
+    wanted |= {'rank': config.peft.rank, 'targets': list(config.peft.targets)}
+  return [f'{name}={meta.get(name)!r}' for name, value in wanted.items() if meta.get(name) != value]
 
 
 def _published_judge(config: ConfigDict, folder: str) -> None:
@@ -213,6 +224,8 @@ def learners(plans: dict[str, Plan], sizes: dict[str, int]) -> Iterator[str]:
 
 
 def _checkpoint_bytes(stage: str, plan: Plan) -> int:
+  if not hasattr(_job(stage), 'learns'):
+    return 0
   learning, tx = _job(stage).learns(plan)
   state, _ = plan.first_state(learning, tx)
   return trees.size_bytes({'adapters': state.adapters, 'opt_state': state.opt_state})

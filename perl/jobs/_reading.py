@@ -71,11 +71,11 @@ def _record(folder: str) -> dict:
 
 def check(before: dict[str, str], now: dict[str, str], folder: str) -> None:
   """Raises MismatchError, which names what is there in both and differs."""
-  lines = [f'  {what}: expected {before[what][:12]}, found {now[what][:12]}'
+  lines = [f'  {what}: expected {now[what][:12]}, found {before[what][:12]}'
            for what in before if before[what] != now.get(what, before[what])]
   if lines:
     raise checkpoint.MismatchError('\n'.join([
-      f'the stage in {folder} has read something else (digests of what was read):', *lines,
+      f'the stage in {folder} has read something else than is there now (digests):', *lines,
       f'remedy: give it what it read before, use a new --workdir, or delete {folder}']))
 
 

@@ -1,6 +1,7 @@
 """Responses of a policy to the prompts of a split, and what they are worth."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,7 +14,7 @@ from perl.jobs._data import Data
 from perl.jobs._run import Run
 from perl.peft import adapters
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import rollout, slots, wide
+from perl.rl.rollout import kept_apart, rollout, slots, wide
 from perl.rl.rules import Rules
 from perl.types import Batch, Rollout, Tree
 
@@ -191,6 +192,8 @@ def _rollouts(
   """
   how, size = run.config.rl.rollout, run.config.evaluate.batch_size
   options = sampling(run, data, temperature=temperature, top_k=0, top_p=1.0, samples=samples)
+  sample = functools.partial(rollout, base.model, **options)
+  sample = functools.partial(sample, **kept_apart(sample, base.params, policy))
   number, lengths = 0, np.zeros(0)
   for batches in _by_length(data.evaluation_batches(rows, 'prompt')):
     while batches:
@@ -200,9 +203,9 @@ def _rollouts(
         together = slots.pays(lengths, size * len(batches), size)
       batch, batches = (_joined(batches), []) if together else (batches[0], batches[1:])
       placed = run.place(batch)
-      out = rollout(
-        base.model, base.params, policy, placed['tokens'], placed['mask'], key_now,
-        slots=size if together else None, **options)
+      out = sample(
+        base.params, policy, placed['tokens'], placed['mask'], key_now,
+        slots=size if together else None)
       lengths = np.asarray(out.response_mask.sum(-1))
       yield batch, out
       number += 1

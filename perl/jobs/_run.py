@@ -4,6 +4,7 @@ The first of the three values that every job stands on; the others are its data 
 stages hand to one another (_artefacts.py). Below the jobs a ConfigDict is never seen.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -184,8 +185,9 @@ def begin(config: ConfigDict, workdir: str, stage: str) -> Run:
   metrics.write_json(folder / 'config.json', plain)
   stamp = sets.stamp(config.data.mirror, config.data.data_dir)
   run = Run(config, workdir, stage, Reading(workdir, stamp))
-  for what, digest in run.inputs().items():
-    run.reading.note(what, digest)
+  with contextlib.suppress(FileNotFoundError):  # whoever reads an input says that it is not there
+    for what, digest in run.inputs().items():
+      run.reading.note(what, digest)
   return run
 
 

@@ -4,6 +4,8 @@ Pretraining is full tuning of random weights: the same step, the same adapter pr
 end one merge.
 """
 
+import logging
+
 import optax
 from ml_collections import ConfigDict
 
@@ -14,7 +16,7 @@ from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Stage
 from perl.models import lm
-from perl.peft import adapters
+from perl.peft import adapters, rounding
 from perl.train import loop, sharding
 from perl.types import Tree
 
@@ -45,8 +47,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
     **run.loop_options(),
   )
   artefacts.save_base(model, adapters.merge(params, state.adapters))
+  if (lost := rounding.error(params, state.adapters)) > rounding.LIMIT:
+    logging.warning('pretrain: %s rounds %.0f %% of what was learnt away; set '
+                    'model.param_dtype=float32', config.model.param_dtype, 100 * lost)
   total = trees.count(params)
-  return run.finish({**result, 'parameters_total': total, 'parameters_trainable': total})
+  return run.finish({**result, 'merge_update_error': lost, 'parameters_total': total,
+                     'parameters_trainable': total})
 
 
 def needs(data: Data) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from perl.jobs import _run as runs
 from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._data import Data
 from perl.jobs._plan import Plan, Stage
-from perl.peft import adapters
+from perl.peft import adapters, rounding
 from perl.train import loop
 from perl.train import step as steps
 from perl.types import Tree
@@ -47,6 +47,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if adapters.mergeable(base.params, state.adapters):
     result['merge_logit_difference'] = merging.logit_difference(
       base.model, base.params, state.adapters, batches[0]['tokens'], batches[0]['mask'])
+    result['merge_update_error'] = rounding.error(
+      base.params, state.adapters, base.model.config.dtype)
   if config.sft.test:
     result |= _test(artefacts, base, state)
   return run.finish({

@@ -70,11 +70,11 @@ def _sum(path: str, pairs: list[tuple[Any, float]], w: Any) -> Any:
 
 def task_vector(base: Tree, adapter: Tree) -> Tree:
   """W' - W of every parameter that an adapter changes, f32, for methods that can be folded in."""
-  own, merged = trees.flat(base), trees.flat(adapters.merge(base, adapter))
+  whole = trees.cast(base, jnp.float32)  # in a narrower one a small change is rounded away
+  own, merged = trees.flat(whole), trees.flat(adapters.merge(whole, adapter))
   changed = {name for path in adapters.nodes(trees.spread(base, adapter))
              for name in (path, f'{path.removesuffix("/kernel")}/bias') if name in own}
-  full = lambda x: dense(x.astype(jnp.float32))
-  return trees.nest({n: full(merged[n]) - full(own[n]) for n in own if n in changed})
+  return trees.nest({n: dense(merged[n]) - dense(own[n]) for n in own if n in changed})
 
 
 def add(base: Tree, vectors: Sequence[Tree], weights: Sequence[float]) -> Tree:

@@ -26,7 +26,7 @@ from perl.peft import adapters
 from perl.rl import algorithms, roles, update
 from perl.rl.experience import make_experience
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import merges, rollout, wide
+from perl.rl.rollout import kept_apart, merges, rollout, wide
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
@@ -106,9 +106,10 @@ class Step:
   ):
     """Sampled, judged, laid out; what a rule cannot judge weighs nothing."""
     weight = jnp.repeat(prompts['weight'], samples)
+    sampler = roles.of(self.base, 'policy'), state.adapters['policy']
     sampled = self.sample(
-      roles.of(self.base, 'policy'), state.adapters['policy'], prompts['tokens'],
-      prompts['mask'], key, samples=samples, **how)
+      *sampler, prompts['tokens'], prompts['mask'], key, samples=samples, **how,
+      **kept_apart(self.sample, *sampler))
     judged, rules = rewards(self.base, sampled, self._asked(rewards, prompts, samples), policy)
     metrics = {f'rule_{name}': Mean.of(values, weight * ~np.isnan(values))
                for name, values in rules.items()}

@@ -156,8 +156,9 @@ def test_a_job_alone_stands_on_stages_of_its_own_config(jobs, tmp_path, capsys):
   run(tmp_path, '--config.stages=("tokenizer", "pretrain")')
   jobs.take()
   assert run(tmp_path, '--job=sft', '--config.seed=1') == 2
+  named = f'--config.inputs.base={tmp_path / "pretrain"}'
   assert 'stage pretrain' in (error := capsys.readouterr().err) and 'seed: expected 1' in error
-  named = f'--config.inputs.base={tmp_path / "pretrain"}'  # said, and known by its path
+  assert named in error
   assert run(tmp_path, '--job=sft', '--config.seed=1', named) == 0
   assert jobs.take() == ['sft']
 

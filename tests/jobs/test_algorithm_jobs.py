@@ -1,5 +1,7 @@
 """Algorithms as jobs: what only a whole run shows of what they need."""
 
+import json
+
 import numpy as np
 import pytest
 import toyrun as run
@@ -17,11 +19,14 @@ def trained(folder):
 
 
 def of_ppo(toyrun, **given):
-  """PPO with all that it may have: an adaptive KL, documents, entropy, running statistics."""
+  """PPO with all that it may have: an adaptive KL, documents, entropy, running statistics; the
+  checkpoint that is nearest to the anchor is the result.
+  """
   return from_run(
     toyrun, rl__algorithm='ppo', rl__ptx=0.5, rl__entropy=0.01, rl__kl_target=0.05,
     rl__kl_horizon=20.0, rl__reward_scale='running', rl__critic_from='reward',
-    rl__minibatches=2, rl__epochs=2, **given)
+    rl__minibatches=2, rl__epochs=2, rl__keep='best', rl__best_metric='kl', rl__best_mode='min',
+    **given)
 
 
 @pytest.fixture(scope='module')
@@ -41,6 +46,19 @@ def test_ppo_with_all_that_it_may_have(ppo):
   assert abs(rows[0]['value']) > 1e-4  # it begins as the reward model, in units of the return
   tree = checkpoint.Checkpoints(ppo / 'rl' / 'checkpoints').restore().tree
   assert tree['running']['count'] == 16 + 6 * 8 and tree['running']['beta'] != pytest.approx(0.05)
+
+
+def test_the_result_is_the_best_checkpoint_by_what_was_asked_for(ppo):
+  measured = [row['dev/kl'] for row in run.rows(ppo / 'rl') if 'dev/kl' in row and row['step']]
+  summary = run.read(ppo / 'rl' / 'summary.json')
+  assert len(measured) == 3 and summary['dev_kl'] == min(measured)
+
+
+def test_texts_are_left_at_each_evaluation(ppo):
+  lines = [json.loads(line) for line in (ppo / 'rl' / 'rollouts.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines] == [0] * 3 + [2] * 3 + [4] * 3 + [6] * 3
+  assert len({line['prompt'] for line in lines}) == 3 and all(line['response'] for line in lines)
+  assert all(np.isfinite(line['reward']) for line in lines)
 
 
 def test_a_resumed_ppo_keeps_its_statistics_and_its_place_in_both_streams(ppo, toyrun, tmp_path):

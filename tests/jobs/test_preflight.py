@@ -1,6 +1,7 @@
 """What is looked for before the first stage; each check by itself, each with its remedy."""
 
 import json
+import pathlib
 import shutil
 import sys
 import types
@@ -10,9 +11,13 @@ import tiny
 import toyrun as run
 
 from perl import paths, trees
-from perl.jobs import PERL, _preflight, _reading
+from perl.data.text import tokenizer as tokenizers
+from perl.jobs import PERL, _overlap, _preflight, _reading
 from perl.peft import adapters
 from perl.train import checkpoint
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
+import checkpoints  # noqa: E402
 
 ALL = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
 
@@ -84,12 +89,16 @@ def test_a_missing_split_is_said(tmp_path):
   assert 'expected dev.jsonl' in check(tmp_path, **data)
 
 
-def test_no_more_is_read_than_a_first_row(tmp_path):
+def test_a_broken_row_is_said_wherever_it_stands_and_large_files_are_not_read_for_it(
+  tmp_path, monkeypatch
+):
   data = files(tmp_path / 'data')
-  for split in ('train', 'dev', 'test'):
-    with (tmp_path / 'data' / f'{split}.jsonl').open('a') as file:
-      file.write('\nthis is no JSON')
-  assert check(tmp_path, **data) == ''
+  with (tmp_path / 'data' / 'dev.jsonl').open('a') as file:
+    file.write('\nthis is no JSON')
+  assert 'dev.jsonl, line 3' in check(tmp_path, ('sft',), **data)
+  assert check(tmp_path, ('tokenizer',), **data) == ''  # which does not read dev
+  monkeypatch.setattr(_overlap, 'LOOKED_AT_BYTES', 10)
+  assert check(tmp_path, ('sft',), **data) == ''
 
 
 def test_every_job_says_what_it_reads(toyrun):
@@ -194,3 +203,18 @@ def test_the_bytes_of_a_checkpoint_are_those_on_disk(toyrun, tmp_path):
   tree = checkpoint.Checkpoints(toyrun / 'rl' / 'checkpoints').restore().tree
   saved = trees.flat({part: tree[part] for part in ('adapters', 'opt_state')})
   assert sizes['rl'] == sum(x.nbytes for x in saved.values())
+
+
+# --- Chat templates
+
+
+def test_a_template_that_cannot_write_the_rows_is_said(tmp_path):
+  refuses = "{% if messages[-1]['role'] == 'user' %}{{ raise_exception('no end') }}{% endif %}x"
+  checkpoints.qwen2(tmp_path / 'hub', chat_template=refuses)
+  rows = [{'messages': [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'a'}]}]
+  data = files(tmp_path / 'data', train=rows, dev=rows, test=rows)
+  (tmp_path / 'tokenizer').mkdir()
+  (tmp_path / 'tokenizer' / 'summary.json').write_text('{}')
+  tokenizers.load(tmp_path / 'hub').save(tmp_path / 'tokenizer')
+  said = check(tmp_path, ('pretrain', 'sft'), **data)
+  assert 'tokenizer and chat template: ' in said and 'no end' in said

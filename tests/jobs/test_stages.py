@@ -31,8 +31,8 @@ READ = {
 """Stage -> (the sections, the inputs) that determine its result: its own and those behind it."""
 
 FREE = {'name', 'stages', 'model.remat', 'model.scan_unroll', 'data.mirror', 'data.data_dir',
-        'data.date', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mesh.optimizer_memory',
-        'evaluate.batch_size',
+        'data.overlap', 'data.date', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
+        'mesh.optimizer_memory', 'evaluate.batch_size',
         *(f'{stage}.{name}' for stage in jobs.TRAINED for name in ('log_every_steps', 'keep_last'))}
 """Fields that change no result."""
 

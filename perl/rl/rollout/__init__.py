@@ -1,13 +1,14 @@
 """Rollouts: prompts -> sampled responses with their behaviour log-probs, one compiled program."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from perl.models import decode, stack
 from perl.models.transformer import Transformer
-from perl.peft import adapters
+from perl.peft import adapters, rounding
 from perl.quantized import scheme_of
 from perl.rl.rollout import batch
 from perl.rl.rollout import slots as continuous
@@ -58,9 +59,9 @@ def rollout(
     slots: how many rows decode at a time (`slots.py`; each row's prompt then passes through the
       model by itself), if that is less than B; None: all (`batch.py`; a prompt passes once,
       whatever the number of its samples).
-    merged: fold the adapter into a copy of the base for this rollout alone; nothing is ever trained
-      on the copy. None: where a copy is made anyway and rounding is float32's; never a quantized
-      one.
+    merged: fold the adapter into a copy of the base for this rollout alone (where `kept_apart` does
+      not object); nothing is ever trained on the copy. None: where a copy is made anyway and
+      rounding is float32's; never a quantized one.
     cache: how keys and values are stored, of models.cache.KINDS.
 
   Returns:
@@ -88,6 +89,25 @@ def rollout(
     response_mask=join(nothing, responses.mask),
     logprobs=join(nothing.astype(jnp.float32), responses.logprobs), finished=responses.finished,
   )
+
+
+def kept_apart(sample: Callable, base: Tree, adapter: Tree) -> dict[str, bool]:
+  """{'merged': False} where `merged` is asked for, and merging would round the policy away.
+
+  Measured, not traced: outside of jit. Kernels narrower than float32 hold an adapter badly while it
+  is small, and a fresh one changes nothing yet: it stays apart from the start.
+
+  Args:
+    sample: functools.partial(rollout, model, ...).
+    base, adapter: the policy.
+  """
+  if not getattr(sample, 'keywords', {}).get('merged'):
+    return {}
+  config = sample.args[0].config
+  if config.dtype == config.param_dtype == 'float32':
+    return {}
+  lost = rounding.error(base, adapter, config.dtype)
+  return {} if 0 < lost <= rounding.LIMIT else {'merged': False}
 
 
 def merges(model: Transformer, base: Tree, adapter: Tree, merged: bool | None = None) -> bool:
