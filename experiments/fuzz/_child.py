@@ -2,7 +2,7 @@
 
     python -m experiments.fuzz._child KIND SEED FIRST COUNT SECONDS MEBIBYTES
 
-prints a JSON line an input. What takes more processor time than it may ends the process, and so may
+prints a JSON line when it is ready, and one an input. What takes more processor time than it may ends the process, and so may
 a native library; more memory is a MemoryError. The parent (_judge.py) sees where it stopped.
 """
 
@@ -36,6 +36,7 @@ def serve(name: str, seed: int, first: int, count: int, seconds: float, mebibyte
     first_of_all = judge(kind, folder, random.Random(0), list(valid))  # imports and compiles
     if first_of_all['verdict'] not in ('accepted', 'refused'):
       sys.exit(f'expected a valid input of {name} to be read, found {first_of_all}')
+    print(json.dumps({'ready': name}), file=OUT, flush=True)
     limit(mebibytes)
     for number in range(first, first + count):
       rng = random.Random(f'{seed}/{name}/{number}')

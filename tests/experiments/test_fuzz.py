@@ -54,7 +54,7 @@ def test_the_end_of_a_process_is_a_finding():
   assert judges._ended(5, -6, 'abort', 0)['verdict'] == 'died'
   assert judges._ended(5, 1, '', 0)['verdict'] == 'died'
   with pytest.raises(RuntimeError, match='to begin'):
-    judges._ended(0, 1, 'ImportError', 0)
+    judges._ended(-1, 1, 'ImportError', 0)
 
 
 def test_the_program_writes_what_it_found(tmp_path, capsys):
