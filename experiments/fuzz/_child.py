@@ -2,9 +2,9 @@
 
     python -m experiments.fuzz._child KIND SEED FIRST COUNT SECONDS MEBIBYTES
 
-prints a JSON line when it is ready, and one an input. What takes more processor time than it may ends
-the process, and so may a native library; more memory is a MemoryError. The parent (_judge.py) sees
-where it stopped.
+prints a JSON line when it is ready, and one an input. What takes more processor time than it may
+ends the process, and so may a native library; more memory is a MemoryError. The parent (_judge.py)
+sees where it stopped.
 """
 
 import json
