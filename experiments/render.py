@@ -99,6 +99,18 @@ def memory_of_stages(result: Results) -> str:
     forecast.markdown(figures, stage) for stage, figures in result['stages'].items())
 
 
+def fuzz(result: Results) -> str:
+  """What became of spoilt inputs, by kind."""
+  rows = [(name, row['inputs'], row['accepted'], row['refused'],
+           sum(finding['count'] for finding in row['findings']))
+          for name, row in result['kinds'].items()]
+  total = ('all', *(sum(column) for column in list(zip(*rows))[1:]))
+  body = [[name, *(f'{count:,}' for count in counts)] for name, *counts in [*rows, total]]
+  return formats.markdown(['kind', 'inputs', 'accepted', 'refused', 'findings'], body, [
+    f'Seed {result["settings"]["seed"]}; at most {result["settings"]["seconds"]:.0f} s and '
+    f'{result["settings"]["mebibytes"]:,} MiB an input.'])
+
+
 STUDIES = {
   '*_algorithms.json': 'algorithms', '*_regularizers.json': 'regularizers',
   '*_folds*.json': 'crossvalidate', 'coffee.json': 'sweep', 'coffee_methods.json': 'methods',
@@ -115,6 +127,7 @@ OTHERS: dict[str, Callable[[Results], str]] = {
   'load_*.json': lambda r: loading.table(r['cases']),
   'speed_*.json': lambda r: contest.table(r['cases']),
   'ticketing.json': reward_model,
+  'fuzz.json': fuzz,
   '*.json': evaluation,
 }
 """Pattern of a file's name -> its table in Markdown; the first that fits."""

@@ -7,7 +7,6 @@ there, by name: an unknown scheme would else become a local folder called 'gs:'.
 import contextlib
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import re
@@ -17,6 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from perl import documents
+from perl.documents import Kind
 
 SERVED = {'gs': 'gcsfs'}
 """Scheme -> the package that serves it; those that both epath and Orbax, for checkpoints, can."""
@@ -63,19 +65,14 @@ def same(one: str | os.PathLike, other: str | os.PathLike) -> bool:
   return absolute(one) == absolute(other)
 
 
-def read_json(place: str | os.PathLike) -> Any:
-  """The JSON in a file.
+def read_json(place: str | os.PathLike, kind: Kind = documents.ANY) -> Any:
+  """The JSON in a file, of a kind (perl/documents.py).
 
   Raises:
     OSError: there is no such file.
-    ValueError: it holds no JSON; the file is named.
+    ValueError: it holds no JSON, or another kind of value; the file is named.
   """
-  text = of(place).read_text()
-  try:
-    return json.loads(text)
-  except ValueError as error:
-    raise ValueError(
-      f'expected JSON in {place}, found {text[:60]!r} ({error}); write the file again') from error
+  return documents.read(of(place), kind, remedy='write the file again')
 
 
 def write_text(place: str | os.PathLike, text: str) -> None:

@@ -2,13 +2,13 @@
 
 import difflib
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perl import patterns as regular
 from perl.types import Tree
 
 
@@ -37,7 +37,7 @@ def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
   Args:
     names: paths, 'layers/attn/q'.
-    patterns: regular expressions; 'attn/(q|v)' matches 'layers/attn/q'.
+    patterns: regular expressions (perl/patterns.py); 'attn/(q|v)' matches 'layers/attn/q'.
 
   Raises:
     ValueError: a pattern matches nothing, or is no regular expression; the names that could be
@@ -46,11 +46,8 @@ def match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
   names = list(names)
   chosen = set()
   for pattern in patterns:
-    try:
-      compiled = re.compile(rf'(?:.*/)?(?:{pattern})')
-    except re.error as error:
-      raise ValueError(f'expected a regular expression, found {pattern!r}: {error}') from error
-    matched = [n for n in names if compiled.fullmatch(n)]
+    fits = regular.matching(pattern, names, 'the targets', before='(?:.*/)?')
+    matched = [name for name, fit in zip(names, fits) if fit]
     if not matched:
       near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
       hint = f'; did you mean {near[0]!r}?' if near else ''

@@ -12,7 +12,7 @@ from perl import choices
 
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = ('types', 'masked', 'trees', 'products', 'quantized', 'quantization', 'choices',
-          'options', 'paths')
+          'options', 'paths', 'documents', 'patterns', 'bounded')
 WINGS = ('data', 'peft', 'models', 'train', 'objectives')
 FLOORS = ('hub', 'preference', 'rl', 'evaluate', 'jobs', 'config', 'report', 'forecast', 'cli')
 """Above ground and wings, from the lowest; each may look into all below it."""
@@ -28,7 +28,7 @@ CONFIGURED = ('jobs', 'config', 'report', 'forecast', 'cli')
 MAX_LINES = 300
 LATE = {
   'torch': 'extra hf', 'transformers': 'extra hf', 'peft': 'extra hf',
-  'tensorflow_datasets': 'a second to import', 'pyarrow': 'heavy, for Parquet files alone',
+  'tensorflow_datasets': 'a second to import', 'pyarrow': 'heavy, for Parquet and patterns',
   'grain': 'seconds to import, and not on every machine that measures',
   'sentencepiece': 'for such models alone', 'tensorboardX': 'for runs that log to it',
   'resource': 'not on every system',
@@ -183,3 +183,22 @@ def test_no_two_test_files_have_one_name():
   """Pytest imports them by it."""
   names = [path.name for path in (ROOT / 'tests').rglob('test_*.py')]
   assert len(names) == len(set(names))
+
+
+OWN_JSON = ('dumps', 'to_str', 'to_json_best_effort', '_receive')
+"""Functions of ours and of libraries whose text json.loads may read: no file's."""
+
+
+def test_json_of_files_is_read_in_one_place():
+  """perl/documents.py bounds it; json.loads alone raises what it likes, and fills the memory."""
+  wrong = []
+  for module in FILES.keys() - {'perl.documents'}:
+    for node in ast.walk(parsed(module)):
+      called = node.func if isinstance(node, ast.Call) else None
+      if not isinstance(called, ast.Attribute) or ast.unparse(called) not in (
+          'json.load', 'json.loads'):
+        continue
+      inner = node.args[0].func if isinstance(node.args[0], ast.Call) else None
+      if inner is None or ast.unparse(inner).split('.')[-1] not in OWN_JSON:
+        wrong.append(f'{module}, line {node.lineno}: {ast.unparse(node)}')
+  assert not wrong, '\n'.join(wrong)

@@ -20,9 +20,10 @@ from typing import Any
 
 from etils import epath
 
-from perl import paths
+from perl import documents, paths
 from perl.config import command_line
 from perl.config.fields import ConfigError
+from perl.documents import FLAG, TEXT
 from perl.evaluate import win_rate
 from perl.jobs import _reading
 from perl.jobs._artefacts import Artefacts
@@ -34,6 +35,8 @@ from perl.rl.rewards import Rewards
 from perl.rl.rules import Rules
 from perl.train import metrics
 
+RESPONSE = documents.record(prompt=TEXT, group=TEXT, before=TEXT, after=TEXT,
+                            finished_before=FLAG, finished_after=FLAG)
 FIGURES = (('wins', 'win'), ('ties', 'tie'), ('losses', 'loss'), ('win rate', 'win_rate'))
 
 
@@ -50,10 +53,10 @@ def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[Answer]]:
     raise ConfigError(f"expected ':before' or ':after' behind the folder, found {which!r}")
   folder = paths.of(name)
   try:
-    rows = paths.read_json(folder / 'responses.json')
+    rows = paths.read_json(folder / 'responses.json', documents.items(RESPONSE))
     which = which or 'after'
     return folder, rows, [Answer(row[which], row[f'finished_{which}']) for row in rows]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
                       f'{type(error).__name__} ({error}); run --job=evaluate first') from None
 
@@ -99,7 +102,9 @@ def by_reward(folder: epath.Path, stage: str, prompts: Sequence[str]) -> Callabl
 
 
 def _run(folder: epath.Path) -> Run:
-  return Run(command_line.read(str(folder / 'config.json')), str(folder), 'evaluate')
+  config = command_line.saved(folder / 'config.json')
+  config.rl.rules = ()  # who judges needs none, and imports none that a folder names
+  return Run(config, str(folder), 'evaluate')
 
 
 def _judge(options: argparse.Namespace, folder: epath.Path, prompts: Sequence[str]) -> Callable:

@@ -41,11 +41,11 @@ def run_stage(config: ConfigDict, stage: str, workdir: epath.Path) -> dict:
   if identity.is_finished(folder):
     _unchanged.check_inputs(config, stage, workdir)
     print(f'[{stage}] skipped: finished before, in {folder}', flush=True)
-    return {**paths.read_json(folder / 'summary.json'), 'skipped': True}
+    return {**runs.summary(folder), 'skipped': True}
   print(f'[{stage}] runs in {folder}', flush=True)
   metrics.write_json(folder / 'config.json', plain(config))
   importlib.import_module(f'perl.jobs.{stage}').run(config, str(folder))
-  return {**paths.read_json(folder / 'summary.json'), 'skipped': False}
+  return {**runs.summary(folder), 'skipped': False}
 
 
 def run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> dict:
@@ -94,7 +94,7 @@ def check_unchanged(config: ConfigDict, names: Sequence[str], workdir: epath.Pat
 def summarize(workdir: epath.Path) -> dict:
   """The summaries of the finished stages, by stage, and the optimum if one of them knows it."""
   summaries = {
-    stage: paths.read_json(workdir / stage / 'summary.json')
+    stage: runs.summary(workdir / stage)
     for stage in STAGES if identity.is_finished(workdir / stage)}
   optimum = runs.optimum(summaries)
   return {**summaries, **({} if optimum is None else {'gold_optimum': optimum})}

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from perl import paths
-from perl.config import experiments, schema
+from perl.config import experiments, runs, schema
 from perl.config.fields import ConfigError, flatten, nearest
 from perl.config.schema import FIELDS
 from perl.jobs import PRODUCER, PUBLISHED
@@ -139,6 +139,7 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   check_overrides(overrides)
   config = load(spec).lock()
   config = _override(config, overrides) if overrides else config
+  _check_code(config, spec.partition(':')[0], overrides)
   if config.model.checkpoint and 'stages' not in map(overridden, overrides):
     brought = [PRODUCER[name] for name in PUBLISHED]
     config.stages = tuple(s for s in config.stages if s not in brought)
@@ -147,7 +148,7 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def load(spec: str) -> ConfigDict:
   """The config that the experiment's get_config returns, without overrides."""
-  name, text = re.fullmatch(r'((?:\w+://)?[^:]*):?(.*)', spec).groups()
+  name, text = re.fullmatch(r'(?s)((?:\w+://)?[^:]*):?(.*)', spec).groups()
   path = experiments.find(name)
   if path.suffix == '.json':
     return saved(path)
@@ -162,9 +163,13 @@ def load(spec: str) -> ConfigDict:
 
 
 def saved(path: os.PathLike) -> ConfigDict:
-  """The resolved config that a run left in its workdir."""
+  """The resolved config that a run left in its workdir.
+
+  Raises:
+    ConfigError: it is no config, or has fields that there are not.
+  """
   config = schema.get_config()
-  for name, value in flatten(paths.read_json(path)).items():
+  for name, value in runs.recorded(paths.of(path)).items():
     if name not in FIELDS:
       raise ConfigError(
         f'expected the fields of perl/config/schema.py in {path}, found {name!r}'
@@ -173,6 +178,20 @@ def saved(path: os.PathLike) -> ConfigDict:
     fixed = tuple(value) if isinstance(value, list) else value
     config.update_from_flattened_dict({name: fixed})
   return config
+
+
+def _check_code(config: ConfigDict, spec: str, overrides: Sequence[str]) -> None:
+  """A saved config, perhaps somebody else's, may not say which code is imported: the user does.
+
+  Raises:
+    ConfigError: it names rules as 'module:function', and the command line does not.
+  """
+  foreign = [name for name in config.rl.rules if ':' in name]
+  if spec.endswith('.json') and foreign and 'rl.rules' not in map(overridden, overrides):
+    raise ConfigError(
+      f'expected rl.rules of {spec} to be files of perl/rl/rules, found {foreign[0]!r}, which '
+      'would be imported and run; if you trust that code, ask for it: '
+      f'--config.rl.rules="{config.rl.rules}"')
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
+from perl import documents
 from perl.choices import nearest
 from perl.jobs._identity import flatten
 
-__all__ = ['ConfigError', 'Field', 'default', 'flatten', 'nearest', 'nest', 'pick', 'plain']
+__all__ = [
+  'ConfigError', 'Field', 'default', 'flatten', 'kind', 'nearest', 'nest', 'pick', 'plain']
 
 
 class ConfigError(ValueError):
@@ -20,7 +22,8 @@ class Field(NamedTuple):
   """One field: its default, what it means, and what it may be.
 
   `choices`, `low` and `high` (inclusive) bound the value; `package` is a folder of choices, whose
-  files are the values. A default of None is somebody else's value, of type `kind`.
+  files are the values. A default of None is somebody else's value, of type `kind`; a tuple is of
+  such values, of text if `kind` does not say.
   """
 
   default: Any
@@ -42,7 +45,20 @@ class Field(NamedTuple):
 
 def default(field: Field) -> Any:
   """The default as a ConfigDict holds it: None with its type, which overrides are read as."""
-  return field.default if field.kind is None else config_dict.placeholder(field.kind)
+  return field.default if field.default is not None else config_dict.placeholder(field.kind)
+
+
+_OF_TYPES = {bool: documents.FLAG, int: documents.whole(-2**53, 2**53), str: documents.TEXT,
+             float: documents.number(-1e300, 1e300)}
+
+
+def kind(field: Field) -> documents.Kind:
+  """What a value of the field has to be."""
+  if isinstance(field.default, tuple):
+    return documents.items(_OF_TYPES[field.kind or str])
+  if field.default is None:
+    return documents.either(_OF_TYPES[field.kind], documents.NULL)
+  return _OF_TYPES[type(field.default)]
 
 
 def pick(value: Any, names: list[str]) -> str:

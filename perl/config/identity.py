@@ -60,7 +60,7 @@ def check_same(
   """
   if not is_begun(folder) or not (folder / 'config.json').exists():
     return
-  recorded = identity(paths.read_json(folder / 'config.json'), stage)
+  recorded = identity(runs.recorded(folder / 'config.json'), stage)
   expected = identity(plain(config), stage)
   lines = [
     f'  {path}: expected {expected.get(path, "no such field")!r}, '

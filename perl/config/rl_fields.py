@@ -97,7 +97,8 @@ FIELDS: dict[str, Field] = {
                                'rl.ensemble=uncertainty.', source='Coste et al. 2023', low=0.0),
   'rl.rules': Field((), 'Rules that score responses too: files of perl/rl/rules, or '
                     '\'module:function\' of your own.'),
-  'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.'),
+  'rl.rule_weights': Field((), 'Weight of each rule in the reward; () is 1 each.',
+                           kind=float),
   'rl.scale_rewards': Field(None, 'What the advantages of responses to a prompt are divided by: '
                             'the standard deviation within them, that of the batch, or nothing.',
                             choices=('group', 'batch', 'none'), kind=str),

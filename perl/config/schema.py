@@ -128,7 +128,7 @@ FIELDS: dict[str, Field] = {
                         'log, or refused before anything runs (of any dataset then).',
                         choices=('say', 'refuse')),
   'data.buckets': Field((), 'Padded lengths, rising; a batch is of one bucket. () is one length.',
-                        'tokens'),
+                        'tokens', kind=int),
   'data.auto_buckets': Field(0, 'At most so many padded lengths, chosen so that a stage\'s rows '
                              'have the least padding, in place of data.buckets; 0 keeps these.',
                              'buckets', low=0),

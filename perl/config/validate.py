@@ -1,15 +1,14 @@
 """The checks that a config passes before anything is computed."""
 
 import datetime
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from perl import choices, paths
+from perl import choices, paths, patterns
 from perl.config import checks, schema
-from perl.config.fields import ConfigError, flatten, nearest, pick
+from perl.config.fields import ConfigError, flatten, kind, nearest, pick
 from perl.config.rates import COPIES
 from perl.hub import pretrained
 from perl.jobs import ADAPTED, STAGES, TRAINED
@@ -29,8 +28,10 @@ def validate(config: ConfigDict) -> list[str]:
   Raises:
     ConfigError: with everything that is wrong, each as expected, found, remedy.
   """
-  problems = [
-    problem for path, value in flatten(config).items() for problem in _value(path, value)]
+  flat = flatten(config)
+  if problems := [wrong for path, value in flat.items() for wrong in _kind(path, value)]:
+    raise ConfigError('\n'.join(problems))  # the others take the kinds for granted
+  problems = [problem for path, value in flat.items() for problem in _value(path, value)]
   for check in (_stages, _batches, _optimizers, _sampling, *checks.CHECKS, _targets, _mesh, _parts,
                 _folds, _buckets, _date, _starts, _checkpoint, _quantized):
     problems.extend(check(config))
@@ -47,15 +48,21 @@ def _date(config: ConfigDict) -> Iterator[str]:
     yield f"expected data.date to be a day as '2026-03-31', found {config.data.date!r}; write it so"
 
 
-def _value(path: str, value: Any) -> Iterator[str]:
-  """One field against its own bounds and choices."""
+def _kind(path: str, value: Any) -> Iterator[str]:
+  """One field: that it is declared, and of its type."""
   if path not in schema.FIELDS:
     yield (f'expected fields of perl/config/schema.py, found {path!r}'
            f'{nearest(path, schema.FIELDS)}; '
            'declare it there or remove it')
-    return
+  elif not (known := kind(schema.FIELDS[path])).fits(value):
+    yield (f'expected {path} to be {known.expected}, found {value!r:.60}; write for example '
+           f'--config.{path}="{schema.FIELDS[path].default}"')
+
+
+def _value(path: str, value: Any) -> Iterator[str]:
+  """One field against its own bounds and choices."""
   field = schema.FIELDS[path]
-  if value is None and field.default is None:
+  if value is None:
     return
   for one in value if isinstance(value, (tuple, list)) else [value]:
     if field.choices:
@@ -132,10 +139,9 @@ def _targets(config: ConfigDict) -> Iterator[str]:
     yield 'expected a pattern in peft.targets, found none; the paper\'s is \'attn/(q|k|v|o)\''
   for pattern in config.peft.targets:
     try:
-      re.compile(pattern)
-    except (re.error, TypeError) as error:
-      yield (f'expected regular expressions in peft.targets, found {pattern!r} ({error}); '
-             'write for example attn/(q|v)')
+      patterns.check(pattern, 'peft.targets')
+    except ValueError as error:
+      yield f'{error}, for example attn/(q|v)'
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from perl import documents
+from perl.documents import FLAG, OBJECT, TEXT, Kind
+from perl.models.config import MOST
+
 
 class Unsupported(ValueError):
   """The checkpoint asks for something that this house does not compute."""
@@ -45,33 +49,59 @@ else that nobody reads is refused: what changes the mathematics, and what is not
 none, as `auto_map` (code of a stranger), `quantization_config` and `rope_interleaved`."""
 
 
-class Fields:
-  """The fields of a config.json; each that is read is ticked off."""
+_SIZES = {
+  'num_hidden_layers': MOST['layers'], 'n_layer': MOST['layers'], 'vocab_size': MOST['vocab_size'],
+  'max_position_embeddings': MOST['max_positions'], 'n_positions': MOST['max_positions'],
+  'sliding_window': MOST['window'],
+}
+"""Field -> the most that it may be; of every other size, that of a width."""
+_REMEDY = 'that is not supported, use a model without it, or repair the file'
 
-  def __init__(self, values: Mapping[str, Any]):
-    self._values = dict(values)
+
+class Fields(documents.Fields):
+  """The fields of a config.json; each that is read is ticked off.
+
+  Args:
+    values: the object.
+    where: the file, for errors, which are Unsupported.
+  """
+
+  def __init__(self, values: Mapping[str, Any], where: str = 'config.json'):
+    super().__init__(values, where, remedy=_REMEDY, error=Unsupported)
     self._read: set[str] = set()
 
-  def get(self, name: str, default: Any = None) -> Any:
-    """The field, or the default where it is absent or null."""
-    self._read.add(name)
-    value = self._values.get(name)
-    return default if value is None else value
+  def get(self, name: str, default: Any = None, kind: Kind | None = None) -> Any:
+    """The field, or the default where it is absent or null.
 
-  def has(self, name: str) -> bool:
-    """Whether the field is there, be it null."""
-    return name in self._values
-
-  def need(self, name: str) -> Any:
-    """The field.
+    Args:
+      name: of the field.
+      default: its type is the field's too.
+      kind: what it may be, where the default does not say.
 
     Raises:
-      Unsupported: it is absent or null.
+      Unsupported: it is of another kind.
     """
-    value = self.get(name)
-    if value is None:
-      raise Unsupported(f'expected config.json to have {name!r}, found none; the file is not whole')
-    return value
+    self._read.add(name)
+    return super().get(name, kind or self._kind(name, default), default)
+
+  def need(self, name: str, kind: Kind | None = None) -> Any:
+    """The field: a size, if no other kind is named.
+
+    Raises:
+      Unsupported: it is absent, null, or of another kind.
+    """
+    self._read.add(name)
+    if self._values.get(name) is None:
+      raise Unsupported(
+        f'expected {self.where} to have {name!r}, found none; the file is not whole')
+    return super().need(name, kind or self._kind(name, 1))
+
+  def _kind(self, name: str, default: Any) -> Kind:
+    """What a field has to be, by the type of its default."""
+    return {
+      bool: FLAG, int: documents.whole(1, _SIZES.get(name, MOST['width'])),
+      float: documents.number(), str: TEXT, dict: OBJECT,
+    }.get(type(default), documents.ANY)
 
   def only(self, name: str, *allowed: Any) -> None:
     """Requires that an absent, null or allowed value stands there.
@@ -83,7 +113,7 @@ class Fields:
     if value is not None and value not in allowed:
       wanted = ' or '.join(map(repr, allowed or (None,)))
       raise Unsupported(
-        f'expected {name} to be {wanted} in config.json, found {value!r}; '
+        f'expected {name} to be {wanted} in {self.where}, found {documents.shown(value)}; '
         'that is not supported, use a model without it')
 
   def choice(self, name: str, default: str, known: Mapping[str, str]) -> str:
@@ -95,8 +125,8 @@ class Fields:
     value = self.get(name, default)
     if value not in known:
       raise Unsupported(
-        f'expected {name} among {", ".join(known)} in config.json, found {value!r}; that is not '
-        'supported, use a model with one of these')
+        f'expected {name} among {", ".join(known)} in {self.where}, found {value!r:.60}; that is '
+        'not supported, use a model with one of these')
     return known[value]
 
   def check_rest(self) -> None:
@@ -110,5 +140,5 @@ class Fields:
       if name not in self._read and name not in _IRRELEVANT and value not in (None, False, [], {})}
     if rest:
       raise Unsupported(
-        f'expected fields of config.json that are known, found {rest}; they may change the '
+        f'expected fields of {self.where} that are known, found {rest!r:.400}; they may change the '
         'mathematics and are not supported; if they do not, remove them from the file')

@@ -65,7 +65,7 @@ def plan(
   """
   folder = paths.absolute(folder)
   leaves = _leaves(folder)
-  with _named(folder):
+  with tensors.named(folder, Unsupported):
     shape = gemma_layout.measure(leaves)
     if config is None:
       config = gemma_layout.published(shape)
@@ -130,15 +130,6 @@ def _remedy(name: str, twice: bool) -> str:
   if 'quantize' in name.lower() or gemma_layout.is_known(name):
     return 'quantized checkpoints are not supported, use the one in bfloat16'
   return 'that architecture is not supported'
-
-
-@contextlib.contextmanager
-def _named(folder: epath.Path) -> Iterator[None]:
-  """Errors say which folder."""
-  try:
-    yield
-  except (CorruptTensors, Unsupported) as error:
-    raise type(error)(f'{folder}: {error}') from None
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """What transformers and PEFT compute (extra `hf`), for comparison with ours."""
 
-import json
 
 import numpy as np
 
-from perl import paths
+from perl import documents, paths
 
 
 def outputs(
@@ -40,5 +39,6 @@ def outputs(
   if not scored:
     return result
   own = paths.of(adapter) / 'perl.json'  # a bias, which theirs has no place for
-  bias = json.loads(own.read_text()).get('head_bias', 0.0) if adapter and own.is_file() else 0.0
+  bias = documents.Fields(documents.read(own, documents.OBJECT), own).get(
+    'head_bias', documents.number(), 0.0) if adapter and own.is_file() else 0.0
   return result[:, 0] + bias

@@ -13,8 +13,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from perl import paths, trees
+from perl import documents, paths, trees
 from perl.data.text import tokenizer as tokenizers
+from perl.documents import OBJECT, TEXT
 from perl.hub import families, gemma_orbax, reading, tensors, writing
 from perl.hub.config_json import Unsupported
 from perl.models import config as configs
@@ -195,7 +196,8 @@ def save(
     file = source / 'generation_config.json' if source else None
     generation = file.read_bytes() if file and file.is_file() else None
     if tokenizer is not None:
-      tokenizer.publish(new, generation and json.loads(generation))
+      tokenizer.publish(new, generation and documents.parse(
+        generation, source / 'generation_config.json', OBJECT))
     elif generation is not None:
       (new / file.name).write_bytes(generation)
     writing.save_tensors(new, what, shard_bytes, progress)
@@ -221,27 +223,23 @@ def _config_json(folder: epath.Path) -> dict[str, Any]:
     raise FileNotFoundError(
       f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
       'and safetensors')
-  try:
-    fields = json.loads(file.read_text('utf-8'))
-    assert isinstance(fields, dict)
-  except (ValueError, AssertionError) as error:
-    raise tensors.CorruptTensors(
-      f'{file}: expected a JSON object, found {error or "another value"}; fetch it again'
-    ) from error
-  return fields
+  return documents.read(file, OBJECT, remedy='fetch it again', error=tensors.CorruptTensors)
 
 
 def _published_config(folder: epath.Path, about: dict, run: dict[str, Any]) -> Config:
-  known = families.find(about.get('model_type', 'no model_type')).ARCHITECTURE
-  ends = {n: n.removeprefix(known).removeprefix('Text') for n in about.get('architectures') or ()}
+  where = str(folder / 'config.json')
+  known = families.find(about.get('model_type', 'no model_type'), where).ARCHITECTURE
+  names = documents.check(about.get('architectures') or [], documents.items(TEXT, 64),
+                          'architectures', where, error=Unsupported)
+  ends = {name: name.removeprefix(known).removeprefix('Text') for name in names}
   for name, end in ends.items():
     if not name.startswith(known) or end not in _ENDS:
       raise Unsupported(
         f'expected the architecture {known}ForCausalLM or {known}ForSequenceClassification in '
-        f'{folder / "config.json"}, found {name!r}; that is not supported')
+        f'{where}, found {name!r:.60}; that is not supported')
   if set(ends.values()) & set(_HEADLESS):
     run = {**run, 'tied': True}  # there is no unembedding, and its logits mean nothing
-  return families.parse(about, **run)
+  return families.parse(about, where=where, **run)
 
 
 def _load_published(
@@ -251,8 +249,9 @@ def _load_published(
   config = _published_config(folder, about, {})
   entries = tensors.find(folder)
   like = lm.abstract(Transformer(config))
-  plan = reading.check(
-    entries, like, config.heads, tied=config.tied, vision='text_config' in about)
+  with tensors.named(folder, Unsupported):
+    plan = reading.check(
+      entries, like, config.heads, tied=config.tied, vision='text_config' in about)
   stored = stored or tensors.widest(
     tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
   config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})

@@ -5,6 +5,7 @@ header {name: {dtype, shape, data_offsets}}, the bytes. The library checks each 
 bfloat16 into numpy, nor write a file without holding all of it, so that is done here.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,7 +24,7 @@ import safetensors
 import tqdm
 from etils import epath
 
-from perl import paths
+from perl import documents, paths
 
 DTYPES = {
   'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
@@ -40,6 +41,17 @@ _REMEDY = 'fetch the checkpoint again'
 
 class CorruptTensors(ValueError):
   """A file that is missing, cut short, or not what its index says."""
+
+
+@contextlib.contextmanager
+def named(folder: epath.Path, *others: type[ValueError]) -> Iterator[None]:
+  """CorruptTensors, and other errors, say which folder they are about."""
+  try:
+    yield
+  except (CorruptTensors, *others) as error:
+    if str(folder) in str(error):
+      raise
+    raise type(error)(f'{folder}: {error}') from error
 
 
 class Entry(NamedTuple):
@@ -90,15 +102,13 @@ def _nothing(folder: epath.Path, single: str) -> str:
   return f'expected {wanted} in {folder}, found {there}; give the folder of a checkpoint'
 
 
+_MAP = documents.record(weight_map=documents.mapping(documents.TEXT))
+
+
 def _indexed(folder: epath.Path) -> dict[str, Entry]:
-  try:
-    places = json.loads((folder / INDEX).read_text('utf-8'))['weight_map']
-    files = sorted(set(places.values()))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise CorruptTensors(
-      f'{folder / INDEX}: expected JSON with a weight_map of names to files, found {error!r}; '
-      f'{_REMEDY}'
-    ) from error
+  about = documents.read(folder / INDEX, _MAP, remedy=_REMEDY, error=CorruptTensors)
+  places = about['weight_map']
+  files = sorted(set(places.values()))
   headers = {name: header(_beside(folder, name)) for name in files}
   for tensor, name in places.items():
     if tensor not in headers[name]:
@@ -120,28 +130,54 @@ def _beside(folder: epath.Path, name: Any) -> epath.Path:
   return folder / name
 
 
+_MOST_HEADER_BYTES = 100_000_000
+"""As in the library."""
+_ENTRY = documents.record(
+  dtype=documents.TEXT, shape=documents.items(documents.whole(0, 2**48), 16),
+  data_offsets=documents.items(documents.whole(0, 2**62), 2))
+
+
 def header(file: epath.Path) -> dict[str, Entry]:
   """The tensors of one file.
 
   Raises:
-    CorruptTensors: it is cut short or malformed.
+    CorruptTensors: it is cut short or malformed, or its tensors are not the bytes after the header,
+      each once.
   """
+  size = paths.size_bytes(file)
   try:
     if paths.is_local(file):
       with safetensors.safe_open(file, 'np'):  # the library's own checks
         pass
     with file.open('rb') as stream:
       (length,) = struct.unpack('<Q', stream.read(8))
-      entries = json.loads(stream.read(length))
-  except (OSError, ValueError, safetensors.SafetensorError) as error:
+      if length > min(size, _MOST_HEADER_BYTES):
+        raise ValueError(f'a header of {length:,} bytes')
+      fields = documents.parse(stream.read(length), file, documents.OBJECT)
+    fields.pop('__metadata__', None)
+    documents.check(fields, documents.mapping(_ENTRY), 'the header', file)
+    entries = {name: Entry(file, e['dtype'], tuple(e['shape']), *(
+      8 + length + offset for offset in e['data_offsets'])) for name, e in fields.items()}
+    _check_places(entries, 8 + length, size)
+  except (OSError, ValueError, TypeError, struct.error, safetensors.SafetensorError) as error:
     raise CorruptTensors(
-      f'{file}: expected a whole safetensors file, found {paths.size_bytes(file):,} bytes that are '
-      f'none ({error}); {_REMEDY}'
+      f'{file}: expected a whole safetensors file, found {size:,} bytes that are none '
+      f'({error}); {_REMEDY}'
     ) from error
-  entries.pop('__metadata__', None)
-  return {
-    name: Entry(file, e['dtype'], tuple(e['shape']), *(8 + length + o for o in e['data_offsets']))
-    for name, e in entries.items()}
+  return entries
+
+
+def _check_places(entries: dict[str, Entry], start: int, stop: int) -> None:
+  """Raises ValueError unless the tensors fill the bytes from start to stop, one after another."""
+  for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+    width = DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else None
+    fits = width is None or entry.bytes == math.prod(entry.shape) * width
+    if entry.start != start or entry.stop < entry.start or not fits:
+      raise ValueError(f'{name:.80} of shape {list(entry.shape)} at bytes {entry.start:,} to '
+                       f'{entry.stop:,}, where byte {start:,} comes next')
+    start = entry.stop
+  if start != stop:
+    raise ValueError(f'tensors up to byte {start:,} of {stop:,}')
 
 
 def read(name: str, entry: Entry) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perl import paths, trees
+from perl import documents, paths, trees
 from perl.hub import families, naming, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
@@ -38,7 +37,8 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
   Raises:
     Unsupported: no family has these options, or the source is of another model.
   """
-  theirs = json.loads((paths.of(source) / 'config.json').read_text()) if source else {}
+  theirs = paths.read_json(
+    paths.of(source) / 'config.json', documents.OBJECT) if source else {}
   if theirs and 'text_config' not in theirs:
     run = {name: getattr(config, name) for name in RUN_FIELDS}
     apart = differences(config, families.parse(theirs, **run))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 
-from perl import paths
+from perl import documents, paths
 from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
@@ -59,9 +59,14 @@ def is_stamped(folder: str, stamp: str) -> bool:
   return _record(folder).get('stamp') == stamp
 
 
+_RECORD = documents.record(
+  stamp=documents.either(documents.TEXT, documents.NULL),
+  digests=documents.either(documents.mapping(documents.TEXT), documents.NULL))
+
+
 def _record(folder: str) -> dict:
   file = paths.of(folder) / FILE
-  return paths.read_json(file) if file.exists() else {}
+  return paths.read_json(file, _RECORD) if file.exists() else {}
 
 
 def check(before: dict[str, str], now: dict[str, str], folder: str) -> None:

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from perl import paths
+from perl import documents, paths
 from perl.data.examples import Example
+from perl.documents import TEXT
 from perl.evaluate import best_of_n
 from perl.jobs import _responses as responses
 from perl.jobs import _run as runs
@@ -129,7 +130,8 @@ def _sampled(folder: str, prompts: list[Example], digest: str) -> list[list[Answ
   """The responses that a finished best_of_n stage has drawn; [] where no folder is named."""
   if not folder:
     return []
-  rows = paths.read_json(paths.of(folder) / 'samples.json')
+  rows = paths.read_json(paths.of(folder) / 'samples.json', documents.items(
+    documents.record(prompt=TEXT, texts=documents.items(TEXT))))
   if [row['prompt'] for row in rows] != [e.prompt for e in prompts]:
     raise ValueError(
       f'expected samples to the {len(prompts)} prompts of this config in {folder}, found '

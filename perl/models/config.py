@@ -1,6 +1,7 @@
 """The shape of a decoder-only transformer: one class of options, and sizes by name."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -145,9 +146,16 @@ class Config:
   scan_unroll: int = 0  # layers unrolled per iteration of the loop over layers; 0: the platform's
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      _check_kind(field, getattr(self, field.name))
     if self.heads % self.kv_heads:
       raise ValueError(
         f'expected kv_heads to divide heads, found {self.kv_heads} and {self.heads}; change either')
+    rotating = int(self.head_dim * self.rope_fraction) if self.position == 'rope' else 0
+    if not 0 <= rotating + rotating % 2 <= self.head_dim:  # in pairs
+      raise ValueError(
+        f'expected rope_fraction of head_dim to rotate in pairs, found {self.rope_fraction:g} of '
+        f'{self.head_dim}; change either')
     if self.window_layers and (self.window is None or len(self.window_layers) != self.layers):
       raise ValueError(
         f'expected window_layers of {self.layers} layers and a window, found '
@@ -161,13 +169,50 @@ class Config:
         raise ValueError(
           f'expected {field} to be one of {allowed}, found {getattr(self, field)!r}; choose one')
     for field in ('dtype', 'param_dtype'):
-      jnp.dtype(getattr(self, field))
+      _check_dtype(field, getattr(self, field))
 
   @property
   def windows(self) -> tuple[int | None, ...]:
     """The window of each layer, in tokens; None where it sees all."""
     return tuple(
       self.window if has else None for has in self.window_layers or (True,) * self.layers)
+
+
+MOST = {
+  'vocab_size': 2**24, 'layers': 2**12, 'width': 2**20, 'heads': 2**16, 'kv_heads': 2**16,
+  'head_dim': 2**16, 'mlp_width': 2**22, 'max_positions': 2**31 - 1, 'window': 2**31 - 1,
+  'scan_unroll': 2**12,
+}
+"""The largest sizes: ten times those of any release, and less than what would fill a memory."""
+
+
+def _check_kind(field: dataclasses.Field, value: Any) -> None:
+  """Raises ValueError for a field of another type, or a size that none can have."""
+  name, low = field.name, 0 if field.name == 'scan_unroll' else 1
+  if value is None and 'None' in str(field.type):
+    return
+  if name in MOST:
+    fits, expected = type(value) is int and low <= value <= MOST[name], (
+      f'a whole number from {low} to {MOST[name]:,}')
+  elif field.type in (bool, str):
+    fits, expected = type(value) is field.type, f'of type {field.type.__name__}'
+  elif name == 'window_layers':
+    fits, expected = isinstance(value, tuple) and all(type(x) is bool for x in value), (
+      'true or false, a layer')
+  elif name == 'rope_scaling':
+    fits, expected = isinstance(value, Scaling), 'a scaling of rotary positions'
+  else:
+    fits, expected = isinstance(value, (int, float)) and math.isfinite(value), 'a finite number'
+  if not fits:
+    raise ValueError(f'expected {name} to be {expected}, found {value!r:.60}; change it')
+
+
+def _check_dtype(name: str, value: str) -> None:
+  try:
+    jnp.dtype(value)
+  except TypeError:
+    raise ValueError(f'expected {name} to be a dtype of numbers, found {value!r:.60}; write for '
+                     'example bfloat16') from None
 
 
 REMAT = ('none', 'products', 'attention', 'layer')
@@ -196,13 +241,14 @@ def from_dict(fields: dict) -> Config:
   """The inverse of dataclasses.asdict, also after a way through JSON.
 
   Raises:
-    ValueError: a field that Config lacks.
+    ValueError: a field that Config lacks, or that is missing.
   """
-  known = {field.name for field in dataclasses.fields(Config)}
-  if unknown := sorted(set(fields) - known):
+  known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Config)}
+  lacking = [name for name, needed in known.items() if needed and name not in fields]
+  if unknown := sorted(set(fields) - known.keys()) + lacking:
     raise ValueError(
-      f'expected the fields of perl.models.config.Config, found {unknown[0]!r}; the file is of '
-      'another version')
+      f'expected the fields of perl.models.config.Config, found {"no" if lacking else ""} '
+      f'{unknown[0]!r}; the file is of another version')
   options = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
   if isinstance(options.get('remat'), bool):  # as files of older versions have it
     options['remat'] = 'layer' if options['remat'] else 'none'

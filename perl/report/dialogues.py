@@ -5,6 +5,7 @@ import re
 
 from etils import epath
 
+from perl import documents, paths
 from perl.config import runs
 
 SPEAKERS = {'user': 'User', 'agent': 'Agent', 'api': 'API'}
@@ -13,8 +14,8 @@ MARKER = re.compile(r'<\|(user|agent|api)\|>')
 
 def render(path: epath.Path) -> str:
   """HTML of samples.json, {"prompt", "reference", "before", "after", "gold_before", ...} each."""
-  samples = runs.read_json(path, [])
-  samples = [s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else []
+  read = lambda path: paths.read_json(path, documents.items(documents.OBJECT))
+  samples = runs.readable(read, path, []) if path.exists() else []
   shown = ''.join(map(_sample, samples))
   return f'<div class="dialogues">{shown}</div>' if shown else ''
 

@@ -15,10 +15,11 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from perl import paths
+from perl import documents, paths
 
 METRICS, SUMMARY, TENSORBOARD = 'metrics.jsonl', 'summary.json', 'tensorboard'
 LINE_SECONDS = 10.
+_MOST_BYTES = 2**32
 
 
 def jsonable(x: Any) -> Any:
@@ -60,23 +61,18 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
   Raises:
     ValueError: any other line is no JSON object; file and line are named.
   """
-  text = paths.of(path).read_text()
-  lines = text.split('\n')
+  lines = documents.read_bytes(paths.of(path), most=_MOST_BYTES).split(b'\n')
   rows = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      row = None
-    if row is None and number == len(lines):
-      break  # no newline after it: a kill cut it short
-    if not isinstance(row, dict):
-      raise ValueError(
-        f'{path}, line {number}: expected a JSON object, found {line[:80]!r}; '
-        'remedy: repair or remove the line')
-    rows.append(row)
+      rows.append(documents.parse(
+        line, f'{path}, line {number}', documents.OBJECT, remedy='repair or remove the line'))
+    except documents.Malformed:
+      if number < len(lines):
+        raise
+      # No newline after it: a kill cut it short.
   return rows
 
 

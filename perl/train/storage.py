@@ -18,12 +18,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from perl import paths
+from perl import documents, paths
 from perl.train.layout import Tree, flatten, handler, is_empty, read_tree, storable
 
 FILES = 'files.json'
 # Orbax writes these once more when it commits, after the list; nothing is read from them.
-UNLISTED = (FILES, '_CHECKPOINT_METADATA', 'commit_success.txt')
+_WHAT = '_CHECKPOINT_METADATA'
+UNLISTED = (FILES, _WHAT, 'commit_success.txt')
 CHUNK_BYTES = 1 << 24
 
 
@@ -135,30 +136,57 @@ def list_files(folder: epath.Path) -> None:
     (folder / FILES).write_text(json.dumps(table, indent=1))
 
 
-def verify(folder: epath.Path) -> None:
-  """Requires that every file is there, byte for byte.
+_LISTED = documents.mapping(documents.Kind(
+  '[bytes, CRC-32]', lambda x: isinstance(x, list) and [type(n) for n in x] == [int, int]))
+_REMEDY = 'remedy: use another checkpoint, or make this one again'
+
+
+def verify(folder: epath.Path, under: str = '') -> None:
+  """Requires that every file is there, byte for byte, and that there is no other.
+
+  Args:
+    folder: of the checkpoint.
+    under: verify the files of this sub-folder alone: 'about'.
 
   Raises:
-    CorruptError: names the first file that is missing, cut short or altered.
+    CorruptError: names the first file that is missing, cut short, altered or not listed, or says
+      what is wrong with the list.
   """
-  remedy = 'remedy: use another checkpoint, or make this one again'
   try:
-    table = json.loads((folder / FILES).read_text())
-  except (OSError, ValueError) as error:
-    raise CorruptError(f'{folder}: expected a readable {FILES}, found {error}; {remedy}') from error
+    content = (folder / FILES).read_bytes()
+    there = {path.relative_to(folder).as_posix() for path in _walk(folder)
+             if not path.name.startswith('.')}  # some file systems leave such
+  except OSError as error:
+    raise CorruptError(
+      f'{folder}: expected a readable {FILES}, found {error}; {_REMEDY}') from error
+  table = documents.parse(content, folder / FILES, _LISTED, remedy=_REMEDY, error=CorruptError)
+  if different := table.keys() ^ there:
+    name = min(different)
+    found = 'one that is not listed' if name in there else 'it missing'
+    raise CorruptError(
+      f'{folder}: expected {name:.80} in {FILES} and in the folder, found {found}; {_REMEDY}')
+  if (folder / _WHAT).exists():  # Orbax reads what kind of checkpoint it is, and nothing else
+    documents.read(folder / _WHAT, documents.OBJECT, remedy=_REMEDY, error=CorruptError)
   for name, expected in table.items():
+    if not name.startswith(under):
+      continue
     try:
       checksum = _checksum(folder / name)
     except OSError as error:
-      raise CorruptError(f'{folder}: expected {name}, found {error}; {remedy}') from error
+      raise CorruptError(f'{folder}: expected {name}, found {error}; {_REMEDY}') from error
     if checksum != expected:
       raise CorruptError(
         f'{folder}: expected {name} of {expected[0]} bytes (CRC-32 {expected[1]}), '
-        f'found {checksum[0]} bytes (CRC-32 {checksum[1]}); {remedy}')
+        f'found {checksum[0]} bytes (CRC-32 {checksum[1]}); {_REMEDY}')
 
 
 def read_about(folder: epath.Path) -> dict:
-  """The JSON document."""
+  """The JSON document: data_state, meta, metrics.
+
+  Raises:
+    CorruptError: its files are not whole.
+  """
+  verify(folder, 'about/')
   with ocp.Checkpointer(handler()) as reader:
     return reader.restore(folder, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
 

@@ -2,9 +2,11 @@
 
 import ast
 import dataclasses
+import json
 import pathlib
 
 import pytest
+from etils import epath
 
 from perl import choices
 from perl.config import (
@@ -12,7 +14,9 @@ from perl.config import (
   command_line,
   experiments,
   fields,
+  identity,
   preference_fields,
+  runs,
   schema,
   validate,
 )
@@ -262,6 +266,13 @@ def changed(**values):
   ({'stages': ()}, 'at least one stage'),
   ({'peft__targets': ('attn/(q',)}, 'regular expression'),
   ({'peft__targets': ()}, 'peft.targets'),
+  ({'peft__targets': ('(?=attn)q',)}, 'no look-around'),
+  ({'peft__targets': (1,)}, 'peft.targets to be a list, each text'),
+  ({'rl__rules': (1, 2)}, 'rl.rules to be a list, each text'),
+  ({'rl__rule_weights': ('a',)}, 'rl.rule_weights to be a list, each a number'),
+  ({'data__buckets': (64.5,)}, 'data.buckets to be a list, each a whole number'),
+  ({'data__also': (None,)}, 'data.also to be a list, each text'),
+  ({'stages': (('sft',),)}, 'stages to be a list, each text'),
   ({'mesh__data': 0}, 'mesh'),
   ({'mesh__fsdp': -1}, 'at most one of them -1'),
   ({'data__also': ('toy', 'cofee')}, "data.also to name a file of perl/data/sets, found 'cofee'"),
@@ -341,3 +352,57 @@ def test_every_file_of_a_folder_of_choices_may_be_chosen(path):
   for name in choices.names(field.package):
     value = (name,) if field.default == () else name
     validate.validate(changed(**{path.replace('.', '__'): value}))
+
+
+# --- Saved configs
+
+
+def recorded(folder, **values):
+  """The config.json of a run with these values."""
+  folder.mkdir(exist_ok=True)
+  file = folder / 'config.json'
+  file.write_text(json.dumps(fields.plain(changed(**values))))
+  return file
+
+
+def test_code_that_a_saved_config_names_is_asked_for(tmp_path):
+  file = recorded(tmp_path, rl__rules=('length', 'os:getcwd'))
+  with pytest.raises(ConfigError, match="perl/rl/rules, found 'os:getcwd'.*ask for it: --"):
+    command_line.read(str(file))
+  asked = command_line.read(str(file), ["--config.rl.rules=('length', 'os:getcwd')"])
+  assert asked.rl.rules == ('length', 'os:getcwd')
+  assert command_line.read(str(file), ['--config.rl.rules=()']).rl.rules == ()
+  assert command_line.read(str(recorded(tmp_path, rl__rules=('length',)))).rl.rules == ('length',)
+
+
+@pytest.mark.parametrize('text', [
+  '', '[]', 'null', '{"peft": 5}', '{"peft": {"rank": "a"}}', '{"peft": {"rank": [4]}}',
+  '{"rl": {"rules": [1, 2]}}', '{"stages": 3}', '{"seed": null}', '{"data": []}', '[' * 10**5,
+  '{"inputs": {"base": 1}}', '{"rl": {"samples": "many"}}', '{"peft": {"rank": 1e400}}',
+])
+def test_a_saved_config_of_other_types_is_named(text, tmp_path):
+  (tmp_path / 'sft').mkdir()
+  for folder in (tmp_path, tmp_path / 'sft'):
+    (folder / 'config.json').write_text(text)
+  (tmp_path / 'sft' / 'summary.json').write_text('{}')
+  for read in (lambda: command_line.read(str(tmp_path / 'config.json')),
+               lambda: identity.check_same(demo.get_config(), 'sft', epath.Path(tmp_path / 'sft'))):
+    with pytest.raises(ConfigError, match='(?s)expected .*config.json, found'):
+      read()
+  assert runs.config(epath.Path(tmp_path)) == {}  # where it is only shown
+
+
+@pytest.mark.parametrize(
+  'text', ['', 'null', '[1]', '{"wall_seconds": "a"}', '{"gold_optimum": []}'])
+def test_a_summary_of_another_kind_is_named(text, tmp_path):
+  (tmp_path / 'sft').mkdir()
+  (tmp_path / 'sft' / 'summary.json').write_text(text)
+  with pytest.raises(ValueError, match='(?s)expected JSON .*summary.json, found'):
+    runs.summary(epath.Path(tmp_path / 'sft'))
+  assert runs.summaries(epath.Path(tmp_path)) == {}
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs', '/dev/null', '', 'demo:\nx', 'x' * 5000])
+def test_what_is_no_config_is_refused(name):
+  with pytest.raises(ConfigError, match='(?s)expected .*found'):
+    command_line.read(name)

@@ -116,7 +116,7 @@ def test_reward_row():
          'context': json.dumps([{'role': 'agent', 'text': 'Welcome'}, USER])}
   assert dialogue.turns_of_reward_row(row) == ([USER], QUERY)
   assert dialogue.turns_of_reward_row(row | {'context': ''}) == ([], QUERY)
-  with pytest.raises(ValueError, match='dlg-1: context should be JSON'):
+  with pytest.raises(ValueError, match='expected JSON in context of dlg-1, found'):
     dialogue.turns_of_reward_row(row | {'context': '[{'})
   with pytest.raises(ValueError, match='one turn were expected'):
     dialogue.turns_of_reward_row(row | {'generation': '[]'})

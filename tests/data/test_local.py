@@ -211,8 +211,8 @@ def test_groups_and_meta_of_the_user_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize('kind, row, message', [
-  ('prompt', '{"prompt": ', 'expected a JSON object .*line 3; found .*repair or delete'),
-  ('prompt', '[1]', 'expected a JSON object .*line 3; found a list'),
+  ('prompt', '{"prompt": ', 'expected a JSON object .*line 3, found .*repair or delete'),
+  ('prompt', '[1]', 'expected a JSON object .*line 3, found .1'),
   ('prompt', {'prompt': 'p', 'meta': 3}, "expected 'meta' to be an object .*line 3; found 3"),
   ('prompt', {'prompt': 3}, "expected 'prompt' to be a string .*line 3; found 3"),
   ('prompt', {'text': 't'}, r"expected a row with {prompt} .*line 3; found the fields \['text'\]"),

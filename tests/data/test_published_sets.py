@@ -5,14 +5,16 @@ import gzip
 import json
 import os
 import pathlib
+import re
 
 import pytest
+from etils import epath
 
 from perl import choices
 from perl.data import sets
 from perl.data.examples import KINDS, SPLITS
-from perl.data.sets import gsm8k, hh_rlhf, reddit_tldr, shp
-from perl.data.sources import records, tfds
+from perl.data.sets import gsm8k, hh_rlhf, reddit_tldr, shp, taskmaster_coffee
+from perl.data.sources import pins, records, tfds
 from perl.data.text import dialogue
 
 HERE = pathlib.Path(__file__).resolve()
@@ -127,12 +129,15 @@ def test_files_are_told_by_their_content(content, expected, tmp_path):
 
 
 @pytest.mark.parametrize('content, found', [
-  (b'{"a": 1}\n{"a":', 'in line 2'), (b'[1, 2', 'Expecting'), (b'\xff', 'utf-8'),
-  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'end-of-stream')],
-  ids=['row', 'array', 'bytes', 'gzip'])  # gzip's bytes hold the time
+  (b'{"a": 1}\n{"a":', 'a, line 2, found'), (b'[1, 2', 'a list in .*a, found .*Expecting'),
+  (b'\xff', 'UTF-8 in .*a, found'), (b'{"a": "\\ud800"}', 'a, line 1, found .*surrogates'),
+  (b'[' * 10**5, 'a list in .*a, found lists in lists'),
+  (gzip.compress(b'{"a": 1}' * 99)[:-12], 'whole gzip file in .*a, found .*end-of-stream'),
+  (gzip.compress(b'{"a": 1}' * 99)[:20] + b'\xff' * 20, 'whole gzip file in .*a, found')],
+  ids=['row', 'array', 'bytes', 'half a character', 'depth', 'gzip', 'gzip inside'])
 def test_a_file_cut_short_is_named(content, found, tmp_path):
   (tmp_path / 'a').write_bytes(content)
-  with pytest.raises(ValueError, match=f'JSON lines, in .*a; found .*{found}.*fetch the file'):
+  with pytest.raises(ValueError, match=f'expected .*{found}.*(again|repair)'):
     tfds.read_rows(tmp_path / 'a')
 
 
@@ -250,3 +255,42 @@ def test_a_tenth_of_train_is_held_out():
   held = [records.held_out(group, 'train') for group in groups]
   assert 0.08 < held.count('dev') / len(held) < 0.12 and set(held) == {'train', 'dev'}
   assert {records.held_out(group, 'test') for group in groups} == {'test'}
+
+
+# --- Downloads
+
+
+@pytest.mark.parametrize('name', [m for m in choices.names(sets.SETS)
+                                  if hasattr(choices.find(sets.SETS, m), 'SOURCE')])
+def test_a_home_is_of_a_commit_and_its_files_have_checksums(name):
+  """Where the home has commits; those of two have none, and no word on their files."""
+  source = choices.find(sets.SETS, name).SOURCE
+  files = {file for part in source.parts.values() for file in part.files}
+  if name in ('reddit_tldr', 'shp'):
+    assert not files & source.checksums.keys()
+    return
+  assert re.search('/[0-9a-f]{40}$', source.home), source.home
+  assert files <= source.checksums.keys()
+  for checksum in map(source.checksums.get, files):
+    assert re.fullmatch('sha256:[0-9a-f]{64}|git:[0-9a-f]{40}', checksum), checksum
+
+
+@needs_shared
+@pytest.mark.parametrize('source, folder', [(gsm8k.SOURCE, 'gsm8k'),
+                                            (taskmaster_coffee.SOURCE, 'taskmaster')])
+def test_checksums_are_those_of_the_published_files(source, folder):
+  there = {name: SHARED / folder / name.removeprefix('grade_school_math/data/')
+           for name in source.checksums}
+  there = {name: file for name, file in there.items() if file.is_file()}
+  assert len(there) > 1
+  for name, file in there.items():
+    pins.check(name, epath.Path(file), source.checksums[name])
+
+
+def test_a_blob_of_git_is_known_by_its_id(tmp_path):
+  file = epath.Path(tmp_path / 'a')
+  file.write_text('hello\n')
+  pins.check('a', file, 'git:ce013625030ba8dba906f756967f9e9ca394464a')  # git hash-object
+  with pytest.raises(OSError, match='expected a with git ce01.*found .*again'):
+    file.write_text('hello')
+    pins.check('a', file, 'git:ce013625030ba8dba906f756967f9e9ca394464a')

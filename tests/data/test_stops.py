@@ -49,7 +49,7 @@ def test_a_null_leaves_the_word_to_the_other_file(tmp_path):
 def test_what_is_no_id_is_refused(tmp_path, name, value):
   place = folder(tmp_path / 'a')
   (place / name).write_text(json.dumps({'eos_token_id': value}))
-  with pytest.raises(ValueError, match=f'id or a list of ids in .*{name}; found .*repair'):
+  with pytest.raises(ValueError, match=f'eos_token_id to be .* in .*{name}, found .*repair'):
     tokenizers.load(place)
 
 

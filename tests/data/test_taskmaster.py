@@ -12,11 +12,12 @@ import sys
 import threading
 
 import pytest
+from etils import epath
 
 from perl.data.examples import KINDS, SPLITS
 from perl.data.sets import _taskmaster as taskmaster
 from perl.data.sets import taskmaster_coffee, taskmaster_ticketing
-from perl.data.sources import tfds
+from perl.data.sources import pins, tfds
 from perl.data.text import dialogue
 
 DATASETS = [taskmaster_coffee, taskmaster_ticketing]
@@ -178,12 +179,18 @@ def test_a_malformed_row_is_named(damage, mirror, tmp_path):
 def test_a_truncated_file_is_named(mirror, tmp_path):
   file = mirror / 'TM-4-2024/reward/reward_01.json'
   file.write_text(file.read_text()[:-20])
-  with pytest.raises(ValueError, match=r'(?s)JSON array, .*reward_01.json.*fetch the file again'):
+  with pytest.raises(ValueError, match=r'(?s)a list in .*reward_01.json.*fetch it again'):
     taskmaster_coffee.load('train', 'labelled', mirror=str(mirror), data_dir=str(tmp_path / 'p'))
 
 
 @pytest.fixture
-def home(mirror, monkeypatch):
+def checksums():
+  """Those that the downloads of `home` are held to."""
+  return {}
+
+
+@pytest.fixture
+def home(mirror, monkeypatch, checksums):
   """The public home, served from this machine."""
   class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
@@ -192,7 +199,8 @@ def home(mirror, monkeypatch):
   handler = functools.partial(Handler, directory=str(mirror))
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  source = taskmaster_coffee.SOURCE._replace(home=f'http://127.0.0.1:{server.server_port}')
+  source = taskmaster_coffee.SOURCE._replace(
+    home=f'http://127.0.0.1:{server.server_port}', checksums=checksums)
   monkeypatch.setattr(taskmaster_coffee, 'load', taskmaster.loader(source, apart=True))
   yield mirror
   server.shutdown()
@@ -204,6 +212,19 @@ def test_downloads_equal_the_mirror(home, tmp_path):
   read = functools.partial(taskmaster_coffee.load, 'train', 'labelled')
   downloaded = read(data_dir=str(tmp_path / 'a'))
   assert downloaded == read(mirror=str(home), data_dir=str(tmp_path / 'b'))
+
+
+def test_a_download_is_the_file_that_was_published(home, checksums, tmp_path):
+  files = [home / f'TM-4-2024/reward/reward_{index:02d}.json' for index in range(7)]
+  for file in files[2:]:
+    file.write_text('[]')
+  checksums |= {file.relative_to(home).as_posix(): f'sha256:{pins.digest(epath.Path(file))}'
+                for file in files}
+  read = functools.partial(taskmaster_coffee.load, 'train', 'labelled')
+  assert read(data_dir=str(tmp_path / 'a'))
+  files[1].write_text(files[1].read_text() + ' ')
+  with pytest.raises(OSError, match='(?s)expected .*reward_01.json with sha256 .*, found .*delete'):
+    read(data_dir=str(tmp_path / 'b'))
 
 
 def test_a_failed_download_names_the_remedy(home, tmp_path):

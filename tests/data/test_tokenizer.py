@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 
 import checkpoints
 import pytest
 
+from perl.data.text import sentence_piece
 from perl.data.text import tokenizer as tokenizers
 from perl.data.text.dialogue import SPECIAL_TOKENS
+from perl.data.text.tokenizer_files import Added
 
 TEXTS = ['an oat latte please', '{"get_menu_items":{"query":"latte"}}',
          'naïve 抹茶 ☕🏽 \x00\t\n  x '] * 3
@@ -165,7 +168,7 @@ def test_errors(tmp_path, trained):
   with pytest.raises(FileNotFoundError, match='expected a tokenizer.json'):
     tokenizers.load(tmp_path / 'nowhere')
   (tmp_path / 'tokenizer.json').write_text('{"model": 1}')
-  with pytest.raises(ValueError, match='tokenizer.json.*check the file'):
+  with pytest.raises(ValueError, match='model to be an object in .*tokenizer.json, found 1'):
     tokenizers.load(tmp_path)
   (tmp_path / 'broken.model').write_bytes(b'no model')
   with pytest.raises(ValueError, match='broken.model.*check the file'):
@@ -375,13 +378,13 @@ def test_where_chat_templates_are(written, expected, trained, tmp_path):
 
 def test_files_of_a_checkpoint_that_are_wrong(tmp_path, folders):
   folder = checkpoints.llama2(tmp_path / 'a', added_tokens_decoder={'x': {}})
-  with pytest.raises(ValueError, match='expected tokenizer_config.json.*found KeyError.*again'):
+  with pytest.raises(ValueError, match="an id .*tokenizer_config.json, found 'x'; save"):
     tokenizers.load(folder)
   (folder / 'tokenizer_config.json').write_text('[1]')
-  with pytest.raises(ValueError, match='expected a JSON object in .*found a list; repair'):
+  with pytest.raises(ValueError, match='expected a JSON object in .*, found .1.; save'):
     tokenizers.load(folder)
   (folder / 'tokenizer_config.json').write_text('{')
-  with pytest.raises(ValueError, match='expected a JSON object in .*found Expecting'):
+  with pytest.raises(ValueError, match='expected a JSON object in .*found .*Expecting'):
     tokenizers.load(folder)
   old = checkpoints.gpt2_of_old(tmp_path / 'b', tokenizer_class='Qwen2Tokenizer')
   with pytest.raises(ValueError, match='found Qwen2Tokenizer; save the tokenizer with'):
@@ -410,3 +413,65 @@ def test_a_tokenizer_of_ours_is_published_with_its_ids_and_its_bos(tmp_path, low
   assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
   assert again.adds_bos and (again.bos_id, again.eos_id, again.pad_id) == (
     ours.bos_id, ours.eos_id, ours.pad_id)
+
+
+# --- Files of strangers
+
+
+@pytest.fixture
+def spoilt(trained, tmp_path):
+  """(the folder of a tokenizer, a function that changes one of its files)."""
+  trained.save(tmp_path)
+
+  def change(name, edit):
+    fields = json.loads((tmp_path / name).read_text())
+    edit(fields)
+    (tmp_path / name).write_text(json.dumps(fields))
+
+  return tmp_path, change
+
+
+@pytest.mark.parametrize('name, edit', [
+  ('tokenizer.json', lambda f: f['model']['vocab'].update(x=2**31)),
+  ('tokenizer.json', lambda f: f['model']['vocab'].update(x=-1)),
+  ('tokenizer.json', lambda f: f['model'].update(vocab={'a': 'b'})),
+  ('tokenizer.json', lambda f: f['added_tokens'][0].update(id=2**40)),
+  ('tokenizer.json', lambda f: f.update(added_tokens=[5])),
+  ('tokenizer.json', lambda f: f.update(model=None)),
+  ('tokenizer_config.json', lambda f: f.update(bos_token=1.5)),
+  ('tokenizer_config.json', lambda f: f.update(eos_token={'content': [2]})),
+  ('tokenizer_config.json', lambda f: f.update(eos_token={})),
+  ('tokenizer_config.json', lambda f: f.update(chat_template=7)),
+  ('tokenizer_config.json', lambda f: f.update(chat_template=[{'name': 'default'}])),
+  ('tokenizer_config.json', lambda f: f.update(tokenizer_class={})),
+  ('tokenizer_config.json', lambda f: f.update(add_bos_token='yes')),
+  *(('tokenizer_config.json', lambda f, x=x: f.update(added_tokens_decoder=x)) for x in (
+    {str(2**40): {'content': 'a'}}, {'1': {'content': 'a', 'special': 3}}, {'1': {}}, [1])),
+])
+def test_a_field_of_another_type_or_size_is_named(name, edit, spoilt):
+  folder, change = spoilt
+  change(name, edit)
+  with pytest.raises(ValueError, match=f'(?s)expected .*{name}.*found'):
+    tokenizers.load(folder)
+
+
+def test_a_panic_of_the_library_is_an_error_that_names_the_file(spoilt, capfd):
+  """Its regular expressions stop after so many steps; the library then ends its thread."""
+  folder, change = spoilt
+  cut = {'type': 'Split', 'pattern': {'Regex': '(a+)+!'}, 'behavior': 'Isolated', 'invert': False}
+  change('tokenizer.json', lambda f: f.update(pre_tokenizer=cut))
+  tokenizer = tokenizers.load(folder)
+  with pytest.raises(ValueError, match='tokenizer.json has ids for; found PanicException'):
+    tokenizer.encode('a' * 40 + ' b')
+  capfd.readouterr()
+
+
+def test_tokens_that_swallow_white_space_are_found_as_ever_in_linear_time():
+  both = {'<a>': Added(1, strips_left=True, strips_right=True), '<b>': Added(2, strips_left=True),
+          '<c>': Added(3)}
+  slow = re.compile(r'\s*<a>\s*|\s*<b>|<c>')
+  pattern = sentence_piece._any_of(both)
+  spans = lambda compiled, text: [match.span() for match in compiled.finditer(text)]
+  for text in ('  <a>  <b>\n<b><c> <c>', ' <a><a> <b> ', '<b> \t<a>', 'x <c>  y<b>', '   '):
+    assert spans(pattern, text) == spans(slow, text), text
+  assert spans(pattern, ' ' * 10**6 + 'x') == []  # n^2 steps of the other

@@ -286,6 +286,41 @@ def test_an_option_that_is_not_supported_is_named(copy, fields):
   assert next(iter(fields)) in str(error.value) and 'merge such' in str(error.value)
 
 
+@pytest.mark.parametrize('fields', [
+  {'rank_pattern': [1]}, {'rank_pattern': {'q_proj': 0}}, {'rank_pattern': {'q_proj': '4'}},
+  {'rank_pattern': {'(': 4}}, {'rank_pattern': {r'(?=q)q_proj': 4}}, {'alpha_pattern': 'q'},
+  {'alpha_pattern': {'q_proj': None}}, {'lora_alpha': None}, {'lora_alpha': [8]},
+  {'lora_alpha': float('nan')}, {'lora_dropout': 2}, {'use_rslora': 'no'}, {'peft_type': ['LORA']},
+  {'modules_to_save': [[]]}, {'task_type': {}}, {'r': 10**9},
+])
+def test_a_field_of_another_type_or_size_is_named(copy, fields):
+  folder, base, change = copy
+  change(**fields)
+  for read in (lambda: peft_format.load(folder, base), lambda: peft_format.inspect(folder)):
+    with pytest.raises(ValueError, match='(?s)expected .*adapter_config.json, found'):
+      read()
+
+
+def test_a_pattern_of_a_stranger_takes_no_time(copy):
+  folder, base, change = copy
+  before = peft_format.load(folder, base)
+  change(rank_pattern={'([a-z0-9_.]+)+!': 2, r'.*\.0\..*q_proj': 4}, alpha_pattern={'(a|a)*b': 1})
+  jax.tree.map(np.testing.assert_array_equal, before, peft_format.load(folder, base))
+
+
+@pytest.mark.parametrize(
+  'text', ['5', '[]', 'null', '{', '{"head_bias": "a"}', '{"base_digest": 3}'])
+def test_a_file_beside_the_adapter_that_is_none(copy, text):
+  folder, base, _ = copy
+  (folder / peft_format.OWN).write_text(text)
+  if 'head' in text:  # read where there is a head
+    state = safetensors.numpy.load_file(folder / peft_format.WEIGHTS)
+    head = {'base_model.model.score.weight': np.ones((1, 16), np.float32)}
+    safetensors.numpy.save_file(state | head, folder / peft_format.WEIGHTS)
+  with pytest.raises(CorruptTensors, match='expected .*perl.json, found .*save the adapter again'):
+    peft_format.load(folder, base, base_digest='d' * 64)
+
+
 def test_an_adapter_of_another_base(copy, tmp_path_factory):
   folder, base, _ = copy
   other = tmp_path_factory.mktemp('other')
@@ -309,7 +344,7 @@ def test_tensors_that_do_not_fit(copy):
   state = safetensors.numpy.load_file(file)
   name = next(n for n in state if 'lora_A' in n)
   change(r=5)
-  with pytest.raises(CorruptTensors, match='do not fit adapter_config.json'):
+  with pytest.raises(CorruptTensors, match='do not fit .*adapter_config.json'):
     peft_format.load(folder, base)
   change(r=4)
   safetensors.numpy.save_file({n: x for n, x in state.items() if n != name}, file)

@@ -11,6 +11,7 @@ import pytest
 import releases
 import safetensors.numpy
 
+from perl import paths
 from perl.hub import families, pretrained, tensors, writing
 from perl.hub.config_json import Unsupported
 from perl.hub.tensors import CorruptTensors
@@ -315,3 +316,62 @@ def test_a_head_that_transformers_cannot_have(made, tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     writing.check_head(head | {'bias': np.full(1, 0.5, np.float32)})
   assert 'lower by it' in caplog.text
+
+
+# --- Types and sizes
+
+
+@pytest.mark.parametrize('fields', [
+  {'architectures': 2}, {'architectures': [None]}, {'model_type': ['llama']},
+  {'num_attention_heads': [2]}, {'num_attention_heads': 0}, {'hidden_size': '16'},
+  {'hidden_size': 10**12}, {'num_hidden_layers': 10**9}, {'num_hidden_layers': True},
+  {'vocab_size': -3}, {'vocab_size': 2**40}, {'rope_scaling': 'a'}, {'rope_scaling': [1]},
+  {'rope_scaling': {'rope_type': 'linear', 'factor': [2]}}, {'rope_theta': 'x'},
+  {'rope_scaling': {'rope_type': {}, 'factor': 2.0}}, {'rope_theta': float('nan')},
+  {'rms_norm_eps': float('inf')}, {'hidden_act': {}}, {'tie_word_embeddings': 'yes'},
+  {'attention_bias': 1}, {'max_position_embeddings': 0.5}, {'head_dim': 2**40},
+  {'num_key_value_heads': 3},
+])
+def test_a_field_of_another_type_or_size_is_named(folder, fields):
+  about(folder, **fields)
+  refused(folder, (Unsupported, CorruptTensors), 'config.json')
+
+
+@pytest.mark.parametrize('family, fields', [
+  ('qwen2', {'num_hidden_layers': 10**9}), ('gemma2', {'num_hidden_layers': 10**9}),
+  ('gemma2', {'query_pre_attn_scalar': 0}), ('gemma2', {'layer_types': [['x'], {}]}),
+  ('gemma3_text', {'rope_parameters': 5}), ('gemma3_text', {'sliding_window_pattern': 0}),
+  ('gpt_neox', {'rotary_pct': 'a'}), ('gpt_neox', {'rope_parameters': [1]}),
+  ('gpt2', {'n_embd': []}), ('mistral', {'sliding_window': -1}),
+])
+def test_a_field_of_a_family_of_another_type_or_size(family, fields):
+  make = getattr(releases.transformers, f'{releases.CLASSES[family]}Config')
+  known = json.loads(make(**releases.shape(family)).to_json_string(use_diff=False))
+  with pytest.raises(Unsupported, match='expected .* in config.json, found|config.json: expected'):
+    families.parse(known | fields)
+
+
+def test_a_config_of_lists_in_lists(folder):
+  (folder / 'config.json').write_text('{"model_type": ' + '[' * 10**5)
+  refused(folder, CorruptTensors, 'config.json', 'lists in lists')
+
+
+@pytest.mark.parametrize('change', [
+  lambda e: e.update(shape=[-16, 48]), lambda e: e.update(dtype='F16'),
+  lambda e: e.update(data_offsets=[0, 2**60]), lambda e: e.update(shape=[2**40, 2**40]),
+  lambda e: e.update(data_offsets=[4, 8]), lambda e: e.update(shape='ab'), lambda e: e.clear(),
+])
+@pytest.mark.parametrize('local', [True, False])
+def test_a_header_that_says_other_places_than_there_are(single, change, local, monkeypatch):
+  """With the library's checks, and without: it cannot open what is on no disk."""
+  folder, _, _ = single
+  file = folder / 'model.safetensors'
+  content = file.read_bytes()
+  (length,) = struct.unpack('<Q', content[:8])
+  header = json.loads(content[8:8 + length])
+  change(header['model.layers.1.mlp.up_proj.weight'])
+  text = json.dumps(header).encode()
+  file.write_bytes(struct.pack('<Q', len(text)) + text + content[8 + length:])
+  if not local:
+    monkeypatch.setattr(paths, 'is_local', lambda place: False)
+  refused(folder, CorruptTensors, 'model.safetensors', 'whole safetensors file')

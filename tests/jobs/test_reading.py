@@ -29,9 +29,10 @@ def others(path):
   if field.package:
     return {'peft.name': ['dora'], 'rl.algorithm': ['grpo'], 'data.name': ['shp'],
             'preference.method': ['ipo'], 'data.also': [('shp',)]}[path]
-  kind = field.kind or type(field.default)
-  return {bool: [True, False], int: [3, 7], float: [0.25, 0.75], str: ['other'],
-          tuple: [('other',)]}[kind]
+  several = isinstance(field.default, tuple)
+  kind = field.kind or (str if several else type(field.default))
+  values = {bool: [True, False], int: [3, 7], float: [0.25, 0.75], str: ['other']}[kind]
+  return [(value,) for value in values] if several else values
 
 
 def resumed(stage, **changed):

@@ -318,3 +318,37 @@ def test_files_json_lists_every_file(tmp_path):
   listed = set(json.loads((folder / 'files.json').read_text()))
   there = {p for p in folder.rglob('*') if p.is_file() and p.name not in storage.UNLISTED}
   assert {p.relative_to(folder).as_posix() for p in there} == listed
+
+
+@pytest.mark.parametrize('text', [
+  '', '{}', '[]', 'null', '{"tree/x": 1}', '{"tree/x": ["a", 2]}', '{"../x": [0, 0]}', '[' * 10**5])
+def test_a_list_of_files_that_is_none_checks_nothing_and_is_refused(text, tmp_path):
+  storage.save_tree(tmp_path / 'a', {'w': np.ones(4, np.float32)}, {'n': 1})
+  (tmp_path / 'a' / storage.FILES).write_text(text)
+  about = lambda folder: storage.read_about(storage.paths.absolute(folder))
+  for read in (storage.load_tree, about):
+    with pytest.raises(CorruptError, match='(?s)expected .*files.json.*, found.*remedy'):
+      read(tmp_path / 'a')
+
+
+def test_a_file_that_the_list_has_not_is_refused(tmp_path):
+  storage.save_tree(tmp_path / 'a', {'w': np.ones(4, np.float32)}, {'n': 1})
+  (tmp_path / 'a' / '.nfs0001').write_text('')  # as a file system may leave
+  storage.load_tree(tmp_path / 'a')
+  file = tmp_path / 'a' / storage.FILES
+  table = json.loads(file.read_text())
+  name = next(name for name in table if name.startswith('tree/d/'))
+  file.write_text(json.dumps({n: x for n, x in table.items() if n != name}))
+  with pytest.raises(CorruptError, match=f'expected {name} in files.json .*not listed'):
+    storage.load_tree(tmp_path / 'a')
+  file.write_text(json.dumps(table | {'tree/d/more': [0, 0]}))
+  with pytest.raises(CorruptError, match='expected tree/d/more .* found it missing'):
+    storage.load_tree(tmp_path / 'a')
+
+
+def test_a_flipped_bit_in_the_about_is_found_before_it_is_used(tmp_path):
+  storage.save_tree(tmp_path / 'a', {'w': np.ones(4, np.float32)}, {'n': 1})
+  file = next(path for path in (tmp_path / 'a' / 'about').rglob('*') if b'"n"' in path.read_bytes())
+  file.write_bytes(file.read_bytes().replace(b'1', b'3'))
+  with pytest.raises(CorruptError, match='expected about/'):
+    storage.read_about(storage.paths.absolute(tmp_path / 'a'))

@@ -52,7 +52,7 @@ def test_a_half_written_last_line_is_repaired(tmp_path):
 def test_a_broken_row_is_named(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-  with pytest.raises(ValueError, match='metrics.jsonl, line 2: expected.*remedy'):
+  with pytest.raises(ValueError, match='JSON object in .*metrics.jsonl, line 2, found.*repair'):
     metrics.read_jsonl(path)
 
 

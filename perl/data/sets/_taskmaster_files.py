@@ -9,10 +9,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from perl.data.sources import tfds
+from perl import documents
+from perl.data.sources import pins, tfds
 from perl.data.text import dialogue
 
-HOME = 'https://raw.githubusercontent.com/google-research-datasets/Taskmaster/master'
+HOME = f'https://raw.githubusercontent.com/google-research-datasets/Taskmaster/{pins.TASKMASTER}'
 CITATION = """@misc{sidahmed2024perl,
   title={Parameter Efficient Reinforcement Learning from Human Feedback},
   author={Sidahmed et al.}, year={2024}, eprint={2403.10704}, archivePrefix={arXiv}}"""
@@ -29,7 +30,7 @@ def source(name: str, **parts: tuple[tuple[str, ...], Records]) -> tfds.Source:
 
   return tfds.Source(
     name, HOME, {part: tfds.Part(names, split(read)) for part, (names, read) in parts.items()},
-    CITATION)
+    CITATION, pins.CHECKSUMS)
 
 
 def numbered(folder: str, stem: str, count: int) -> tuple[str, ...]:
@@ -70,4 +71,5 @@ def approved_dialogues(files: Mapping[str, list]) -> Iterator[dict[str, Any]]:
   continued = {turns[:i] for turns in whole for i in range(len(turns))}
   for turns, conversation_id in whole.items():
     if turns not in continued:
-      yield {'conversation_id': conversation_id, 'turns': [json.loads(turn) for turn in turns]}
+      yield {'conversation_id': conversation_id,
+             'turns': [documents.parse(turn, conversation_id) for turn in turns]}

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data.sources import records, tfds
+from perl.data.sources import pins, records, tfds
 from perl.data.text import dialogue
 
 _FOLDER = 'grade_school_math/data'
@@ -43,10 +43,11 @@ def _record(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 SOURCE = tfds.Source(
-  'gsm8k', 'https://raw.githubusercontent.com/openai/grade-school-math/master',
+  'gsm8k', f'https://raw.githubusercontent.com/openai/grade-school-math/{pins.GSM8K}',
   {'main': tfds.Part((f'{_FOLDER}/train.jsonl', f'{_FOLDER}/test.jsonl'), _read)},
   """@article{cobbe2021gsm8k, title={Training Verifiers to Solve Math Word Problems},
-  author={Cobbe et al.}, journal={arXiv:2110.14168}, year={2021}}""")
+  author={Cobbe et al.}, journal={arXiv:2110.14168}, year={2021}}""",
+  pins.CHECKSUMS)
 KINDS = dict.fromkeys(('document', 'demonstration', 'prompt'), ('main',))
 """meta['answer'] of an example is the right number."""
 load = records.loader(SOURCE, KINDS)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perl.data.sources import records, tfds
+from perl.data.sources import pins, records, tfds
 from perl.data.text import dialogue
 
 HARMLESS = ('harmless-base',)
@@ -81,11 +81,13 @@ def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str,
 
 
 SOURCE = tfds.Source(
-  'hh_rlhf', 'https://raw.githubusercontent.com/anthropics/hh-rlhf/master',
+  # Not raw.githubusercontent.com: all but harmless-base is in Git LFS, and it has pointers to that.
+  'hh_rlhf', f'https://github.com/anthropics/hh-rlhf/raw/{pins.HH_RLHF}',
   {part: tfds.Part((f'{part}/train.jsonl.gz', f'{part}/test.jsonl.gz'),
                    functools.partial(_read, part)) for part in PARTS},
   """@article{bai2022training, title={Training a Helpful and Harmless Assistant with Reinforcement
-  Learning from Human Feedback}, author={Bai et al.}, journal={arXiv:2204.05862}, year={2022}}""")
+  Learning from Human Feedback}, author={Bai et al.}, journal={arXiv:2204.05862}, year={2022}}""",
+  pins.CHECKSUMS)
 KINDS = dict.fromkeys(('document', 'demonstration', 'preference', 'prompt'), PARTS)
 """Documents and demonstrations are the chosen side."""
 load = records.loader(SOURCE, KINDS)

@@ -11,17 +11,15 @@ file decides: all rows of a file are meant to have one layout.
 """
 
 import functools
-import gzip
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from perl import paths
+from perl import documents, paths
 from perl.data.examples import KINDS, SPLITS, Example, check_request
-from perl.data.sources import layouts
+from perl.data.sources import layouts, row_files
 from perl.data.text import dialogue
 
 _SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
@@ -133,11 +131,11 @@ def _rows(file: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(_columns(file)):
       yield f'{file}, row {number}', row
     return
-  with file.open('rb') as stream:
-    lines = gzip.GzipFile(fileobj=stream) if file.name.endswith('.gz') else stream
-    for number, line in enumerate(_lines(lines, file), start=1):
-      if line.strip():
-        yield f'{file}, line {number}', _parse(line, f'{file}, line {number}')
+  for number, line in enumerate(row_files.lines(file), start=1):
+    if line.strip():
+      where = f'{file}, line {number}'
+      yield where, documents.parse(
+        line, where, documents.OBJECT, remedy='repair or delete the line')
 
 
 def _columns(file: epath.Path) -> Iterator[dict[str, Any]]:
@@ -149,26 +147,6 @@ def _columns(file: epath.Path) -> Iterator[dict[str, Any]]:
     with file.open('rb') as stream, pyarrow.parquet.ParquetFile(stream) as table:
       for batch in table.iter_batches():
         yield from batch.to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, ValueError, OSError) as error:  # ValueError: text that is none
     raise ValueError(f'local: expected a Parquet file in {file}; found {error}; '
                      'write the file again') from error
-
-
-def _lines(lines: Any, file: epath.Path) -> Iterator[bytes]:
-  try:
-    yield from lines
-  except (OSError, EOFError) as error:
-    raise ValueError(f'local: expected a whole gzip file in {file}; found {error}; '
-                     'write the file again') from error
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line.decode('utf-8'))
-  except ValueError as error:  # of the JSON, or of the UTF-8
-    raise ValueError(f'local: expected a JSON object in {where}; found {line[:60]!r} ({error}); '
-                     'repair or delete the line') from error
-  if not isinstance(row, dict):
-    raise ValueError(f'local: expected a JSON object in {where}; found a {type(row).__name__}; '
-                     'write one object a line')
-  return row

@@ -67,7 +67,8 @@ def messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]
   """The messages of a field, as they stand there; the assistant may call and say nothing."""
   chat = row[name]
   for message in chat if isinstance(chat, list) else [None]:
-    if not isinstance(message, dict) or message.get('role') not in ROLES:
+    named = isinstance(message, dict) and isinstance(message.get('role'), str)
+    if not named or message['role'] not in ROLES:
       raise _no_message(name, message, where)
     called = ROLES[message['role']] == 'agent' and calls(message, where)
     if not isinstance(message.get('content', '' if called else None), str):

@@ -7,19 +7,18 @@ records are kept as JSON.
 """
 
 import functools
-import gzip
 import hashlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from perl import paths
+from perl import documents, paths
 from perl.data.examples import SPLITS
+from perl.data.sources import pins, row_files
 
 VERSION = '2.0.0'
 """Of the prepared form: one JSON text a record."""
@@ -42,6 +41,7 @@ class Source(NamedTuple):
   home: str  # URL; the names of files are relative to it
   parts: Mapping[str, Part]
   citation: str = ''
+  checksums: Mapping[str, str] = {}  # of files: perl/data/sources/pins.py
 
 
 # --- Files
@@ -81,24 +81,10 @@ def read_rows(path: epath.Path) -> list:
   Raises:
     ValueError: it is neither, or was cut short.
   """
-  try:
-    content = path.read_bytes()
-    if content.startswith(b'\x1f\x8b'):
-      content = gzip.decompress(content)
-    text = content.decode('utf-8').strip()
-    return json.loads(text) if text.startswith('[') else list(_lines(text))
-  except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f'expected a JSON array, or JSON lines, in {path}; found {error}; '
-                     'fetch the file again') from error
-
-
-def _lines(text: str) -> Iterator[Any]:
-  for number, line in enumerate(text.split('\n'), start=1):
-    if line.strip():
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(f'{error}, in line {number}') from None
+  text = row_files.read_text(path).strip()
+  return documents.parse(text, path, documents.LIST) if text.startswith('[') else [
+    documents.parse(line, f'{path}, line {number}')
+    for number, line in enumerate(text.split('\n'), start=1) if line.strip()]
 
 
 def each(files: Mapping[str, list], parse: Callable[[Any], Any]) -> Iterator[Any]:
@@ -118,7 +104,7 @@ def each_by_file(
     for index, row in enumerate(rows):
       try:
         yield name, parse(row)
-      except (KeyError, TypeError, ValueError, AttributeError) as error:
+      except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
           f'expected a row as the dataset describes it; found {type(error).__name__} ({error}) in '
           f'{name}, row {index} (from 0); repair or delete the row') from error
@@ -184,7 +170,14 @@ def _download(source: Source, names: Sequence[str], dl_manager: Any) -> dict[str
     raise OSError(f'{source.name}: expected to download {_range(names)} from {source.home}; found '
                   f'{type(error).__name__}: {error}; check the network, or set data.mirror to a '
                   'folder that holds the files in the same layout') from error
-  return {name: epath.Path(path) for name, path in files.items()}
+  files = {name: epath.Path(path) for name, path in files.items()}
+  for name, file in files.items():
+    if name in source.checksums:
+      pins.check(f'{source.name}: {name}', file, source.checksums[name])
+    else:
+      logging.warning('%s: no checksum is known of %s; what was downloaded has sha256 %s',
+                      source.name, name, pins.digest(file))
+  return files
 
 
 def folder(source: Source, part: str, mirror: str, data_dir: str) -> epath.Path:
@@ -238,4 +231,5 @@ def records(source: Source, part: str, split: str, mirror: str,
     raise ValueError(f'{source.name}: expected rows in split {split!r} of {part}; found none '
                      f'({ {k: v.num_examples for k, v in builder.info.splits.items()} }); '
                      'add files to the mirror')
-  return [json.loads(row['record']) for row in builder.as_data_source(split)]
+  return [documents.parse(row['record'], f'the prepared {source.name}')
+          for row in builder.as_data_source(split)]

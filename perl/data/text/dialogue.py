@@ -18,6 +18,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from perl import documents
+
 Turn = dict[str, Any]
 
 END = '<|eos|>'
@@ -170,8 +172,8 @@ def render_document(turns: Sequence[Turn]) -> str:
 def parse_response(text: str) -> Turn:
   """The agent turn that a rendered response says; what is not one whole call is text."""
   try:
-    call = json.loads(text)
-  except ValueError:
+    call = documents.parse(text, 'a response')
+  except documents.Malformed:
     call = None
   if isinstance(call, dict) and len(call) == 1 and isinstance(next(iter(call.values())), dict):
     return {'role': 'agent', 'api': call}
@@ -194,18 +196,36 @@ def split_of(key: str) -> str:
   return 'train' if bucket < 80 else 'dev' if bucket < 90 else 'test'
 
 
+_REPAIR = 'repair the row or take it out of the file'
+
+
 def _loads(text: str, what: str, where: str) -> Any:
   """JSON as the files hold it: some dialogs quote a value twice (\"\"a\"\") or hold tabs."""
+  documents.check(text, documents.TEXT, what, where)
+  about = dict(remedy=_REPAIR, strict=False)
   try:
-    return json.loads(text, strict=False)
-  except ValueError:
-    pass
-  try:
+    return documents.parse(text, where, **about)
+  except documents.Malformed:
     repaired = re.sub(r'""([^"\[\]{},:]+)"', r'"\1"', text)
-    return json.loads(re.sub(r'(?<=\w)""', '"', repaired), strict=False)
-  except ValueError as error:
-    raise ValueError(f'{where}: {what} should be JSON, found {text[:80]!r} ({error}); '
-                     'repair the row or take it out of the file') from error
+    return documents.parse(
+      re.sub(r'(?<=\w)""', '"', repaired), f'{what} of {where}', **about)
+
+
+def _check_turn(turn: Any, where: str) -> Turn:
+  """The turn, if it is one of the three; the user's have text.
+
+  Raises:
+    ValueError: it is none.
+  """
+  fields = documents.Fields(
+    documents.check(turn, documents.OBJECT, 'a turn', where), where, remedy=_REPAIR)
+  role = fields.need('role', documents.one_of(*MARKERS))
+  if role == 'user' or 'text' in turn:
+    fields.need('text', documents.TEXT)
+  elif not {'api', 'response'} & turn.keys():
+    raise ValueError(f"expected a turn with 'text', 'api' or 'response' in {where}, found the keys "
+                     f'{sorted(turn)}; {_REPAIR}')
+  return turn
 
 
 def turns_of_reward_row(row: dict[str, Any]) -> tuple[list[Turn], Turn]:
@@ -220,9 +240,10 @@ def turns_of_reward_row(row: dict[str, Any]) -> tuple[list[Turn], Turn]:
   if not isinstance(context, list) or not isinstance(generation, dict):
     raise ValueError(f'{where}: a list of turns and one turn were expected, found '
                      f'{type(context).__name__} and {type(generation).__name__}; check the columns')
-  if context and context[0].get('role') == 'agent' and 'text' in context[0]:
+  context = [_check_turn(turn, where) for turn in context]
+  if context and context[0]['role'] == 'agent' and 'text' in context[0]:
     context = context[1:]
-  return context, generation
+  return context, _check_turn(generation, where)
 
 
 def turns_of_dialog(dialog: dict[str, Any]) -> list[Turn]:
@@ -250,4 +271,4 @@ def turns_of_dialog(dialog: dict[str, Any]) -> list[Turn]:
         turns[-1] = {'role': 'api', 'response': {name: _loads(value, kind, where)}}
       if kind in ('api_call', 'api_response'):
         name = value
-  return turns
+  return [_check_turn(turn, where) for turn in turns]

@@ -163,7 +163,8 @@ class SentencePiece:
 
 def _any_of(added: dict[str, Added]) -> re.Pattern | None:
   longest_first = sorted(added, key=len, reverse=True)
-  strips = lambda wanted: r'\s*' if wanted else ''
-  patterns = [strips(added[text].strips_left) + re.escape(text) + strips(added[text].strips_right)
-              for text in longest_first]
+  # White space is tried once, from its beginning: from each place in it would be n^2 steps.
+  left = lambda token: r'(?:(?<!\s)\s+)?' if token.strips_left else ''
+  right = lambda token: r'\s*' if token.strips_right else ''
+  patterns = [left(added[text]) + re.escape(text) + right(added[text]) for text in longest_first]
   return re.compile('|'.join(patterns)) if patterns else None

@@ -1,10 +1,12 @@
 """Chat templates of published checkpoints: jinja2 source, rendered in a sandbox.
 
 A template is text of a stranger. It sees the messages, the tools and the special tokens as plain
-values; jinja2's sandbox refuses it the rest of Python.
+values; jinja2's sandbox refuses it the rest of Python, and a process of its own bounds its time,
+its memory and its output.
 """
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, sandbox
 
+from perl import bounded
 from perl.data.text import tool_calls
 
 Message = dict[str, Any]
@@ -93,8 +96,28 @@ def _day(date: str) -> datetime.date:
                      f'{date!r}; write it so') from error
 
 
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str, day: str) -> tuple[jinja2.Template, bool]:
+  """(the template, whether it has `{% generation %}` blocks)."""
+  environment = _environment(datetime.date.fromisoformat(day))
+  template = environment.from_string(source)
+  return template, environment.generation_blocks
+
+
+def write(source: str, day: str, variables: dict[str, Any] | None = None) -> str | bool:
+  """What a template writes of variables; of none, whether it has `{% generation %}` blocks.
+
+  It runs in a process of its own: use `Template`.
+  """
+  template, has_blocks = _compiled(source, day)
+  return has_blocks if variables is None else template.render(variables)
+
+
+_write = bounded.Function(f'{__name__}:write')
+
+
 class Template:
-  """A chat template, compiled.
+  """A chat template, compiled and rendered in bounded time and memory (perl/bounded.py).
 
   Args:
     source: what Tokenizer.chat_template holds.
@@ -114,15 +137,13 @@ class Template:
     if not isinstance(source, str):
       raise ValueError(f'chat template: expected the source of a template; found {source!r:.60}; '
                        'give the path of a tokenizer that has one (an instruct checkpoint)')
-    day = _day(date)
-    environment = _environment(day)
+    self._day = _day(date).isoformat()
     try:
-      self._template = environment.from_string(source)
-    except Exception as error:  # a template may also break the compiler, by its depth for one
-      raise ValueError(f'chat template: expected a jinja2 template; found '
-                       f'{type(error).__name__}: {error}; repair the template') from error
-    self._has_blocks = environment.generation_blocks
-    self.date = day.isoformat() if 'strftime_now' in source else ''
+      self._has_blocks = _write(source, self._day)
+    except (bounded.Failed, bounded.Exceeded) as error:
+      raise ValueError(f'chat template: expected a jinja2 template; found {error}; repair the '
+                       'template') from error
+    self.date = self._day if 'strftime_now' in source else ''
     self.source, self.special_tokens = source, dict(special_tokens)
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
@@ -160,12 +181,12 @@ class Template:
             variables: dict[str, Any]) -> str:
     variables = self.special_tokens | variables
     try:
-      return self._template.render(messages=messages, tools=tools, documents=None, **variables)
-    except Exception as error:  # whatever an expression of the template may raise
+      return _write(self.source, self._day, variables | {
+        'messages': messages, 'tools': tools, 'documents': None})
+    except (bounded.Failed, bounded.Exceeded) as error:
       roles = ', '.join(str(message.get('role')) for message in messages)
       raise Refusal(f'chat template: expected it to render messages with the roles [{roles}]; '
-                    f'found {type(error).__name__}: {error}; change the messages, or the '
-                    'template') from error
+                    f'found {error}; change the messages, or the template') from error
 
   def turn(self, context: Sequence[Message], message: Message,
            tools: Sequence[dict] | None = None) -> tuple[str, str]:

@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from perl import paths
+from perl import documents, paths
 from perl.data.text import dialogue, special_tokens, tokenizer_files, vocabularies
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.special_tokens import BOS, EOS, PAD
@@ -40,8 +40,9 @@ class Tokenizer:
     digest: sha256 hex of the vocabulary and the special ids; it identifies the tokenizer.
   """
 
-  def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING):
-    self._backend, self._files = backend, settings.files
+  def __init__(self, backend: Json | SentencePiece, settings: Settings = NOTHING, *,
+               where: str = 'the tokenizer'):
+    self._backend, self._files, self._where = backend, settings.files, where
     self._class = settings.tokenizer_class
     special = special_tokens.ids(backend, settings)
     self.eos_id = special_tokens.stop(special['eos_token'], settings)
@@ -112,7 +113,7 @@ class Tokenizer:
     Raises:
       ValueError: the vocabulary has no ids for a text; so do the others that encode.
     """
-    with _words():
+    with self._words():
       batch = self._backend.encode_batch(list(texts))
     return [*map(self._checked, batch)]
 
@@ -122,9 +123,14 @@ class Tokenizer:
     A token that holds the end of the first text and the beginning of the second, or that stands for
     nothing between them, is the second's.
     """
-    with _words():
+    with self._words():
       batch = self._backend.encode_pairs(list(pairs))
     return [(self._checked(ids), count) for ids, count in batch]
+
+  def _words(self) -> contextlib.AbstractContextManager:
+    return vocabularies.native(
+      f'text that {self._where} has ids for',
+      'leave the text out, or use a tokenizer with an unknown token or bytes')
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """(`encode` of the text, for each id the range of characters (begin, end) that it covers).
@@ -132,7 +138,7 @@ class Tokenizer:
     Tokens that share a character have its range each; one that stands for nothing has an empty one.
     White space that an added token swallows from beside it is not in its range.
     """
-    with _words():
+    with self._words():
       ids, offsets = self._backend.encode_with_offsets(text)
     return self._checked(ids), offsets
 
@@ -142,7 +148,8 @@ class Tokenizer:
     An id that the vocabulary does not have gives '': a model may have more rows than there are ids.
     """
     known = [int(i) for i in ids if 0 <= i < self.vocab_size]
-    return self._backend.decode(known, skip_special)
+    with self._words():
+      return self._backend.decode(known, skip_special)
 
   def save(self, folder: str | os.PathLike) -> epath.Path:
     """Writes tokenizer.json (or tokenizer.model) and what stood beside it; returns the former.
@@ -170,7 +177,7 @@ class Tokenizer:
       content = self._backend.content(self.special_tokens['bos_token'] if opens else None)
       more |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': self.adds_bos}
     if generation is None:
-      generation = json.loads(self._files.get(tokenizer_files.GENERATION, '{}'))
+      generation = self._object(tokenizer_files.GENERATION)
     path = self._write(folder, more, content)
     ids = generation | self.special_ids(generation)
     (path.parent / tokenizer_files.GENERATION).write_bytes(_json(ids))
@@ -188,6 +195,11 @@ class Tokenizer:
     return {'bos_token_id': self.bos_id if bos is None else bos, 'eos_token_id': eos,
             'pad_token_id': self.pad_id if pad is None else pad}
 
+  def _object(self, name: str, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """The object in one of the files, its own if no others are given; {} if it is not there."""
+    content = (self._files if files is None else files).get(name, b'{}')
+    return documents.parse(content, f'{name} of {self._where}', documents.OBJECT)
+
   def _write(self, folder: str | os.PathLike, more: dict, content: bytes) -> epath.Path:
     folder = paths.of(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,24 +209,13 @@ class Tokenizer:
     if len(self.stop_ids) > 1:  # perhaps of a config.json, which is not copied
       files = {tokenizer_files.GENERATION: _json({'eos_token_id': list(self.stop_ids)})} | files
     if more:
-      files[tokenizer_files.CONFIG] = _json(json.loads(files[tokenizer_files.CONFIG]) | more)
+      files[tokenizer_files.CONFIG] = _json(self._object(tokenizer_files.CONFIG, files) | more)
     if 'eos_token' in more and tokenizer_files.SPECIAL in files:
-      special = json.loads(files[tokenizer_files.SPECIAL]) | {'eos_token': more['eos_token']}
+      special = self._object(tokenizer_files.SPECIAL) | {'eos_token': more['eos_token']}
       files[tokenizer_files.SPECIAL] = _json(special)
     for name, text in (files | {self._backend.filename: content}).items():
       (folder / name).write_bytes(text)
     return folder / self._backend.filename
-
-
-@contextlib.contextmanager
-def _words() -> Iterator[None]:
-  """Both libraries raise what they like."""
-  try:
-    yield
-  except Exception as error:
-    raise ValueError(
-      f'tokenizer: expected text that it has ids for; found {type(error).__name__}: {error}; leave '
-      'the text out, or use a tokenizer with an unknown token or bytes') from error
 
 
 def _json(value: dict) -> bytes:
@@ -243,12 +244,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
       f'tokenizer: expected a tokenizer.json, a *.model, or a folder with one (or with vocab.json '
       f'and merges.txt); found none at {path}; give the path of one')
   settings = tokenizer_files.read(file.parent)
-  try:
-    backend = vocabularies.read(file, settings)
-  except Exception as error:  # both libraries raise bare Exception or RuntimeError
-    raise ValueError(f'tokenizer: expected a tokenizer.json or a SentencePiece model in {file}; '
-                     f'found {type(error).__name__}: {error}; check the file') from error
-  return Tokenizer(backend, settings)
+  return Tokenizer(vocabularies.read(file, settings), settings, where=str(file))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int,

@@ -10,14 +10,22 @@ Nothing in them is executed: a class that they name in `auto_map` is not looked 
 """
 
 import dataclasses
-import json
-import pathlib
+import re
 from typing import Any
+
+from etils import epath
+
+from perl import documents
+from perl.documents import FLAG, OBJECT, TEXT, Fields
 
 CONFIG, TEMPLATE = 'tokenizer_config.json', 'chat_template.jinja'
 SPECIAL, GENERATION = 'special_tokens_map.json', 'generation_config.json'
 NAMES = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
+MOST_IDS = 2**22
+"""Of a vocabulary; an id is a row of the embedding, and of tables in the libraries."""
+ID = documents.whole(0, MOST_IDS - 1)
 
+_REMEDY = 'save the tokenizer again'
 _COPIED = (CONFIG, SPECIAL, 'added_tokens.json', TEMPLATE, GENERATION,
            'vocab.json', 'merges.txt', 'tokenizer.model')
 _STOPS = (GENERATION, 'config.json')
@@ -66,87 +74,82 @@ class Settings:
 NOTHING = Settings()
 
 
-def read(folder: pathlib.Path) -> Settings:
+def read(folder: epath.Path) -> Settings:
   """The settings in a folder.
 
   Raises:
-    ValueError: a file is not JSON of the expected kind.
+    ValueError: a file is not JSON of the expected kind; it is named.
   """
-  files = {name: (folder / name).read_bytes() for name in _COPIED if (folder / name).is_file()}
-  parse = lambda name: _object(files[name], folder / name) if name in files else {}
-  config, special, older = map(parse, (CONFIG, SPECIAL, 'added_tokens.json'))
-  ends = stops(folder)
-  try:
-    return dataclasses.replace(_settings(config, special, older, files), stops=ends)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'tokenizer: expected {", ".join(files)} in {folder} to be as transformers '
-                     f'writes them; found {type(error).__name__}: {error}; save the tokenizer '
-                     'again') from error
+  files = {name: documents.read_bytes(folder / name)
+           for name in _COPIED if (folder / name).is_file()}
+  fields = lambda name: Fields(
+    documents.parse(files[name], folder / name, OBJECT, remedy=_REMEDY) if name in files else {},
+    folder / name, remedy=_REMEDY)
+  config, special, older = map(fields, (CONFIG, SPECIAL, 'added_tokens.json'))
+  declared = {name: _content(config if config.has(name) else special, name)
+              for name in NAMES if config.has(name) or special.has(name)}
+  # As in transformers: the older file of added tokens counts only without the newer entry.
+  newer = config.get('added_tokens_decoder', documents.mapping(OBJECT, MOST_IDS))
+  return Settings(
+    declared=declared,
+    added=_older(older, {*declared.values()}) if newer is None else _newer(config, newer),
+    adds_bos=config.get('add_bos_token', FLAG), legacy=config.get('legacy', FLAG, False),
+    prefix_space=config.get('add_prefix_space', FLAG, False),
+    tokenizer_class=config.get('tokenizer_class', TEXT, ''),
+    chat_template=_template(config, files.get(TEMPLATE), folder / TEMPLATE), files=files,
+    stops=stops(folder))
 
 
-def stops(folder: pathlib.Path) -> tuple[int, ...]:
+def stops(folder: epath.Path) -> tuple[int, ...]:
   """The ids that end a response by generation_config.json, or else by config.json; () of neither.
 
   Raises:
     ValueError: they are no ids, or the file is no JSON object.
   """
   for file in (folder / name for name in _STOPS if (folder / name).is_file()):
-    value = _object(file.read_bytes(), file).get('eos_token_id')
-    if value is None:
-      continue
-    ids = value if isinstance(value, list) else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-      raise ValueError(f'tokenizer: expected eos_token_id to be an id or a list of ids in {file}; '
-                       f'found {value!r:.60}; repair the file')
-    return tuple(i for i in ids if i >= 0)  # some write -1 for none
+    ids = Fields(documents.read(file, OBJECT), file).get('eos_token_id', _STOP_IDS)
+    if ids is not None:
+      ids = ids if isinstance(ids, list) else [ids]
+      return tuple(i for i in ids if i >= 0)  # some write -1 for none
   return ()
 
 
-def _settings(config: dict[str, Any], special: dict[str, Any], older: dict[str, int],
-              files: dict[str, bytes]) -> Settings:
-  declared = {name: _content(config[name] if name in config else special[name])
-              for name in NAMES if name in config or name in special}
-  # As in transformers: the older file of added tokens counts only without the newer entry.
-  newer, adds_bos = config.get('added_tokens_decoder'), config.get('add_bos_token')
-  template = files[TEMPLATE].decode('utf-8') if TEMPLATE in files else _template(config)
-  return Settings(
-    declared=declared,
-    added=_older(older, {*declared.values()}) if newer is None else _newer(newer),
-    adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
-    legacy=bool(config.get('legacy')), prefix_space=bool(config.get('add_prefix_space')),
-    tokenizer_class=config.get('tokenizer_class') or '', chat_template=template, files=files)
+_STOP = documents.whole(-1, MOST_IDS - 1)
+_STOP_IDS = documents.either(_STOP, documents.items(_STOP, 2**10))
 
 
-def _object(content: bytes, file: pathlib.Path) -> dict[str, Any]:
-  try:
-    fields = json.loads(content.decode('utf-8'))
-  except ValueError as error:
-    raise ValueError(f'tokenizer: expected a JSON object in {file}; found {error}; '
-                     'repair the file') from error
-  if not isinstance(fields, dict):
-    raise ValueError(f'tokenizer: expected a JSON object in {file}; found a '
-                     f'{type(fields).__name__}; repair the file')
-  return fields
-
-
-def _content(token: Any) -> str | None:
+def _content(fields: Fields, name: str) -> str | None:
   """The text of a token: transformers writes either the string or {'content': string, ...}."""
-  return (token.get('content') if isinstance(token, dict) else token) or None
+  token = fields.get(name, documents.either(TEXT, OBJECT))
+  if isinstance(token, dict):
+    token = fields.check(f"the content of {name}", token.get('content'), TEXT)
+  return token or None
 
 
-def _newer(tokens: dict[str, dict[str, Any]]) -> dict[str, Added]:
-  return {token['content']: Added(int(index), bool(token.get('special')),
-                                  bool(token.get('lstrip')), bool(token.get('rstrip')))
-          for index, token in tokens.items()}
+def _newer(config: Fields, tokens: dict[str, dict[str, Any]]) -> dict[str, Added]:
+  added = {}
+  for index, token in tokens.items():
+    fields = Fields(token, f'added_tokens_decoder of {config.where}', remedy=_REMEDY)
+    number = config.check('an id', int(index) if re.fullmatch('[0-9]{1,9}', index) else index, ID)
+    added[fields.need('content', TEXT)] = Added(number, *(
+      fields.get(name, FLAG, False) for name in ('special', 'lstrip', 'rstrip')))
+  return added
 
 
-def _older(tokens: dict[str, int], special: set[str | None]) -> dict[str, Added]:
-  return {text: Added(int(index), text in special) for text, index in tokens.items()}
+def _older(fields: Fields, special: set[str | None]) -> dict[str, Added]:
+  return {text: Added(fields.need(text, ID), text in special) for text in fields}
 
 
-def _template(config: dict[str, Any]) -> str | None:
-  """The template of a config: a string, or the default one of several by name."""
-  template = config.get('chat_template')
+def _template(config: Fields, content: bytes | None, file: epath.Path) -> str | None:
+  """The template in a file of its own, or in the config: a string, or the default of several."""
+  if content is not None:
+    try:
+      return content.decode('utf-8')
+    except UnicodeDecodeError as error:
+      raise ValueError(f'tokenizer: expected UTF-8 in {file}, found {error}; {_REMEDY}') from error
+  template = config.get('chat_template', documents.either(TEXT, documents.items(OBJECT)))
   if isinstance(template, list):
-    template = {entry['name']: entry['template'] for entry in template}.get('default')
+    texts = [Fields(entry, f'chat_template of {config.where}') for entry in template]
+    named = {fields.need('name', TEXT): fields.need('template', TEXT) for fields in texts}
+    return named.get('default')
   return template

@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from perl import documents
+
 Message = dict[str, Any]
 
 
@@ -26,8 +28,8 @@ def parsed(arguments: Any) -> Any:
   if not isinstance(arguments, str):
     return arguments
   try:
-    value = json.loads(arguments or '{}')
-  except ValueError:
+    value = documents.parse(arguments or '{}', 'the arguments of a call')
+  except documents.Malformed:
     return arguments
   return value if isinstance(value, dict) else arguments
 

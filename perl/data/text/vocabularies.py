@@ -9,19 +9,22 @@ Both have
   puts_first(id)                   whether the file itself puts that token before every text
 """
 
+import contextlib
 import functools
 import json
-import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from perl import paths
+from perl import documents, paths
 from perl.data.text.offsets import Offsets, before, trimmed
 from perl.data.text.sentence_piece import SentencePiece
-from perl.data.text.tokenizer_files import Added, Settings
+from perl.data.text.tokenizer_files import ID, MOST_IDS, Added, Settings
+from perl.documents import OBJECT, Fields
 
 # What a folder with vocab.json and merges.txt may call itself: GPT-2's way of cutting words.
 _AS_GPT2 = ('', 'GPT2Tokenizer', 'GPTNeoXTokenizer', 'PreTrainedTokenizer', 'TokenizersBackend')
@@ -158,20 +161,53 @@ def _independent_markers(settings: dict[str, Any]) -> re.Pattern | None:
   return re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')')
 
 
-def read(file: pathlib.Path, settings: Settings) -> Json | SentencePiece:
+@contextlib.contextmanager
+def native(expected: str, remedy: str) -> Iterator[None]:
+  """Errors of the native libraries as ValueError: they raise what they like.
+
+  A panic of Rust is no Exception; it is caught here, and nowhere else.
+  """
+  try:
+    yield
+  except (KeyboardInterrupt, SystemExit, GeneratorExit, documents.Malformed):
+    raise
+  except BaseException as error:
+    raise ValueError(f'tokenizer: expected {expected}; found {type(error).__name__}: '
+                     f'{str(error):.300}; {remedy}') from error
+
+
+def read(file: epath.Path, settings: Settings) -> Json | SentencePiece:
   """The vocabulary of a tokenizer.json, a *.model, or a vocab.json with its merges.txt.
 
   Raises:
-    Exception: of any class, for the libraries raise what they like: the file is not of its kind.
+    ValueError: the file is not of its kind, or has ids that no vocabulary has.
   """
-  if file.suffix == '.model':
-    return SentencePiece(file.read_bytes(), settings)
-  if file.name == 'vocab.json':
-    return Json(_byte_level(file, settings))
-  return Json(tokenizers.Tokenizer.from_str(file.read_text('utf-8')))
+  with native(f'a tokenizer.json or a SentencePiece model in {file}', 'check the file'):
+    content = documents.read_bytes(file)
+    if file.suffix == '.model':
+      return SentencePiece(content, settings)
+    if file.name == 'vocab.json':
+      documents.parse(content, file, _VOCABULARY)
+      return Json(_byte_level(file, settings))
+    _check_ids(Fields(documents.parse(content, file, OBJECT), file))
+    return Json(tokenizers.Tokenizer.from_str(content.decode('utf-8')))
 
 
-def _byte_level(file: pathlib.Path, settings: Settings) -> Any:
+_VOCABULARY = documents.mapping(ID, MOST_IDS)
+
+
+def _check_ids(fields: Fields) -> None:
+  """Requires ids that a table can have: the library makes one up to the largest."""
+  model = fields.get('model', OBJECT, {})
+  vocabulary = model.get('vocab')
+  if isinstance(vocabulary, dict):
+    fields.check('the vocabulary', vocabulary, _VOCABULARY)
+  added = fields.get('added_tokens', documents.items(OBJECT, MOST_IDS), [])
+  for token in added:
+    fields.check('the id of an added token', token.get('id'), ID)
+
+
+def _byte_level(file: epath.Path, settings: Settings) -> Any:
   """A byte-level BPE as GPT-2 has it, from vocab.json and merges.txt."""
   if settings.tokenizer_class.removesuffix('Fast') not in _AS_GPT2:
     raise ValueError(

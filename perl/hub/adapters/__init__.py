@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from perl import paths, trees
+from perl import documents, paths, trees
 from perl.data.text.tokenizer import Tokenizer
+from perl.documents import OBJECT, TEXT, Fields
 from perl.hub import tensors, writing
 from perl.hub.adapters import _config as config_file
 from perl.hub.adapters import _modules as modules
@@ -30,7 +31,7 @@ from perl.peft.methods.prefix import Reparametrised
 from perl.types import Tree
 
 WEIGHTS = 'adapter_model.safetensors'
-CONFIG = 'adapter_config.json'
+CONFIG = config_file.CONFIG
 OWN = 'perl.json'
 """What PEFT has no place for: the digest of the base, and the bias of the head."""
 
@@ -72,17 +73,19 @@ def load(
   about = config_file.parse(folder / CONFIG)
   entries = tensors.find(folder, WEIGHTS)
   own = _own(folder)
-  if base_digest and own.get('base_digest', base_digest) != base_digest:
+  digest = own.get('base_digest', TEXT, base_digest)
+  if base_digest and digest != base_digest:
     raise tensors.CorruptTensors(
       f'expected an adapter over the base with digest {base_digest[:12]}, found one over '
-      f'{own["base_digest"][:12]} in {folder}; load the base that it was trained on')
+      f'{digest[:12]!r} in {own.where}; load the base that it was trained on')
   arrays = {name: tensors.read(name, entry).astype(np.float32) for name, entry in entries.items()}
   if bad := [name for name, x in arrays.items() if not np.isfinite(x).all()]:
     logging.warning('expected finite weights in %s, found NaN or infinity in %s', folder, bad[0])
-  head = _read_head(arrays, own, base)
-  modules.drop_copies(arrays, base)
-  form = FORMATS.get(about.get('peft_type'), lora)  # which refuses what is not known
-  adapter = form.load(config_file.Saved(arrays, about, folder / CONFIG), base, heads)
+  with tensors.named(folder, Unsupported):
+    head = _read_head(arrays, own, base)
+    modules.drop_copies(arrays, base)
+    form = FORMATS.get(about.get('peft_type'), lora)  # which refuses what is not known
+    adapter = form.load(config_file.Saved(arrays, about, folder / CONFIG), base, heads)
   return adapter if head is None else {**adapter, 'head': head}
 
 
@@ -161,7 +164,8 @@ def inspect(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int |
   shapes = {name: shape(entry) for name, entry in entries.items()}
   head = [shapes.pop(name).size for name in list(shapes) if _HEAD.search(name)]
   if (kind := about.get('peft_type')) not in FORMATS or kind == 'LORA':
-    own = lora.inspect(config_file.Saved(shapes, about, folder / CONFIG))
+    with tensors.named(folder, Unsupported):
+      own = lora.inspect(config_file.Saved(shapes, about, folder / CONFIG))
   else:
     own = {}
     for name, x in shapes.items():
@@ -194,11 +198,13 @@ def _form(adapter: Tree, base: Tree) -> tuple[ModuleType, dict[str, Any]]:
     'has no place for; save them apart, or merge what can be merged: pretrained.save')
 
 
-def _own(folder: epath.Path) -> dict[str, Any]:
-  return json.loads((folder / OWN).read_text('utf-8')) if (folder / OWN).is_file() else {}
+def _own(folder: epath.Path) -> Fields:
+  options = dict(remedy='save the adapter again', error=tensors.CorruptTensors)
+  file = folder / OWN
+  return Fields(documents.read(file, OBJECT, **options) if file.is_file() else {}, file, **options)
 
 
-def _read_head(arrays: dict[str, np.ndarray], own: dict, base: Tree) -> Tree | None:
+def _read_head(arrays: dict[str, np.ndarray], own: Fields, base: Tree) -> Tree | None:
   """Takes the score out of what was found."""
   names = [name for name in arrays if _HEAD.search(name)]
   if not names:
@@ -208,7 +214,7 @@ def _read_head(arrays: dict[str, np.ndarray], own: dict, base: Tree) -> Tree | N
     raise tensors.CorruptTensors(
       f'expected {names[0]} of shape {[1, width]}, one label over this base, found '
       f'{list(kernel.shape)}; it is of another base, or no reward model')
-  bias = jnp.asarray([own.get('head_bias', 0.0)], jnp.float32)
+  bias = jnp.asarray([own.get('head_bias', documents.number(), 0.0)], jnp.float32)
   return {'kernel': jnp.array(kernel.T), 'bias': bias}
 
 

@@ -1,14 +1,14 @@
 """PEFT's adapter_config.json: what it asks for, and what is refused by name."""
 
-import json
-import pathlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
+from perl import documents, patterns
+from perl.documents import OBJECT
 from perl.hub.config_json import Unsupported
 
 _READ = frozenset((
@@ -22,6 +22,18 @@ _IRRELEVANT = frozenset((
   'megatron_core', 'runtime_config', 'qalora_group_size', 'eva_config', 'ensure_weight_tying',
 ))
 _HEADS = ('score', 'classifier')
+CONFIG = 'adapter_config.json'
+RANK = documents.whole(1, 2**16)
+_ALPHA, _NAMES = documents.number(-1e9, 1e9), documents.items(documents.TEXT)
+_KINDS = {
+  'peft_type': documents.TEXT, 'task_type': documents.TEXT, 'bias': documents.TEXT,
+  'lora_alpha': _ALPHA, 'lora_dropout': documents.number(0, 1),
+  'vera_dropout': documents.number(0, 1), 'modules_to_save': _NAMES,
+  'rank_pattern': documents.mapping(RANK, 2**16), 'alpha_pattern': documents.mapping(_ALPHA, 2**16),
+  **dict.fromkeys(('use_rslora', 'use_dora', 'save_projection'), documents.FLAG),
+  **dict.fromkeys(('num_virtual_tokens', 'num_transformer_submodules'), documents.whole(0, 2**24)),
+}
+"""What the fields that are read have to be, where they are not null."""
 
 
 class Saved(NamedTuple):
@@ -29,7 +41,7 @@ class Saved(NamedTuple):
 
   tensors: dict[str, np.ndarray]  # by name
   about: dict[str, Any]  # what is in adapter_config.json
-  file: pathlib.Path  # that file
+  file: epath.Path  # that file
 
 
 Written = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -45,15 +57,26 @@ class LoraConfig(NamedTuple):
   alphas: dict[str, float]
   rslora: bool
   dropout: float
+  where: str = CONFIG
   dora: bool = False
 
-  def rank(self, module: str) -> int:
-    """Of 'model.layers.0.self_attn.q_proj'; a pattern matches whole, or from a '.' on."""
-    return int(_matching(self.ranks, module, self.default_rank))
+  def of(self, modules: Iterable[str]) -> dict[str, tuple[int, float]]:
+    """{module: (rank, scale)} of 'model.layers.0.self_attn.q_proj', ...
 
-  def scale(self, module: str) -> float:
-    """alpha / r, or alpha / sqrt(r)."""
-    return self._scale(_matching(self.alphas, module, self.default_alpha), self.rank(module))
+    A pattern matches a module whole, or from a '.' on; the first that matches counts.
+    """
+    modules = list(modules)
+    ranks = self._matching(self.ranks, modules, self.default_rank)
+    alphas = self._matching(self.alphas, modules, self.default_alpha)
+    return {name: (rank, self._scale(alpha, rank))
+            for name, rank, alpha in zip(modules, ranks, alphas)}
+
+  def _matching(self, values: dict[str, Any], modules: list[str], default: Any) -> list[Any]:
+    found = [default] * len(modules)
+    for pattern, value in reversed(values.items()):
+      fits = patterns.matching(pattern, modules, self.where, before=r'(?:.*\.)?')
+      found = [value if fit else old for fit, old in zip(fits, found)]
+    return found
 
   @property
   def default_scale(self) -> float:
@@ -61,35 +84,30 @@ class LoraConfig(NamedTuple):
     return self._scale(self.default_alpha, self.default_rank)
 
   def _scale(self, alpha: float, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r)."""
     return alpha / (rank**0.5 if self.rslora else rank)
 
 
-def _matching(patterns: dict[str, Any], module: str, default: Any) -> Any:
-  for pattern, value in patterns.items():
-    if re.match(rf'(.*\.)?({pattern})$', module):
-      return value
-  return default
-
-
-def parse(file: pathlib.Path) -> dict[str, Any]:
+def parse(file: epath.Path) -> dict[str, Any]:
   """What is in the file.
 
   Raises:
     FileNotFoundError: no such file.
-    Unsupported: it holds no JSON object.
+    Unsupported: it holds no JSON object, or a field of another type than PEFT writes.
   """
   if not file.is_file():
     names = sorted(p.name for p in file.parent.iterdir())[:8] if file.parent.is_dir() else []
     raise FileNotFoundError(
       f'expected {file.name} in {file.parent}, found {", ".join(names) or "nothing"}; give the '
       'folder that PEFT saved')
-  try:
-    return dict(json.loads(file.read_text('utf-8')))
-  except (ValueError, TypeError) as error:
-    raise Unsupported(f'{file}: expected a JSON object, found {error}; save it again') from error
+  about = documents.read(file, OBJECT, remedy='save it again', error=Unsupported)
+  for name, kind in _KINDS.items():
+    if about.get(name) is not None:
+      documents.check(about[name], kind, name, file, remedy='save it again', error=Unsupported)
+  return about
 
 
-def lora(about: dict[str, Any], file: pathlib.Path) -> LoraConfig:
+def lora(about: dict[str, Any], file: epath.Path) -> LoraConfig:
   """The LoRA, or DoRA, that the parsed file asks for.
 
   Raises:
@@ -97,20 +115,26 @@ def lora(about: dict[str, Any], file: pathlib.Path) -> LoraConfig:
   """
   check(about, file, {
     'peft_type': lambda x: x == 'LORA',
-    'r': lambda x: isinstance(x, int) and x > 0,
+    'r': RANK.fits,
     # The others begin from a changed base (PiSSA, OLoRA, LoftQ, CorDA), which is not in the file.
     'init_lora_weights': lambda x: x in (None, True, False, 'gaussian', 'orthogonal', 'eva'),
   }, read=_READ, what='a plain LoRA')
+  alpha = documents.check(about.get('lora_alpha', 8), _ALPHA, 'lora_alpha', file,
+                          remedy='write the one that it was trained with', error=Unsupported)
   return LoraConfig(
-    default_rank=int(about['r']), default_alpha=float(about.get('lora_alpha', 8)),
-    ranks=about.get('rank_pattern') or {}, alphas=about.get('alpha_pattern') or {},
-    rslora=bool(about.get('use_rslora')), dropout=float(about.get('lora_dropout') or 0.0),
-    dora=bool(about.get('use_dora')),
+    default_rank=about['r'], default_alpha=float(alpha),
+    ranks=_or(about.get('rank_pattern'), {}), alphas=_or(about.get('alpha_pattern'), {}),
+    rslora=bool(about.get('use_rslora')), dropout=float(_or(about.get('lora_dropout'), 0.0)),
+    where=str(file), dora=bool(about.get('use_dora')),
   )
 
 
+def _or(value: Any, default: Any) -> Any:
+  return default if value is None else value
+
+
 def check(
-  about: dict[str, Any], file: pathlib.Path, expected: dict[str, Callable[[Any], bool]], *,
+  about: dict[str, Any], file: epath.Path, expected: dict[str, Callable[[Any], bool]], *,
   read: Iterable[str], what: str = '',
 ) -> None:
   """Requires fields that are known, with values that fit.
@@ -127,7 +151,7 @@ def check(
   """
   expected = {
     'bias': lambda x: x in (None, 'none'),
-    'modules_to_save': lambda x: not x or set(x) <= set(_HEADS),
+    'modules_to_save': lambda x: not x or all(name in _HEADS for name in x),
     'task_type': lambda x: x in (None, 'CAUSAL_LM', 'SEQ_CLS', 'FEATURE_EXTRACTION'),
     **expected,
   }
@@ -139,7 +163,7 @@ def check(
   if wrong:
     what = what or f'known options of peft_type {about["peft_type"]}'
     raise Unsupported(
-      f'expected {what} in {file}, found {wrong}; that is not supported: merge such an '
+      f'expected {what} in {file}, found {wrong!r:.400}; that is not supported: merge such an '
       'adapter where it was made, and load the merged model')
 
 

@@ -71,25 +71,28 @@ def from_tensors(arrays: dict[str, np.ndarray], config: LoraConfig) -> dict[str,
   if config.dora:
     pattern = r'lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?'
     expected = 'lora_A, lora_B, lora_magnitude_vector'
-  pieces = {}
-  for module, sides in modules.by_module(arrays, pattern, expected).items():
-    rank, m = config.rank(module), sides.pop('magnitude_vector', None)
-    if set(sides) != {'A', 'B'} or sides['A'].shape[0] != rank or sides['B'].shape[1] != rank:
+  pieces, named = {}, modules.by_module(arrays, pattern, expected)
+  for module, (rank, scale) in config.of(named).items():
+    sides = named[module]
+    m = sides.pop('magnitude_vector', None)
+    shapes = {side: x.shape for side, x in sides.items()}
+    whole = all(len(shape) == 2 for shape in shapes.values()) and set(shapes) == {'A', 'B'}
+    if not whole or shapes['A'][0] != rank or shapes['B'][1] != rank:
       raise tensors.CorruptTensors(
         f'expected A [{rank}, I] and B [O, {rank}] of {module}, found '
-        f'{ {side: list(x.shape) for side, x in sorted(sides.items())} }; the tensors do not fit '
-        f'adapter_config.json')
+        f'{ {side: list(shape) for side, shape in sorted(shapes.items())} }; the tensors do '
+        f'not fit {config.where}')
     if config.dora:
-      _check_magnitude(module, m, sides['B'].shape[0])
-    pieces[module] = Piece(sides['A'].T, sides['B'].T, config.scale(module), m)
+      _check_magnitude(module, m, shapes['B'][0], config.where)
+    pieces[module] = Piece(sides['A'].T, sides['B'].T, scale, m)
   return pieces
 
 
-def _check_magnitude(module: str, m: np.ndarray | None, columns: int) -> None:
+def _check_magnitude(module: str, m: np.ndarray | None, columns: int, where: str) -> None:
   if m is None:
     raise Unsupported(
-      f'expected lora_magnitude_vector of {module}, for use_dora is true, found none; that is not '
-      'supported: merge such an adapter where it was made, and load the merged model')
+      f'expected lora_magnitude_vector of {module}, for use_dora is true in {where}, found none; '
+      'that is not supported: merge such an adapter where it was made, and load the merged model')
   if m.shape != (columns,):
     raise tensors.CorruptTensors(
       f'expected lora_magnitude_vector [{columns}] of {module}, found {list(m.shape)}; the tensors '

@@ -37,13 +37,14 @@ class Piece(NamedTuple):
 def load(saved: Saved, base: Tree, heads: int) -> Tree:
   """The tree of stacked VeRA, each with its cut of the pair."""
   config.check(saved.about, saved.file, {
-    'r': lambda x: isinstance(x, int) and x > 0,
+    'r': config.RANK.fits,
     # Without it the pair is what torch's generator draws from projection_prng_key.
     'save_projection': lambda x: x in (None, True),
   }, read=_READ)
   arrays = {name.removesuffix('.default'): x for name, x in saved.tensors.items()}
   rank, pair = saved.about['r'], [arrays.pop(name, None) for name in _PAIR]
-  if pair[0] is None or pair[1] is None or not len(pair[0]) == pair[1].shape[1] == rank:
+  if any(x is None or x.ndim != 2 for x in pair) or (
+      not len(pair[0]) == pair[1].shape[1] == rank):
     raise tensors.CorruptTensors(
       f'expected {_PAIR[0]} [{rank}, I] and {_PAIR[1]} [O, {rank}] in {saved.file.parent}, found '
       f'{[None if x is None else list(x.shape) for x in pair]}; save it again')

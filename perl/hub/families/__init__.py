@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import Any
 
 from perl import choices
+from perl.documents import shown
 from perl.hub.config_json import Fields, Unsupported
 from perl.models.config import Config, differences
 
 
-def find(model_type: str) -> ModuleType:
-  """The module of a family.
+def find(model_type: str, where: str = 'config.json') -> ModuleType:
+  """The module of a family; `where` is the file that names it.
 
   Raises:
     Unsupported: no such file; the known ones are listed.
@@ -24,26 +25,30 @@ def find(model_type: str) -> ModuleType:
   known = choices.names(__name__)
   if model_type not in known:
     raise Unsupported(
-      f'expected a model_type among {", ".join(known)}, found {model_type!r}; '
+      f'expected a model_type among {", ".join(known)} in {where}, found {shown(model_type)}; '
       'add it as a file of perl/hub/families, or use a model of a known family')
   return choices.find(__name__, model_type)
 
 
-def parse(config_json: dict[str, Any], **run: Any) -> Config:
+def parse(config_json: dict[str, Any], *, where: str = 'config.json', **run: Any) -> Config:
   """The `Config` of a config.json.
 
   Args:
     config_json: its fields, of transformers 4 or 5.
+    where: the file, for errors.
     **run: fields of Config that say how it is run (dtype, param_dtype, remat, scan_unroll).
 
   Raises:
     Unsupported: an architecture or a field that would change the mathematics, and is not known.
   """
-  family = find(config_json.get('model_type', 'no model_type'))
-  fields = Fields(config_json)
+  family = find(config_json.get('model_type', 'no model_type'), where)
+  fields = Fields(config_json, where)
   options = family.read(fields)
   fields.check_rest()
-  return Config(**{**options, **run})
+  try:
+    return Config(**{**options, **run})
+  except ValueError as error:  # of how the options fit together
+    raise Unsupported(f'{where}: {error}') from error
 
 
 def describe(config: Config, model_type: str = '') -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from perl import documents
+from perl.documents import number
 from perl.hub.config_json import Fields, Unsupported
 from perl.models.config import Config
 from perl.models.rope import Scaling
@@ -13,6 +15,18 @@ ACTIVATIONS = {
   'gelu_python_tanh': 'gelu_tanh',
 }
 """transformers' name -> ours; several of theirs are one function."""
+
+EPS = number(0.0, 1.0)
+THETA = number(1.0, 1e12)
+_FACTOR = number(1e-6, 1e9)
+_ROPE = {
+  'rope_theta': THETA, 'rope_type': documents.TEXT, 'type': documents.TEXT,
+  'truncate': documents.FLAG, 'original_max_position_embeddings': documents.whole(1),
+  **dict.fromkeys((
+    'factor', 'low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor',
+    'mscale', 'mscale_all_dim'), _FACTOR),
+}
+"""What the fields of rotary positions have to be; `read_scaling` refuses others by name."""
 
 OUR_ACTIVATIONS = {
   'silu': 'silu', 'gelu': 'gelu', 'relu': 'relu', 'gelu_tanh': 'gelu_pytorch_tanh'}
@@ -29,7 +43,7 @@ def read_llama(fields: Fields, *, activation: str = 'hidden_act', default: str =
     'kv_heads': fields.get('num_key_value_heads', heads),
     'head_dim': fields.get('head_dim', width // heads),
     'mlp_width': fields.need('intermediate_size'),
-    'norm_eps': fields.get('rms_norm_eps', 1e-6),
+    'norm_eps': fields.get('rms_norm_eps', 1e-6, EPS),
     'activation': fields.choice(activation, default, ACTIVATIONS),
     'max_positions': fields.need('max_position_embeddings'),
   }
@@ -62,15 +76,32 @@ def read_rope(fields: Fields, *, theta: str = 'rope_theta', turns_a_part: bool =
     theta: the older name of rope_theta.
     turns_a_part: the family reads partial_rotary_factor itself; where none does, it is refused.
   """
-  rope = {**(fields.get('rope_parameters') or {}), **(fields.get('rope_scaling') or {})}
-  base = rope.pop('rope_theta', None) or fields.get(theta, 10_000.0)
-  fields.get(theta)
+  rope = rope_fields(fields, 'rope_parameters', 'rope_scaling')
+  older = fields.get(theta, 10_000.0, THETA)
+  base = rope.pop('rope_theta', None) or older
   if turns_a_part:
     rope.pop('partial_rotary_factor', None)
   return {
     'rope_theta': float(base),
     'rope_scaling': read_scaling(rope, fields.need('max_position_embeddings')),
   }
+
+
+def rope_fields(fields: Fields, *names: str) -> dict[str, Any]:
+  """The fields of rotary positions in these objects, later ones before earlier, without nulls.
+
+  Raises:
+    Unsupported: one is of another kind than it should be.
+  """
+  rope = {k: v for name in names for k, v in fields.get(name, {}).items() if v is not None}
+  return check_rope(fields, rope)
+
+
+def check_rope(fields: Fields, rope: Any) -> dict[str, Any]:
+  """An object of rotary positions, without nulls; raises as `rope_fields`."""
+  rope = fields.check('rotary positions', rope or {}, documents.OBJECT)
+  return {name: fields.check(name, value, _ROPE.get(name, documents.ANY))
+          for name, value in rope.items() if value is not None}
 
 
 def read_scaling(rope: dict[str, Any], positions: int) -> Scaling | None:
@@ -100,13 +131,13 @@ def read_scaling(rope: dict[str, Any], positions: int) -> Scaling | None:
   else:
     raise Unsupported(
       f"expected rotary positions of type 'default', 'linear', 'llama3' or 'yarn' in config.json, "
-      f'found {kind!r}; that is not supported, use a model without it')
+      f'found {kind!r:.60}; that is not supported, use a model without it')
   rope.pop('original_max_position_embeddings', None)  # of no effect in the other kinds
   lacking = [name for name, value in options.items() if value is None]
   if rope or lacking:
     raise Unsupported(
       f'expected the options of {kind!r} rotary positions in config.json, found '
-      f'{f"none called {lacking[0]}" if lacking else f"also {rope}"}; that is not supported')
+      f'{f"none called {lacking[0]}" if lacking else f"also {rope!r:.200}"}; that is not supported')
   numbers = {n: v if n in ('truncate', 'original_positions') else float(v)
              for n, v in options.items()}
   return Scaling(kind, **numbers) if options else None
@@ -142,15 +173,22 @@ def write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:
   return written
 
 
+def read_window(fields: Fields) -> int | None:
+  """sliding_window: null is none, and it is 4,096 where the file does not say."""
+  absent = not fields.has('sliding_window')
+  return fields.get('sliding_window', 4096) if absent else fields.get(
+    'sliding_window', kind=documents.whole(1))
+
+
 def read_windows(fields: Fields, layers: int, default: list[bool], window: int | None) -> dict:
   """window and window_layers, from layer_types or the default pattern."""
-  types = fields.get('layer_types')
+  types = fields.get('layer_types', kind=documents.items(documents.TEXT))
   if types is not None:
     known = {'sliding_attention': True, 'full_attention': False}
     if len(types) != layers or not set(types) <= set(known):
       raise Unsupported(
-        f'expected layer_types of {layers} layers among {", ".join(known)} in config.json, found '
-        f'{types}; that is not supported')
+        f'expected layer_types of {layers} layers among {", ".join(known)} in {fields.where}, '
+        f'found {types!r:.200}; that is not supported')
     default = [known[name] for name in types]
   if window is None or not any(default):
     return {}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from perl.documents import number
 from perl.hub.config_json import Fields
 from perl.hub.families import _common as common
 from perl.hub.families import gemma
@@ -25,11 +26,12 @@ def window_and_caps(fields: Fields, pattern: list[bool], caps: tuple) -> dict[st
     pattern: which layers have the window, where the file does not say.
     caps: of the attention's and the output's logits, where the file has no such field.
   """
-  cap = lambda name, default: fields.get(name, None if fields.has(name) else default)
-  window = fields.get('sliding_window', None if fields.has('sliding_window') else 4096)
+  cap = lambda name, default: fields.get(
+    name, None if fields.has(name) else default, number(1e-3, 1e9))
+  window = common.read_window(fields)
   return common.read_windows(fields, len(pattern), pattern, window) | {
     'post_norm': True,
-    'query_scale': fields.get('query_pre_attn_scalar', 256) ** -0.5,
+    'query_scale': fields.get('query_pre_attn_scalar', 256, number(1e-6, 1e9)) ** -0.5,
     'attention_softcap': cap('attn_logit_softcapping', caps[0]),
     'final_softcap': cap('final_logit_softcapping', caps[1]),
   }

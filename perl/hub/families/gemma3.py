@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from perl.documents import OBJECT
 from perl.hub.config_json import Fields
 from perl.hub.families import gemma3_text
 
@@ -23,7 +24,8 @@ def read(fields: Fields) -> dict[str, Any]:
     'num_hidden_layers': 26, 'num_attention_heads': 8, 'num_key_value_heads': 4,
     'max_position_embeddings': 131_072,
   }
-  inner = Fields({**defaults, **fields.need('text_config')})
+  inner = Fields({**defaults, **fields.need('text_config', OBJECT)},
+                 f'text_config of {fields.where}')
   options = gemma3_text.read(inner)
   inner.check_rest()
   return options | {'tied': fields.get('tie_word_embeddings', options['tied'])}

@@ -22,12 +22,14 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _read_rope(fields: Fields, options: dict) -> dict[str, Any]:
-  rope = fields.get('rope_parameters') or {}
-  whole = dict(rope.get('full_attention') or {}) | (fields.get('rope_scaling') or {})
-  local = dict(rope.get('sliding_attention') or {})
-  theta = float(whole.pop('rope_theta', None) or fields.get('rope_theta', 1e6))
-  local_theta = float(local.pop('rope_theta', None) or fields.get('rope_local_base_freq', 1e4))
-  fields.get('rope_theta'), fields.get('rope_local_base_freq')
+  rope = fields.get('rope_parameters', {})
+  whole = common.check_rope(fields, rope.get('full_attention'))
+  whole |= common.rope_fields(fields, 'rope_scaling')
+  local = common.check_rope(fields, rope.get('sliding_attention'))
+  older = fields.get('rope_theta', 1e6, common.THETA)
+  older_local = fields.get('rope_local_base_freq', 1e4, common.THETA)
+  theta = float(whole.pop('rope_theta', None) or older)
+  local_theta = float(local.pop('rope_theta', None) or older_local)
   positions = options['max_positions']
   if common.read_scaling(local, positions) is not None:
     raise Unsupported(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from perl.hub.config_json import Fields
-from perl.hub.families._common import ACTIVATIONS, OUR_ACTIVATIONS
+from perl.hub.families._common import ACTIVATIONS, EPS, OUR_ACTIVATIONS
 from perl.models.config import Config
 
 ARCHITECTURE = 'GPT2'
@@ -25,7 +25,7 @@ def read(fields: Fields) -> dict[str, Any]:
     'mlp_width': fields.get('n_inner', 4 * width),
     'tied': fields.get('tie_word_embeddings', True),
     'norm': 'layer',
-    'norm_eps': fields.get('layer_norm_epsilon', 1e-5),
+    'norm_eps': fields.get('layer_norm_epsilon', 1e-5, EPS),
     'activation': fields.choice('activation_function', 'gelu_new', ACTIVATIONS),
     'gated': False,
     'qkv_bias': True,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from perl.documents import number
 from perl.hub.config_json import Fields
 from perl.hub.families import _common as common
 from perl.models.config import Config
@@ -15,7 +16,8 @@ def read(fields: Fields) -> dict[str, Any]:
   bias = fields.get('attention_bias', True)
   fraction = fields.get('rotary_pct', 0.25)
   for name in ('rope_parameters', 'rope_scaling'):
-    fraction = (fields.get(name) or {}).get('partial_rotary_factor', fraction)
+    fraction = fields.get(name, {}).get('partial_rotary_factor', fraction)
+  fraction = fields.check('the part of a head that rotates', fraction, number(0.0, 1.0))
   rope = common.read_rope(fields, theta='rotary_emb_base', turns_a_part=True)
   return rope | {
     'rope_fraction': float(fraction),
@@ -28,7 +30,7 @@ def read(fields: Fields) -> dict[str, Any]:
     'mlp_width': fields.need('intermediate_size'),
     'tied': fields.get('tie_word_embeddings', False),
     'norm': 'layer',
-    'norm_eps': fields.get('layer_norm_eps', 1e-5),
+    'norm_eps': fields.get('layer_norm_eps', 1e-5, common.EPS),
     'activation': fields.choice('hidden_act', 'gelu', common.ACTIVATIONS),
     'gated': False,
     'qkv_bias': bias,

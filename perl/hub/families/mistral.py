@@ -11,7 +11,7 @@ ARCHITECTURE = 'Mistral'
 
 def read(fields: Fields) -> dict[str, Any]:
   """sliding_window null is none, and 4,096 where the file does not say."""
-  window = fields.get('sliding_window', None if fields.has('sliding_window') else 4096)
+  window = common.read_window(fields)
   options = common.read_llama(fields) | common.read_rope(fields)
   return options | {'tied': fields.get('tie_word_embeddings', False), 'window': window}
 

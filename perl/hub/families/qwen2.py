@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from perl.documents import whole
 from perl.hub.config_json import Fields
 from perl.hub.families import _common as common
 from perl.models.config import Config
@@ -18,7 +19,7 @@ def read(fields: Fields) -> dict[str, Any]:
 def windows(fields: Fields) -> dict[str, Any]:
   """The window of each layer, as Qwen2 and Qwen3 write it."""
   layers = fields.need('num_hidden_layers')
-  window, first = fields.get('sliding_window', 4096), fields.get('max_window_layers', 28)
+  window, first = fields.get('sliding_window', 4096), fields.get('max_window_layers', 28, whole())
   if not fields.get('use_sliding_window', False):
     window = None  # the releases name one all the same
   return common.read_windows(fields, layers, [i >= first for i in range(layers)], window)

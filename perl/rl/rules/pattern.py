@@ -1,10 +1,13 @@
-"""1 for a response that the regular expression meta['pattern'] matches whole, else 0."""
+"""1 for a response that the regular expression meta['pattern'] matches whole, else 0.
 
-import re
+A line break is a character as any other. What an expression may hold: perl/patterns.py.
+"""
+
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from perl import patterns
 from perl.data.examples import Example
 from perl.rl.rules import _meta as meta
 
@@ -18,8 +21,9 @@ def rewards(
     ValueError: a prompt without a pattern, by its row.
   """
   del dataset
-  return [float(_pattern(example).fullmatch(text) is not None)
-          for example, text in zip(examples, responses)]
+  match = lambda example, text: patterns.matching(
+    _pattern(example), [text], "meta['pattern']", flags='s')[0]
+  return [float(match(example, text)) for example, text in zip(examples, responses)]
 
 
 def check(example: Example, dataset: ModuleType) -> None:
@@ -28,12 +32,12 @@ def check(example: Example, dataset: ModuleType) -> None:
   _pattern(example)
 
 
-def _pattern(example: Example) -> re.Pattern:
-  return meta.read(example, 'pattern', ('pattern',), _compiled, 'a regular expression')
+def _pattern(example: Example) -> str:
+  return meta.read(example, 'pattern', ('pattern',), _known, 'a regular expression')
 
 
-def _compiled(value: Any) -> re.Pattern | None:
+def _known(value: Any) -> str | None:
   try:
-    return re.compile(value, re.DOTALL) if isinstance(value, str) else None
-  except re.error:
+    return patterns.check(value, "meta['pattern']")
+  except ValueError:
     return None
