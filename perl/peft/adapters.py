@@ -211,9 +211,15 @@ def swap(merged: Tree, old: Tree, new: Tree) -> Tree:
 
 
 def mergeable(base: Tree, adapter: Tree) -> bool:
-  """Whether every adapter of the tree can be folded into the base."""
-  whole = nodes(trees.spread(base, adapter)).values()
-  return all(hasattr(part, 'merge') for node in whole for part in parts_of(node))
+  """Whether every adapter of the tree can be folded into the base; both may be shapes."""
+  can: list[bool] = []
+
+  def look(base: Tree, adapter: Tree) -> None:
+    whole = nodes(trees.spread(base, adapter)).values()
+    can.extend(hasattr(part, 'merge') for node in whole for part in parts_of(node))
+
+  jax.eval_shape(look, base, adapter)
+  return all(can)
 
 
 def _fold(base: Tree, adapter: Tree, how: str) -> Tree:

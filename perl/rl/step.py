@@ -156,7 +156,8 @@ def make_step(
   Args:
     model: the module of the base, which all roles share.
     base, examples, offset, further, place: see `Step`.
-    frozen: adapters that do not learn, by role: 'reference', and 'reward' where a model rewards.
+    frozen: adapters that do not learn, by role: 'reference', of the policy's form, and 'reward'
+      where a model rewards.
     tx: the optimizer of what learns.
     places: placements of the state, which the step keeps.
     algorithm: a file of perl/rl/algorithms.
@@ -176,7 +177,7 @@ def make_step(
   check(options, known_options(), 'an algorithm')
   narrow = behaviour == 'trainer' or not wide(model, **picked(sampling, ('cache',)))
   trainers = behaviour != 'sampler' and (narrow or merges(
-    model, roles.of(base, 'policy'), places.adapters['policy'], sampling.get('merged')))
+    model, roles.of(base, 'policy'), frozen['reference'], sampling.get('merged')))
   auto = 'sequence_mask' if trainers else 'none'
   options = options | {'correction': auto if correction == 'auto' else correction}
   once, shaped = algorithms.updates(options) == 1, algorithms.in_reward(options)
