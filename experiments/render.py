@@ -116,6 +116,7 @@ STUDIES = {
   '*_folds*.json': 'crossvalidate', 'coffee.json': 'sweep', 'coffee_methods.json': 'methods',
   'coffee_grid.json': 'grid', 'coffee_rates.json': 'rates',
   'overoptimisation.json': 'overoptimisation', 'gsm8k_verifier.json': 'verifier',
+  'versions.json': 'versions',
 }
 """Pattern of a file's name -> the study whose table it has: a file of experiments/studies."""
 

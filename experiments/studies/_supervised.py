@@ -18,7 +18,6 @@ from experiments.studies import _jobs as jobs
 from experiments.studies._estimates import Rows, over_seeds
 from experiments.studies._jobs import Job, Row, Spec
 from perl.config import runs
-from perl.config.fields import flatten
 
 STAGES = ('sft', 'reward')
 ANCHOR = Row('anchor', jobs.ANCHOR_METHOD)
@@ -79,7 +78,7 @@ def collect(spec: Spec, rows: Sequence[Row]) -> dict[str, Any]:
   for row in rows:
     for seed, folder in finished.folders(spec.workdir, row.folder):
       if stages := finished.summaries(folder, STAGES):
-        saved = flatten(runs.read_json(folder / 'sft' / 'config.json', {}))
+        saved = runs.recorded(folder / 'sft' / 'config.json')
         records.append({
           'name': row.name, 'peft': row.peft, 'seed': seed, 'times': row.factor,
           'learning_rate': saved.get('sft.optim.learning_rate'), **stages})
