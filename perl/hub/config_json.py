@@ -31,7 +31,8 @@ _IRRELEVANT = frozenset((
   'neftune_noise_alpha', 'initializer_factor', 'n_special', 'predict_special_tokens',
   'max_sequence_length', 'max_seq_length', 'max_seq_len', 'seq_length', 'model_max_length',
   'tokenizer_model_max_length', 'tokenizer_padding_side', 'bos_token', 'eos_token', 'pad_token',
-  'unk_token', 'decoder_start_token_id', 'tie_encoder_decoder', 'tf_legacy_loss',
+  'unk_token', 'decoder_start_token_id', 'tie_encoder_decoder', 'tf_legacy_loss', 'output_past',
+  'internal_version',
   # How, not what, is computed; and dropout.
   'use_flash_attention', 'use_flash_attention_2', 'use_flash_attn', '_flash_attn_2_enabled',
   'use_sdpa', '_attn_implementation_internal', 'attention_probs_dropout_prob',
@@ -46,7 +47,8 @@ _IRRELEVANT = frozenset((
 ))
 """What changes no forward pass in evaluation, or is an older name of a field that is read. Anything
 else that nobody reads is refused: what changes the mathematics, and what is not known to change
-none, as `auto_map` (code of a stranger), `quantization_config` and `rope_interleaved`."""
+none, as `auto_map` (code of a stranger), `quantization_config` and `rope_interleaved`. The list is
+tried against files of published checkpoints, `tests/hub/published_keys.json`."""
 
 
 _SIZES = {

@@ -29,6 +29,7 @@ def window_and_caps(fields: Fields, pattern: list[bool], caps: tuple) -> dict[st
   cap = lambda name, default: fields.get(
     name, None if fields.has(name) else default, number(1e-3, 1e9))
   window = common.read_window(fields)
+  fields.only('sliding_window_size', window)  # a second name, in the releases of 9B and 27B
   return common.read_windows(fields, len(pattern), pattern, window) | {
     'post_norm': True,
     'query_scale': fields.get('query_pre_attn_scalar', 256, number(1e-6, 1e9)) ** -0.5,

@@ -19,6 +19,9 @@ def read(fields: Fields) -> dict[str, Any]:
     fraction = fields.get(name, {}).get('partial_rotary_factor', fraction)
   fraction = fields.check('the part of a head that rotates', fraction, number(0.0, 1.0))
   rope = common.read_rope(fields, theta='rotary_emb_base', turns_a_part=True)
+  # transformers 4 wrote both beside the two that it, and 5, goes by.
+  fields.only('partial_rotary_factor', fraction)
+  fields.only('rope_theta', rope['rope_theta'])
   return rope | {
     'rope_fraction': float(fraction),
     'vocab_size': fields.need('vocab_size'),
