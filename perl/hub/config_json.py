@@ -47,8 +47,8 @@ _IRRELEVANT = frozenset((
 ))
 """What changes no forward pass in evaluation, or is an older name of a field that is read. Anything
 else that nobody reads is refused: what changes the mathematics, and what is not known to change
-none, as `auto_map` (code of a stranger), `quantization_config` and `rope_interleaved`. Tried on the
-config.json of published checkpoints, `tests/hub/published_keys.json`."""
+none, as `auto_map` (code of a stranger), `quantization_config` and `rope_interleaved`. The list is
+tried against files of published checkpoints, `tests/hub/published_keys.json`."""
 
 
 _SIZES = {
