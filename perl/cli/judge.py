@@ -58,7 +58,8 @@ def read(place: str) -> tuple[epath.Path, list[dict[str, Any]], list[Answer]]:
     return folder, rows, [Answer(row[which], row[f'finished_{which}']) for row in rows]
   except (OSError, ValueError) as error:
     raise ConfigError(f'expected responses.json of a finished evaluate stage in {folder}, found '
-                      f'{type(error).__name__} ({error}); run --job=evaluate first') from None
+                      f'{type(error).__name__} ({error}); run --job=evaluate first; '
+                      'if an older version left it, delete the folder before') from None
 
 
 def by_gold(folder: epath.Path) -> Callable:

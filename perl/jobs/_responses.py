@@ -14,7 +14,7 @@ from perl.jobs._data import Data
 from perl.jobs._run import Run
 from perl.peft import adapters
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import kept_apart, rollout, slots, wide
+from perl.rl.rollout import kept_apart, read_anew, rollout, slots
 from perl.rl.rules import Rules
 from perl.types import Batch, Rollout, Tree
 
@@ -74,14 +74,6 @@ def rewards(
     judge, frozen, max_new_tokens=rl.max_new_tokens, place=run.place, **rewarding(run, data))
 
 
-def trainers(run: Run, base: Base) -> bool:
-  """Whether log-probs of samples are the trainer's, not the sampler's: config.rl.behaviour."""
-  rl = run.config.rl
-  if rl.behaviour != 'auto':
-    return rl.behaviour == 'trainer'
-  return not wide(base.model, cache=rl.cache)
-
-
 def judges(artefacts: Artefacts, base: Base) -> dict[str, Tree]:
   """{'reward': the reward model's adapter}; {} where config.rl.reward_weight needs none.
 
@@ -127,7 +119,8 @@ def respond(
   temperature = run.config.rl.temperature if temperature is None else temperature
   judge = rewards(
     run, data, base, frozen, temperature=temperature, samples=samples) if frozen else None
-  own = policy if frozen and trainers(run, base) else None
+  anew = read_anew(base.model, run.config.rl.behaviour, cache=run.config.rl.cache)
+  own = policy if frozen and anew else None
   if judge:
     judge.rules.check(examples)
   rows = data.rows([chat.as_prompt(example) for example in examples], 'prompt')

@@ -117,7 +117,7 @@ class Run:
   @property
   def updates(self) -> int:
     """Updates of the parameters that a step makes."""
-    return self.section.get('epochs', 1) * self.section.get('minibatches', 1)
+    return algorithms.updates(self.section)
 
   def peft_options(self) -> dict[str, Any]:
     """What config.peft holds beside the method's name: the arguments of adapters.init."""

@@ -71,10 +71,10 @@ def make_experience(
   Raises:
     ValueError: an unknown name, or what does not go together.
   """
-  if wrong := algorithms.problems(dict(
-      regularizer=regularizer, regularize=regularize, regularizer_ratio=True)):
+  held_by = dict(regularizer=regularizer, regularize=regularize, regularizer_ratio=True)
+  if wrong := algorithms.problems(held_by):
     raise ValueError('; '.join(wrong))
-  in_reward = regularize == 'reward' and regularizer != 'none'
+  in_reward = algorithms.in_reward(held_by)
   penalty = regularizers.SAMPLED.get(regularizer, regularizers.none)
   ends = dict(
     max_new_tokens=max_new_tokens, missing_eos_penalty=missing_eos_penalty, overlong=overlong)

@@ -26,7 +26,7 @@ from perl.peft import adapters
 from perl.rl import algorithms, roles, update
 from perl.rl.experience import make_experience
 from perl.rl.rewards import Rewards, make_judge
-from perl.rl.rollout import kept_apart, merges, rollout, wide
+from perl.rl.rollout import kept_apart, merges, read_anew, rollout
 from perl.train import step as steps
 from perl.types import Batch, Experience, Mean, Tree
 
@@ -175,9 +175,9 @@ def make_step(
     ValueError: an option that nobody declares.
   """
   check(options, known_options(), 'an algorithm')
-  narrow = behaviour == 'trainer' or not wide(model, **picked(sampling, ('cache',)))
-  trainers = behaviour != 'sampler' and (narrow or merges(
-    model, roles.of(base, 'policy'), frozen['reference'], sampling.get('merged')))
+  anew = read_anew(model, behaviour, **picked(sampling, ('cache',)))
+  trainers = anew or behaviour == 'auto' and merges(
+    model, roles.of(base, 'policy'), frozen['reference'], sampling.get('merged'))
   auto = 'sequence_mask' if trainers else 'none'
   options = options | {'correction': auto if correction == 'auto' else correction}
   once, shaped = algorithms.updates(options) == 1, algorithms.in_reward(options)
@@ -193,7 +193,7 @@ def make_step(
   samples, greedy = options['samples'], getattr(about, 'GREEDY', False)
   return Step(
     base, examples, place=place, offset=offset, samples=samples, rounds=options['rounds'],
-    further=further, own_logprobs=trainers and (not once or shaped and narrow),
+    further=further, own_logprobs=trainers and not once or shaped and anew,
     sample=functools.partial(rollout, model, samples=samples, **sampling),
     rewards=judged_by(frozen, samples),
     likeliest=judged_by({k: v for k, v in frozen.items() if k == 'reward'}, 1) if greedy else None,

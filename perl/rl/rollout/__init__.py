@@ -127,6 +127,13 @@ def wide(model: Transformer, *, cache: str = 'model') -> bool:
   return jax.default_backend() == 'cpu' and not narrow
 
 
+def read_anew(model: Transformer, behaviour: str, *, cache: str = 'model') -> bool:
+  """Whether the trainer reads log-probs of samples anew, for an update, a KL, an evaluation: where
+  `behaviour` is 'trainer', or 'auto' and sampling is not `wide`.
+  """
+  return behaviour == 'trainer' or behaviour == 'auto' and not wide(model, cache=cache)
+
+
 def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
   """The weights as decoding reads them; `merged` as in `rollout`."""
   merged = merges(model, base, adapter, merged)
