@@ -129,12 +129,23 @@ class Scorer:
 
     return probe.gather(parts(), count)
 
+  def features(
+    self, adapter: Tree, examples: list[Example], reads: Sequence[str] = ()
+  ) -> np.ndarray:
+    """f32[N, F] of `lm.head_features`, or f32[N, 2, F] of pairs; NaN of examples left out."""
+    columns = self._columns(adapter, examples, tuple(reads))
+    return columns[0] if len(columns) == 1 else np.stack(columns, 1)
+
+  def _columns(
+    self, adapter: Tree, examples: list[Example], reads: tuple[str, ...]
+  ) -> list[np.ndarray]:
+    function = functools.partial(_features, reads=reads)
+    return [self._over_examples(function, adapter, examples, example_kind(self.run), field)
+            for field in self._fields]
+
   def probed_head(self, adapter: Tree, examples: list[Example]) -> Tree:
     """The adapter's head, fitted to what the anchor says of the training examples."""
-    features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
-    kind = example_kind(self.run)
-    columns = [self._over_examples(features, adapter, examples, kind, field)
-               for field in self._fields]
+    columns = self._columns(adapter, examples, lm.head_reads(adapter['head']))
     keep = np.isfinite(columns[0]).all(-1)
     c = self.run.config.reward.probe_c
     if len(columns) == 2:
