@@ -16,7 +16,6 @@ from perl.train import checkpoint, metrics, signals
 from perl.train.step import TrainState
 from perl.types import Batch
 
-
 AHEAD = 2
 """Steps that may be queued on the device: enough to keep it busy, and so few that the progress bar,
 a signal and a loss that is not finite are never late by more."""
