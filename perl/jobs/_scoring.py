@@ -19,6 +19,7 @@ from perl.models import lm
 from perl.models.context import Rows
 from perl.preference import reward_losses, reward_model
 from perl.rl.rewards import Rewards
+from perl.train import metrics
 from perl.types import Tree
 
 EXAMPLES = {
@@ -117,7 +118,8 @@ class Scorer:
     """
 
     def parts():
-      for batch in self.data.evaluation_batches(rows, kind):
+      batches = self.data.evaluation_batches(rows, kind)
+      for batch in metrics.watched(batches, f'{self.run.stage}, rows read'):
         placed = self.run.place(batch)
         mask = placed['mask' if field == 'tokens' else f'{field}_mask']
         values = np.array(function(
