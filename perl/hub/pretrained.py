@@ -6,6 +6,7 @@ No code of a checkpoint is ever run: config.json decides by name, weights are sa
 import functools
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -206,7 +207,7 @@ def save(
 
 def publish(
   source: str | os.PathLike, folder: str | os.PathLike, *, dtype: Any = None,
-  shard_bytes: int = 5 * 10**9, progress: bool = True,
+  beside: Mapping[str, bytes] | None = None, shard_bytes: int = 5 * 10**9, progress: bool = True,
 ) -> None:
   """Writes a published checkpoint, a GGUF file above all, as a Hugging Face folder.
 
@@ -216,6 +217,7 @@ def publish(
     source: a Hugging Face folder or a GGUF file.
     folder: new or empty; it holds all or nothing.
     dtype: of all tensors, in place of theirs.
+    beside: {name: content} of other files for the folder.
     shard_bytes, progress: as for `save`.
 
   Raises:
@@ -234,6 +236,8 @@ def publish(
 
   def write(new: epath.Path) -> None:
     (new / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
+    for name, content in (beside or {}).items():
+      (new / name).write_bytes(content)
     if tokenizer is not None:
       tokenizer.publish(new)
     writing.save_tensors(new, what, shard_bytes, progress)
