@@ -66,13 +66,13 @@ def files(header: Header, architecture: str) -> dict[str, bytes]:
       f"expected a tokenizer of kind 'gpt2' or 'llama' in {header.file}, found {model!r:.60}; that "
       'is not supported, use a model with one of these')
   tokens = fields.need('tokenizer.ggml.tokens', _TOKENS)
-  if len(set(tokens)) != len(tokens):
-    raise CorruptTensors(f'expected tokens that differ in {header.file}, found one twice; {REMEDY}')
   special = {name: fields.get(f'tokenizer.ggml.{theirs}_token_id', documents.whole(
     0, len(tokens) - 1)) for name, theirs in _NAMES.items()}
   special = {name: None if i is None else tokens[i] for name, i in special.items()}
   opens = fields.get('tokenizer.ggml.add_bos_token', FLAG, model == 'llama' or _pre(
     header, architecture) in _WHOLE) and special['bos_token'] is not None
+  if model == 'llama':
+    tokens = _spelled(header, tokens)
   build = _byte_level if model == 'gpt2' else _sentence_piece
   backend = build(header, architecture, tokens, special['unk_token'])
   _add(header, backend, tokens, special)
@@ -109,8 +109,12 @@ def _add(header: Header, backend: tokenizers.Tokenizer, tokens: list[str],
          special: dict[str, str | None]) -> None:
   """Tokens that are found in a text before it is cut: special ones, and those that users added."""
   kinds, named = _types(header, len(tokens)), {*special.values()}
+  if len(set(tokens)) != len(tokens):
+    raise CorruptTensors(f'expected tokens that differ in {header.file}, found one twice; {REMEDY}')
+  # What has spaces in it is found where the text has them as SentencePiece writes them.
   backend.add_tokens([
-    tokenizers.AddedToken(token, special=kind != _DEFINED or token in named, normalized=False)
+    tokenizers.AddedToken(
+      token, special=kind != _DEFINED or token in named, normalized=_SPACE in token)
     for token, kind in zip(tokens, kinds)
     if kind in (_CONTROL, _DEFINED) or token in named])
 
@@ -166,6 +170,12 @@ def _cutter(header: Header, name: str) -> Any:
     [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def _spelled(header: Header, tokens: list[str]) -> list[str]:
+  """Pieces as SentencePiece has them; llama.cpp's converter writes spaces in those of users."""
+  return [token.replace(' ', _SPACE) if kind == _DEFINED else token
+          for token, kind in zip(tokens, _types(header, len(tokens)))]
+
+
 def _sentence_piece(
   header: Header, architecture: str, tokens: list[str], unknown: str | None
 ) -> tokenizers.Tokenizer:
@@ -178,14 +188,13 @@ def _sentence_piece(
   scores = _of_length(header, 'scores', fields.need(
     'tokenizer.ggml.scores', documents.items(documents.number(-1e9, 1e9), MOST_IDS)), len(tokens))
   kinds = _types(header, len(tokens))
-  spelled = [_SPACE * len(t) if t and not t.strip(' ') else t for t in tokens]
-  vocabulary = {token: i for i, token in enumerate(spelled)}
-  normal = {spelled[i]: (-scores[i], i) for i, kind in enumerate(kinds) if kind == _NORMAL}
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  normal = {tokens[i]: (-scores[i], i) for i, kind in enumerate(kinds) if kind == _NORMAL}
   backend = tokenizers.Tokenizer(models.BPE(
     vocabulary, _merges(normal), unk_token=unknown, fuse_unk=True, byte_fallback=True))
   spaces = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
+  backend.normalizer = normalizers.Replace(' ', _SPACE)
   if gemma:
-    backend.normalizer = normalizers.Replace(' ', _SPACE)
     backend.pre_tokenizer = pre_tokenizers.Split(' ', 'merged_with_previous')
   else:
     before = fields.get('tokenizer.ggml.add_space_prefix', FLAG, True)
