@@ -43,8 +43,8 @@ def _training(stage: str, training: Training) -> dict[str, Field]:
     'batch_size': Field(training.batch_size, 'Examples an update, over all devices (pairs or '
                         'rankings for what learns from them, episodes for rl).', 'examples',
                         training.source, low=1),
-    'microbatches': Field(1, 'Parts in which a batch passes through memory; divides batch_size and '
-                          'changes no result.', low=1),
+    'microbatches': Field(1, 'Parts in which a batch passes through memory, at least: large models '
+                          'on CPU take more. Divides batch_size, changes no result.', low=1),
     'evaluate_every_steps': Field(100, 'Evaluation on the dev split; 0 only at the end.', 'steps',
                                   low=0),
     'checkpoint_every_steps': Field(100, 'Saving of what a resumed run needs; 0 only at the end.',

@@ -84,7 +84,7 @@ def make_step(
   loss = direct.make_loss(anchor.model, method, **_lengths(run))
   return steps.make_train_step(
     loss, tx, split=adapters.split, shardings=places,
-    microbatches=run.config.preference.microbatches)
+    microbatches=run.config.preference.microbatches, divisible=not method.drift)
 
 
 def examples(data: Data, method: Any, split: str) -> list[Example]:
