@@ -69,6 +69,10 @@ class Data:
     """The first example of the fixed split; no more is read than it takes."""
     return load(self.run.config.data, split, kind, read=sets.first, dataset=self.dataset)
 
+  def read(self, split: str, kind: str) -> list[Example]:
+    """All examples of the fixed split, of which the run keeps no note."""
+    return load(self.run.config.data, split, kind, dataset=self.dataset)
+
   def examples(self, split: str, kind: str) -> list[Example]:
     """Those of the dataset, of the fixed split or of config.data.fold.
 

@@ -29,7 +29,7 @@ def check(config: ConfigDict, needed: Iterable[tuple[str, str]]) -> Iterator[str
     cannot be read, wherever it stands.
   """
   refuses = config.data.overlap == 'refuse'
-  if not refuses and not (config.data.name == 'local' and _few(config.data.mirror)):
+  if not refuses and not (config.data.name == 'local' and few(config.data.mirror)):
     return
   needed = set(needed)
   for kind in sorted({kind for kind, _ in needed}):
@@ -47,12 +47,13 @@ def check(config: ConfigDict, needed: Iterable[tuple[str, str]]) -> Iterator[str
         logging.warning('%s; data.overlap=refuse refuses them', text)
 
 
-def _few(mirror: str) -> bool:
-  few = sum(size for _, size, *_ in paths.stamps(mirror)) <= LOOKED_AT_BYTES
-  if not few:
+def few(mirror: str) -> bool:
+  """Whether the user's files are of few enough bytes to be read once more."""
+  small = sum(size for _, size, *_ in paths.stamps(mirror)) <= LOOKED_AT_BYTES
+  if not small:
     logging.info('data: splits of more than %d MiB are compared with data.overlap=refuse alone',
                  LOOKED_AT_BYTES >> 20)
-  return few
+  return small
 
 
 def _said(kind: str, rows: dict[str, list[Example]]) -> Iterator[str]:

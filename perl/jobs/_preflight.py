@@ -5,6 +5,7 @@ place of arrays, a first row in place of a dataset, the meta of an adapter in pl
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl import choices, paths, trees
-from perl.data.text import chat
 from perl.hub import adapters as peft_format
 from perl.hub import reading, tensors
-from perl.jobs import PRODUCER, STAGES, TRAINED, _overlap
+from perl.jobs import PRODUCER, STAGES, TRAINED, _chat_rows, _overlap
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._plan import Plan
@@ -94,19 +94,28 @@ def needs(data: Data) -> list[tuple[str, str]]:
 
 
 def templates(data: dict[str, Data]) -> Iterator[str]:
-  """A row of each, through the tokenizer and its template, where these are there already."""
+  """Rows of what stages read, through the tokenizer and its template, where these are there."""
   reading = [own for stage, own in data.items() if stage != PRODUCER['tokenizer']]
   if not reading or not _is_there(reading[0].run, 'tokenizer'):
     return
-  artefacts = Artefacts(reading[0].run)  # of one tokenizer, whatever the stage
+  read = Artefacts(reading[0].run)  # of one tokenizer, whatever the stage
+  known: set[tuple] = set()
+  for own in reading:
+    found: list[str] = []
+    yield from _said('tokenizer and chat template', lambda own=own, found=found: found.extend(
+      _unwritten(own, read, known)))
+    yield from (f'tokenizer and chat template: {text}' for text in found)
 
-  def look() -> None:
-    pairs = dict.fromkeys(pair for own in reading for pair in needs(own))
-    if (template := artefacts.data.template) is not None:
-      for kind, split in pairs:
-        chat.apply(template, reading[0].first(split, kind))
 
-  yield from _said('tokenizer and chat template', look)
+def _unwritten(data: Data, read: Artefacts, known: set[tuple]) -> Iterator[str]:
+  """What the template does not write of what a stage reads and `known` does not hold yet."""
+  if read.data.template is None:
+    return
+  whole = data.run.stage == 'sft' and data.run.config.sft.whole_chats
+  pairs = [pair for pair in needs(data) if (*pair, whole) not in known]
+  known.update((*pair, whole) for pair in pairs)
+  data = dataclasses.replace(data, tokenizer=read.tokenizer, template=read.data.template)
+  yield from _chat_rows.check(data, pairs, whole=whole)
 
 
 def _is_there(run: Run, name: str) -> bool:

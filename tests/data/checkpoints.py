@@ -95,11 +95,36 @@ ZEPHYR = """{% for message in messages %}
 {% endfor %}"""
 
 # SmolLM2's: a system turn of its own where the chat has none.
-DEFAULT = """{% for message in messages %}\
+SMOLLM2 = """{% for message in messages %}\
 {% if loop.first and messages[0]['role'] != 'system' %}\
 {{ '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{% endif %}\
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+# Mistral's v0.3: the system's text stands in the last message of the user, if no answer follows it.
+MISTRAL = """{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}
+{%- set rest = messages[1:] %}{%- else %}{%- set rest = messages %}{%- endif %}
+{%- set ns = namespace(index=0) %}
+{%- for message in rest %}{%- if message.role != 'tool' and not message.tool_calls %}
+    {%- if (message['role'] == 'user') != (ns.index % 2 == 0) %}
+        {{- raise_exception('After the optional system message, conversation roles must alternate \
+user/assistant') }}{%- endif %}
+    {%- set ns.index = ns.index + 1 %}
+{%- endif %}{%- endfor %}
+{{- bos_token }}
+{%- for message in rest %}
+    {%- if message['role'] == 'user' %}
+        {%- if loop.last and system is defined %}
+            {{- '[INST] ' + system + '\\n\\n' + message['content'] + '[/INST]' }}
+        {%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}
+    {%- elif message['role'] == 'assistant' %}
+        {{- ' ' + message['content'] | trim + eos_token }}
+    {%- elif message['role'] == 'tool' %}
+        {%- if message.tool_call_id | length != 9 %}
+            {{- raise_exception('Tool call IDs should be of length 9!') }}{%- endif %}
+        {{- '[TOOL_RESULTS] ' + message['content'] + '[/TOOL_RESULTS]' }}
+    {%- else %}{{- raise_exception('Only user and assistant roles are supported') }}{%- endif %}
+{%- endfor %}"""
 
 # A thought is written with the last turn only: earlier turns are written anew.
 THINKING = """{%- for message in messages %}
@@ -111,8 +136,8 @@ THINKING = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
-TEMPLATES = {'chatml': CHATML, 'qwen2': QWEN2, 'llama3': LLAMA3, 'gemma': GEMMA, 'llama2': LLAMA2,
-             'zephyr': ZEPHYR}
+TEMPLATES = {'chatml': CHATML, 'smollm2': SMOLLM2, 'qwen2': QWEN2, 'llama3': LLAMA3, 'gemma': GEMMA,
+             'llama2': LLAMA2, 'mistral': MISTRAL, 'zephyr': ZEPHYR}
 
 # The same with blocks around what the assistant says.
 GENERATION = {

@@ -31,8 +31,8 @@ TOKENS = {'bos_token': '<s>', 'eos_token': '</s>'}
 IM = {'eos_token': '<|im_end|>'}
 
 # The styles whose tokenizers know the tokens of a template.
-HOMES = {'chatml': 'qwen2', 'qwen2': 'qwen2', 'llama3': 'llama3', 'gemma': 'gemma',
-         'llama2': 'llama2', 'zephyr': 'llama2_converted'}
+HOMES = {'chatml': 'qwen2', 'smollm2': 'qwen2', 'qwen2': 'qwen2', 'llama3': 'llama3',
+         'gemma': 'gemma', 'llama2': 'llama2', 'mistral': 'llama2', 'zephyr': 'llama2_converted'}
 
 
 @pytest.fixture(scope='module')
@@ -430,32 +430,42 @@ HEADER = '<|im_start|>assistant\n'
 
 
 @pytest.mark.parametrize('name, prompt', [
-  ('chatml', HEADER), ('default', DEFAULT + HEADER), ('qwen2', DEFAULT + HEADER),
+  ('chatml', HEADER), ('smollm2', DEFAULT + HEADER), ('qwen2', DEFAULT + HEADER),
   ('llama3', '<s><|start_header_id|>assistant<|end_header_id|>\n\n'),
   ('zephyr', '<|assistant|>\n'), ('thinking', HEADER),
   # These want the user to begin.
   ('gemma', '<s><start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n'),
-  ('llama2', '<s>[INST]  [/INST]')])
+  ('llama2', '<s>[INST]  [/INST]'), ('mistral', '<s>[INST] [/INST]')])
 def test_the_prompt_of_an_assistant_that_opens_is_what_the_template_writes_before_it(name, prompt):
-  source = {'thinking': checkpoints.THINKING, 'default': checkpoints.DEFAULT}.get(name)
-  template = chat.Template(source or checkpoints.TEMPLATES[name], TOKENS)
+  source = checkpoints.TEMPLATES.get(name, checkpoints.THINKING)
+  template = chat.Template(source, TOKENS)
   assert chat.apply(template, Prompt('<|agent|>')).prompt == prompt
   said = chat.apply(template, Demonstration('<|agent|>', 'done'))
   assert said.prompt == prompt and said.response.strip().startswith(
     'done' if name != 'thinking' else '<think>\n\n</think>\n\ndone')
 
 
-CHATS = {'opens': (DONE, ASKED, GREEN), 'alone': (DONE,), 'system': (SYSTEM, DONE),
+CHATS = {'usual': (SYSTEM, ASKED, DONE), 'opens': (DONE, ASKED, GREEN), 'alone': (DONE,),
+         'system': (SYSTEM, DONE), 'long': (SYSTEM, ASKED, GREEN, YES, DONE),
          'twice': (DONE, GREEN), 'two users': (YES, ASKED, DONE), 'tool': (ASKED, DONE, TOOL, DONE),
          'system later': (ASKED, SYSTEM, DONE), 'tool opens': (TOOL, DONE)}
 
 
+# A system turn is written where it is the first; what the assistant says in a row is one turn.
+ODD = {
+  'first': checkpoints.CHATML.replace('\n{{-', "{%- if message.role != 'system' or loop.first %}"
+                                      '\n{{-', 1).replace('{%- endfor', '{%- endif %}{%- endfor'),
+  'merged': """{%- for m in messages %}
+{%- if loop.first or m.role != loop.previtem.role %}{{- '<|im_start|>' + m.role + '\n' }}
+{%- endif %}{{- m.content + '<|im_end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""}
+
+
 @pytest.mark.parametrize('messages', CHATS.values(), ids=CHATS)
-@pytest.mark.parametrize('name', [*checkpoints.TEMPLATES, 'default'])
+@pytest.mark.parametrize('name', [*checkpoints.TEMPLATES, *ODD])
 def test_every_kind_of_example_asks_the_same_of_any_order_of_roles(name, messages):
   """What RL asks is what SFT, the reward model and whole chats have before the response."""
-  template = chat.Template({'default': checkpoints.DEFAULT}.get(name) or
-                           checkpoints.TEMPLATES[name], TOKENS)
+  template = chat.Template((checkpoints.TEMPLATES | ODD)[name], TOKENS)
   context, last = messages[:-1], messages[-1]
   asked = chat.apply(template, Prompt('<|agent|>', messages=context)).prompt
   for kind in (Demonstration('', ''), Labelled('', '', 1.0), Rated('', '', 0.5)):
@@ -470,6 +480,14 @@ def test_every_kind_of_example_asks_the_same_of_any_order_of_roles(name, message
     assert (asked + shown.response).rstrip() == bare.rstrip()
   for message in messages[:-1]:  # nothing is lost
     assert message['content'].strip() in asked
+
+
+def test_a_template_that_leaves_out_what_is_said_is_refused_at_once(tmp_path):
+  parts = ("{% for m in messages %}{{ m.role }}:{% for part in m.content %}{{ part.text }}"
+           "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
+  loaded = tokenizer.load(checkpoints.qwen2(tmp_path / 'a', chat_template=parts))
+  with pytest.raises(ValueError, match='to write what the user and .* lists of texts .*set data'):
+    chat.of(loaded)
 
 
 @pytest.mark.parametrize('name', checkpoints.TEMPLATES)

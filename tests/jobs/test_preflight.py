@@ -219,3 +219,20 @@ def test_a_template_that_cannot_write_the_rows_is_said(tmp_path):
   tokenizers.load(tmp_path / 'hub').save(tmp_path / 'tokenizer')
   said = check(tmp_path, ('pretrain', 'sft'), **data)
   assert 'tokenizer and chat template: ' in said and 'no end' in said
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_later_row_whose_roles_a_template_refuses_is_said(tmp_path, whole):
+  """Training does not end at a row that is read after minutes."""
+  short = "{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}"
+  checkpoints.qwen2(tmp_path / 'hub', chat_template=short + checkpoints.CHATML)
+  chat = lambda *roles: {'messages': [{'role': role, 'content': role} for role in roles]}
+  usual, long = chat('user', 'assistant'), chat(*['user', 'assistant'] * 2)
+  data = files(tmp_path / 'data', train=[usual, long, usual, long], dev=[usual], test=[usual])
+  (tmp_path / 'tokenizer').mkdir()
+  (tmp_path / 'tokenizer' / 'summary.json').write_text('{}')
+  tokenizers.load(tmp_path / 'hub').save(tmp_path / 'tokenizer')
+  said = check(tmp_path, ('sft',), **data, sft__whole_chats=whole)
+  assert 'train.jsonl, line 2: chat template: ' in said and 'too long' in said
+  assert f'(train: 2 of {4 if whole else 6} rows have these roles)' in said.replace(
+    'document, ', '').replace('demonstration, ', '')

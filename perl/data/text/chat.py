@@ -14,7 +14,7 @@ from typing import Any
 from perl.data.examples import Document, Example, Prompt, Ranked
 from perl.data.text import dialogue
 from perl.data.text.offsets import before, beginning_before
-from perl.data.text.templates import Message, Refusal, Template
+from perl.data.text.templates import Message, Refusal, Template, Unopened
 from perl.data.text.tokenizer import Tokenizer
 
 _ROLES = {'user': 'user', 'agent': 'assistant', 'api': 'tool'}  # of our turns
@@ -34,7 +34,13 @@ def of(tokenizer: Tokenizer, date: str = '') -> tuple[Template, Tokenizer]:
   make = lambda special: Template(tokenizer.chat_template, special, date)
   template, probe = make(tokenizer.special_tokens), 'aardvark'
   question, answer = {'role': 'user', 'content': 'zebra'}, {'role': 'assistant', 'content': probe}
-  end = template.turn([question], answer)[1].partition(probe)[2].strip()
+  asked, said = template.turn([question], answer)
+  if question['content'] not in asked or probe not in said:
+    raise ValueError(
+      'chat template: expected it to write what the user and the assistant say; found that it '
+      f'leaves it out of {asked + said!r:.80}: perhaps it writes images and lists of texts alone; '
+      'use another one, or set data.chat_template=false')
+  end = said.partition(probe)[2].strip()
   if not end or len(tokenizer.encode(end)) != 1:
     return template, tokenizer
   stopping = tokenizer.stopping_at(end)
@@ -106,8 +112,8 @@ def encode_document(
 
 def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
   """The messages as they are, in plain roles, and those after an empty turn of the user."""
-  roles = {message['role'] for message in messages} & {'system', 'tool'}
-  if not any(map(template.leaves_out, roles)):
+  if not any(message['role'] in ('system', 'tool') and template.leaves_out(message['role'], i == 0)
+             for i, message in enumerate(messages)):
     yield messages
   yield (plain := _plain(messages))
   if not plain or plain[0]['role'] == 'assistant':
@@ -178,6 +184,17 @@ def apply(template: Template, example: Example) -> Example:
   return dataclasses.replace(example, **texts)
 
 
+def outline(example: Example) -> tuple:
+  """By what a template refuses an example or takes it: roles, and what its messages have.
+
+  Content is told apart by its kind and by whether it is empty; so are calls and tools.
+  """
+  of = lambda message: (message['role'], type(message.get('content')), bool(message.get('content')),
+                        bool(message.get('tool_calls')), message.get('weight'))
+  context, turns = _messages(example)
+  return tuple(map(of, context)), tuple(map(of, turns)), bool(example.meta.get('tools'))
+
+
 def _messages(example: Example) -> tuple[list[Message], list[Message]]:
   """(the context, the turns that answer it)."""
   if isinstance(example, Document):
@@ -225,12 +242,14 @@ def _said(template: Template, context: list[Message], message: Message,
   """What the template writes for a message."""
   try:
     return template.turn(context, message, tools)[1]
-  except Refusal:
-    # A template that wants the roles to alternate has no place for a second turn of the assistant;
-    # alone, after what it answers, it is written as ever.
+  except (Refusal, Unopened):
+    # A template that wants the roles to alternate has no place for a second turn of the assistant,
+    # or makes one turn of both; alone, after what it answers, it is written as ever.
     answered = list(context)
     while answered and answered[-1]['role'] == message['role']:
       answered.pop()
+    if len(answered) == len(context):
+      raise
     return template.turn(answered, message, tools)[1]
 
 

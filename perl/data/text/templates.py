@@ -27,6 +27,10 @@ class Refusal(ValueError):
   """A template does not render these messages: its own exception, or an error in it."""
 
 
+class Unopened(ValueError):
+  """A template writes a turn that does not begin with its generation prompt."""
+
+
 def _day(date: str) -> datetime.date:
   try:
     return datetime.date.fromisoformat(date) if date else datetime.date.today()
@@ -64,7 +68,7 @@ class Template:
                        'template') from error
     self.date = self._day if 'strftime_now' in source else ''
     self.source, self.special_tokens = source, dict(special_tokens)
-    self._leaves_out: dict[str, bool] = {}
+    self._leaves_out: dict[tuple[str, bool], bool] = {}
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
              tools: Sequence[dict] | None = None) -> str:
@@ -138,17 +142,20 @@ class Template:
     """
     return self.render([*context, {'role': 'assistant', 'content': _PROBE}], tools=tools)
 
-  def leaves_out(self, role: str) -> bool:
-    """Whether the template writes nothing of what a message of the role 'system' or 'tool' says."""
-    if role not in self._leaves_out:
+  def leaves_out(self, role: str, opens: bool) -> bool:
+    """Whether the template writes nothing of a message of a role, once it is answered.
+
+    The message is the first of its chat (it `opens` it) or a later one.
+    """
+    if (role, opens) not in self._leaves_out:
       probe, user = {'role': role, 'content': _PROBE}, {'role': 'user', 'content': 'a'}
-      chat = [probe, user] if role == 'system' else [
-        user, {'role': 'assistant', 'content': 'b'}, probe]
+      said = {'role': 'assistant', 'content': 'b'}
       try:
-        self._leaves_out[role] = _PROBE not in self.render(chat)
+        text = self.render([probe, user, said] if opens else [user, said, probe, said])
       except Refusal:  # it will refuse such messages, or it takes them elsewhere
-        self._leaves_out[role] = False
-    return self._leaves_out[role]
+        text = _PROBE
+      self._leaves_out[role, opens] = _PROBE not in text
+    return self._leaves_out[role, opens]
 
   def turn(self, context: Sequence[Message], message: Message,
            tools: Sequence[dict] | None = None) -> tuple[str, str]:
@@ -159,7 +166,8 @@ class Template:
     one, the end of it, the answer, and what the template writes after that.
 
     Raises:
-      ValueError: the one is no beginning of the whole.
+      Refusal (a ValueError): the template does not render them.
+      Unopened (a ValueError): the one is no beginning of the whole.
     """
     prompt = self.prompt(context, tools)
     whole = self.render([*context, message], tools=tools)
@@ -170,6 +178,7 @@ class Template:
       written = self.render([*context, {**message, 'content': _PROBE}], tools=tools)
       return prompt, _thinking(message, *opening.groups()) + written.rpartition(_PROBE)[2]
     raise _differs(
+      Unopened,
       f'the turn of message {len(context)} (counted from 0) to begin with the generation prompt',
       prompt, whole, 'its generation prompt does not open its turns; change the template, or set '
       'data.chat_template=false')
@@ -197,6 +206,7 @@ class Template:
         turn = prompt + spoken.rstrip()
         if not text.startswith(turn):
           raise _differs(
+            ValueError,
             f'message {index} (counted from 0) to be written after what stands before it', turn,
             text, 'the template writes earlier turns anew; give it {% generation %} blocks, or set '
             'sft.whole_chats=false: a row a turn')
@@ -245,8 +255,9 @@ def _thinking(message: Message, tag: str, space: str) -> str:
   return f'{thought}\n{end}\n\n{content}'
 
 
-def _differs(expected: str, wanted: str, whole: str, remedy: str) -> ValueError:
+def _differs(error: type[ValueError], expected: str, wanted: str, whole: str,
+             remedy: str) -> ValueError:
   same = next((i for i, (a, b) in enumerate(zip(wanted, whole)) if a != b), len(whole))
-  return ValueError(
+  return error(
     f'chat template: expected {expected}, {wanted[same:same + 40]!r} at character {same}; found '
     f'{whole[same:same + 40]!r}: {remedy}')
