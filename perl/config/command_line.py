@@ -23,7 +23,7 @@ from perl.jobs import PRODUCER, PUBLISHED
 TRACEBACK = '--traceback'
 
 PLACES = ('--workdir', '--folder', '--out', '--stage', '--adapter', '--ours', '--theirs',
-          '--reward', '--json')
+          '--reward', '--json', '--gguf', '--wheels')
 """Flags of any program that name a file or a folder."""
 
 EXPLAINED = (ValueError, OSError, FloatingPointError)

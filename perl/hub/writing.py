@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from perl import documents, paths, trees
-from perl.hub import families, naming, tensors
+from perl.hub import families, naming, shards, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.hub.reading import SCORE, renaming
@@ -61,7 +61,7 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
 
 def sources(
   base: Tree, heads: int, names: dict[str, tensors.Entry], dtype: np.dtype | None, head: Tree | None
-) -> list[tensors.Source]:
+) -> list[shards.Source]:
   """Every tensor that is to be written, in order.
 
   Args:
@@ -82,11 +82,11 @@ def sources(
       kept = tensors.DTYPES[entry.dtype] if entry else np.dtype(parts[0].dtype)
       kind = np.dtype(dtype or kept)
       make = functools.partial(_fetch, parts, tensor, i, heads, kind)
-      result.append(tensors.Source(name, kind, shape, make))
+      result.append(shards.Source(name, kind, shape, make))
   if head is not None:
     kernel = np.asarray(head['kernel'], np.float32).T
     kind = np.dtype(dtype or leaves['final_norm/scale'].dtype)
-    result.append(tensors.Source(SCORE, kind, kernel.shape, lambda: kernel.astype(kind)))
+    result.append(shards.Source(SCORE, kind, kernel.shape, lambda: kernel.astype(kind)))
   return result
 
 
@@ -169,10 +169,10 @@ def into_folder(folder: str | os.PathLike, write: Callable[[epath.Path], None]) 
 
 
 def save_tensors(
-  folder: epath.Path, what: list[tensors.Source], shard_bytes: int, progress: bool
+  folder: epath.Path, what: list[shards.Source], shard_bytes: int, progress: bool
 ) -> None:
   """Writes the shards, with a bar where it takes seconds."""
   total = sum(source.bytes for source in what)
   with tensors.bar(total, 'writing', progress) as bar:
-    for done in tensors.write(folder, what, shard_bytes):
+    for done in shards.write(folder, what, shard_bytes):
       bar.update(done)

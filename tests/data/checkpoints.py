@@ -94,6 +94,13 @@ ZEPHYR = """{% for message in messages %}
 {% endif %}
 {% endfor %}"""
 
+# SmolLM2's: a system turn of its own where the chat has none.
+DEFAULT = """{% for message in messages %}\
+{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{% endif %}\
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
 # A thought is written with the last turn only: earlier turns are written anew.
 THINKING = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}

@@ -421,9 +421,66 @@ def test_a_second_turn_of_the_assistant():
   prompt = chat.apply(template, Prompt(text)).prompt
   shown = chat.apply(template, Demonstration(text, '{"find":{}}'))
   assert shown.prompt == prompt and shown.response == '{"find":{}}<end_of_turn>\n'
-  refused = Demonstration('', '', messages=(DONE, DONE))  # it wants the user to begin
-  with pytest.raises(ValueError, match='must alternate'):
-    chat.apply(template, refused)
+
+
+# --- An assistant that opens
+
+DEFAULT = '<|im_start|>system\nYou help.<|im_end|>\n'
+HEADER = '<|im_start|>assistant\n'
+
+
+@pytest.mark.parametrize('name, prompt', [
+  ('chatml', HEADER), ('default', DEFAULT + HEADER), ('qwen2', DEFAULT + HEADER),
+  ('llama3', '<s><|start_header_id|>assistant<|end_header_id|>\n\n'),
+  ('zephyr', '<|assistant|>\n'), ('thinking', HEADER),
+  # These want the user to begin.
+  ('gemma', '<s><start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n'),
+  ('llama2', '<s>[INST]  [/INST]')])
+def test_the_prompt_of_an_assistant_that_opens_is_what_the_template_writes_before_it(name, prompt):
+  source = {'thinking': checkpoints.THINKING, 'default': checkpoints.DEFAULT}.get(name)
+  template = chat.Template(source or checkpoints.TEMPLATES[name], TOKENS)
+  assert chat.apply(template, Prompt('<|agent|>')).prompt == prompt
+  said = chat.apply(template, Demonstration('<|agent|>', 'done'))
+  assert said.prompt == prompt and said.response.strip().startswith(
+    'done' if name != 'thinking' else '<think>\n\n</think>\n\ndone')
+
+
+CHATS = {'opens': (DONE, ASKED, GREEN), 'alone': (DONE,), 'system': (SYSTEM, DONE),
+         'twice': (DONE, GREEN), 'two users': (YES, ASKED, DONE), 'tool': (ASKED, DONE, TOOL, DONE),
+         'system later': (ASKED, SYSTEM, DONE), 'tool opens': (TOOL, DONE)}
+
+
+@pytest.mark.parametrize('messages', CHATS.values(), ids=CHATS)
+@pytest.mark.parametrize('name', [*checkpoints.TEMPLATES, 'default'])
+def test_every_kind_of_example_asks_the_same_of_any_order_of_roles(name, messages):
+  """What RL asks is what SFT, the reward model and whole chats have before the response."""
+  template = chat.Template({'default': checkpoints.DEFAULT}.get(name) or
+                           checkpoints.TEMPLATES[name], TOKENS)
+  context, last = messages[:-1], messages[-1]
+  asked = chat.apply(template, Prompt('<|agent|>', messages=context)).prompt
+  for kind in (Demonstration('', ''), Labelled('', '', 1.0), Rated('', '', 0.5)):
+    shown = chat.apply(template, dataclasses.replace(kind, messages=messages))
+    assert shown.prompt == asked
+  for kind in (Preference('', '', ''), Ranked('', ('', ''))):
+    pair = chat.apply(template, dataclasses.replace(kind, messages=(*messages, last)))
+    assert pair.prompt == asked and {*pair.answers} == {shown.response}
+  if [message['role'] for message in context][-1:] != ['assistant']:
+    whole = chat.apply(template, Document('', messages=messages)).text
+    bare = whole.rstrip().removesuffix(TOKENS['eos_token'])
+    assert (asked + shown.response).rstrip() == bare.rstrip()
+  for message in messages[:-1]:  # nothing is lost
+    assert message['content'].strip() in asked
+
+
+@pytest.mark.parametrize('name', checkpoints.TEMPLATES)
+def test_a_whole_chat_that_the_assistant_opens(name, folders):
+  loaded, template = opened(folders(HOMES[name], checkpoints.TEMPLATES[name]))
+  talk = (DONE, YES, GREEN)
+  ids, mask = chat.encode_document(loaded, template, Document('', messages=talk))
+  said = ''.join(loaded.decode([i for i, mine in zip(ids, mask) if mine]).split())
+  stop = ''.join(template.turn([YES], DONE)[1].split()).removeprefix('done')
+  shown = ''.join(loaded.decode(loaded.encode(text + stop)) for text in ('done', GREEN['content']))
+  assert said == ''.join(shown.split())
 
 
 def test_agent_is_a_name_of_the_assistant():

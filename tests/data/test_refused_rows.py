@@ -43,7 +43,11 @@ def load(folder, kind, *rows):
 
 @pytest.mark.parametrize('kind', ['document', 'demonstration', 'prompt'])
 def test_a_chat_that_a_strict_template_refuses_names_its_row(kind, tmp_path):
-  loaded = tokenizers.load(checkpoints.gemma(tmp_path / 'hub'))
+  strict = checkpoints.GEMMA.replace(
+    '%}{% if (message', "%}{% if not message.content %}{{ raise_exception('empty') }}{% endif %}"
+    '{% if (message', 1)
+  assert strict != checkpoints.GEMMA
+  loaded = tokenizers.load(checkpoints.gemma(tmp_path / 'hub', chat_template=strict))
   template, loaded = chat.of(loaded)
   good, bad = {'messages': [ASKED, DONE]}, {'messages': [GREEN, ASKED, DONE]}
   examples = load(tmp_path / 'a', kind, good, bad)

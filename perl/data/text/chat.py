@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from perl.data.examples import Document, Example, Prompt, Ranked
@@ -95,29 +95,40 @@ def encode_document(
 ) -> tuple[list[int], list[bool]]:
   """`encode` of a document's messages, or of what its text holds in our markup; ([], []) of others.
 
-  What the template refuses is put in the roles user and assistant, as in `apply`.
+  What the template refuses is put in other roles, as in `apply`.
   """
   messages, tools = _messages(document)[0], document.meta.get('tools')
   if not messages:
     return [], []
-  return _as_it_takes(document, lambda plain: encode(
-    tokenizer, template, _plain(messages) if plain else messages, tools))
+  return _as_it_takes(
+    template, document, messages, lambda form: encode(tokenizer, template, form, tools))
 
 
-def _as_it_takes(example: Example, write: Callable[[bool], Any]) -> Any:
-  """write(False), or write(True), in plain roles, where the template refuses that.
+def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
+  """The messages as they are, in plain roles, and those after an empty turn of the user."""
+  roles = {message['role'] for message in messages} & {'system', 'tool'}
+  if not any(map(template.leaves_out, roles)):
+    yield messages
+  yield (plain := _plain(messages))
+  if not plain or plain[0]['role'] == 'assistant':
+    yield [{'role': 'user', 'content': ''}, *plain]
+
+
+def _as_it_takes(template: Template, example: Example, messages: list[Message],
+                 write: Callable[[list[Message]], Any]) -> Any:
+  """write(form) of the first of the messages' `_forms` that the template does not refuse.
 
   Raises:
-    ValueError: it refuses both, which names the row.
+    ValueError: it refuses all of them, which names the row.
   """
+  refusal = None
   try:
-    try:
-      return write(False)
-    except Refusal as refusal:
+    for form in _forms(template, messages):
       try:
-        return write(True)
-      except Refusal:
-        raise refusal from None
+        return write(form)
+      except Refusal as error:
+        refusal = refusal or error
+    raise refusal
   except ValueError as error:
     if source := example.meta.get('source'):
       raise type(error)(f'{source}: {error}') from error
@@ -150,8 +161,9 @@ def apply(template: Template, example: Example) -> Example:
   the example's; one without any has them in our markup, or its prompt is what a user says. A
   document without either is left as it is.
 
-  Where the template refuses them, system and tool messages become the user's, and neighbours of
-  one role become one message, joined by a blank line.
+  Where the template refuses them, or leaves a role out, system and tool messages become the user's,
+  and neighbours of one role become one message, joined by a blank line; where it refuses these too,
+  and the assistant opens, an empty turn of the user stands before it.
 
   Raises:
     ValueError: the template refuses these too, or its generation prompt does not open the turn;
@@ -161,8 +173,8 @@ def apply(template: Template, example: Example) -> Example:
   context, turns = _messages(example)
   if isinstance(example, Document) and not context:
     return example
-  texts = _as_it_takes(example, lambda plain: _texts(
-    template, example, _plain(context) if plain else context, turns, tools))
+  texts = _as_it_takes(
+    template, example, context, lambda form: _texts(template, example, form, turns, tools))
   return dataclasses.replace(example, **texts)
 
 
@@ -191,7 +203,9 @@ def _texts(template: Template, example: Example, context: list[Message], turns: 
     text = template.render(context, tools=tools)
     # White space after the last eos would keep the pipeline from seeing that it is there.
     return {'text': text.rstrip() if _stops(template, text) else text}
-  texts = {'prompt': template.render(context, add_generation_prompt=True, tools=tools)}
+  texts = {'prompt': template.prompt(context, tools)}
+  if not turns and context and context[-1]['role'] != 'assistant':
+    template.answered(context, tools)  # or the prompt were another one than with its answer
   eos, answers = template.special_tokens.get('eos_token', ''), []
   for message in turns:
     spoken = _said(template, context, message, tools)

@@ -6,86 +6,25 @@ its memory and its output.
 """
 
 import datetime
-import functools
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-from jinja2 import ext, nodes, sandbox
-
 from perl import bounded
 from perl.data.text import tool_calls
+from perl.data.text.template_dialect import CLOSE, MARKED, OPEN
 
 Message = dict[str, Any]
 
-# Around what `{% generation %}` encloses, while spans are looked for: noncharacters of Unicode.
-_OPEN, _CLOSE, _MARKED = '\ufdd0', '\ufdd1', 'perl_marks_generation'
-
-
+_PROBE = 'zebra aardvark'
 # A generation prompt that opens a thought.
 _THOUGHT = re.compile(r'<(\w+)>(\s*)$')
+
+_write = bounded.Function('perl.data.text.template_dialect:write')
 
 
 class Refusal(ValueError):
   """A template does not render these messages: its own exception, or an error in it."""
-
-
-class _Generation(ext.Extension):
-  """`{% generation %}...{% endgeneration %}`: what the assistant says, as transformers has it."""
-
-  tags = {'generation'}
-
-  def parse(self, parser: Any) -> nodes.Node:
-    self.environment.generation_blocks = True
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-    call = self.call_method('_mark', [nodes.ContextReference()])
-    return nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-  def _mark(self, context: Any, caller: Any) -> str:
-    return _OPEN + caller() + _CLOSE if context.get(_MARKED) else caller()
-
-
-class _Namespace(jinja2.utils.Namespace):
-  """A namespace that has no names of CPython's inner life."""
-
-  def __init__(*arguments: Any, **values: Any):
-    self, *arguments = arguments  # so that a template may name a value `self`
-    jinja2.utils.Namespace.__init__(self)
-    for name, value in dict(*arguments, **values).items():
-      self[name] = value
-
-  def __setitem__(self, name: str, value: Any) -> None:
-    if str(name).startswith('_'):
-      raise jinja2.exceptions.SecurityError(f'a namespace has no name {name!r}')
-    super().__setitem__(name, value)
-
-
-def _raise_exception(message: str) -> None:
-  raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-  """JSON with its keys in order; jinja2's own filter sorts them and escapes for HTML."""
-  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                    sort_keys=sort_keys)
-
-
-def _environment(date: datetime.date) -> sandbox.ImmutableSandboxedEnvironment:
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
-  environment.generation_blocks = False
-  environment.filters['tojson'] = _to_json
-  environment.globals |= {
-    'raise_exception': _raise_exception,
-    'strftime_now': date.strftime,
-    'dict': lambda *arguments, **values: dict(*arguments, **values),
-    'namespace': _Namespace,
-  }
-  return environment
 
 
 def _day(date: str) -> datetime.date:
@@ -94,26 +33,6 @@ def _day(date: str) -> datetime.date:
   except ValueError as error:
     raise ValueError("chat template: expected data.date to be a day as '2026-03-31'; found "
                      f'{date!r}; write it so') from error
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str, day: str) -> tuple[jinja2.Template, bool]:
-  """(the template, whether it has `{% generation %}` blocks)."""
-  environment = _environment(datetime.date.fromisoformat(day))
-  template = environment.from_string(source)
-  return template, environment.generation_blocks
-
-
-def write(source: str, day: str, variables: dict[str, Any] | None = None) -> str | bool:
-  """What a template writes of variables; of none, whether it has `{% generation %}` blocks.
-
-  It runs in a process of its own: use `Template`.
-  """
-  template, has_blocks = _compiled(source, day)
-  return has_blocks if variables is None else template.render(variables)
-
-
-_write = bounded.Function(f'{__name__}:write')
 
 
 class Template:
@@ -145,6 +64,7 @@ class Template:
                        'template') from error
     self.date = self._day if 'strftime_now' in source else ''
     self.source, self.special_tokens = source, dict(special_tokens)
+    self._leaves_out: dict[str, bool] = {}
 
   def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False,
              tools: Sequence[dict] | None = None) -> str:
@@ -188,9 +108,51 @@ class Template:
       raise Refusal(f'chat template: expected it to render messages with the roles [{roles}]; '
                     f'found {error}; change the messages, or the template') from error
 
+  def prompt(self, context: Sequence[Message], tools: Sequence[dict] | None = None) -> str:
+    """The text of a chat up to where the assistant is to speak.
+
+    It is the context with the generation prompt. Of no messages it is what the template writes
+    before the first words of an assistant that opens: bos and perhaps a system turn of its own, and
+    the generation prompt.
+
+    Raises:
+      Refusal (a ValueError): the template does not render the context.
+    """
+    if context:
+      return self.render(context, add_generation_prompt=True, tools=tools)
+    head = self.answered((), tools).partition(_PROBE)[0]
+    asked = [{'role': 'user', 'content': _PROBE}]
+    question = self.render(asked, tools=tools)
+    header = self.render(asked, add_generation_prompt=True, tools=tools).removeprefix(question)
+    thought = _THOUGHT.search(header)
+    for known in (header, header[:thought.start()] if thought else ''):
+      if known and known in head:
+        return head[:head.rindex(known)] + header
+    return head.rstrip()  # what stands before an answer is a part of it
+
+  def answered(self, context: Sequence[Message], tools: Sequence[dict] | None = None) -> str:
+    """The text of a chat in which the assistant says something after the context.
+
+    Raises:
+      Refusal (a ValueError): the template has no place for an answer there.
+    """
+    return self.render([*context, {'role': 'assistant', 'content': _PROBE}], tools=tools)
+
+  def leaves_out(self, role: str) -> bool:
+    """Whether the template writes nothing of what a message of the role 'system' or 'tool' says."""
+    if role not in self._leaves_out:
+      probe, user = {'role': role, 'content': _PROBE}, {'role': 'user', 'content': 'a'}
+      chat = [probe, user] if role == 'system' else [
+        user, {'role': 'assistant', 'content': 'b'}, probe]
+      try:
+        self._leaves_out[role] = _PROBE not in self.render(chat)
+      except Refusal:  # it will refuse such messages, or it takes them elsewhere
+        self._leaves_out[role] = False
+    return self._leaves_out[role]
+
   def turn(self, context: Sequence[Message], message: Message,
            tools: Sequence[dict] | None = None) -> tuple[str, str]:
-    """(the context with its generation prompt, what the template writes for `message` after it).
+    """(`prompt` of the context, what the template writes for `message` after it).
 
     A generation prompt may open a thought that the template leaves out of what was said (DeepSeek's
     ends in '<think>'). The message is then what a policy would say there: its thought, if it has
@@ -199,15 +161,14 @@ class Template:
     Raises:
       ValueError: the one is no beginning of the whole.
     """
-    prompt = self.render(context, add_generation_prompt=True, tools=tools)
+    prompt = self.prompt(context, tools)
     whole = self.render([*context, message], tools=tools)
     if whole.startswith(prompt):
       return prompt, whole[len(prompt):]
     opening = _THOUGHT.search(prompt)
     if opening and whole.startswith(prompt[:opening.start()]) and not message.get('tool_calls'):
-      probe = 'zebra aardvark'
-      written = self.render([*context, {**message, 'content': probe}], tools=tools)
-      return prompt, _thinking(message, *opening.groups()) + written.rpartition(probe)[2]
+      written = self.render([*context, {**message, 'content': _PROBE}], tools=tools)
+      return prompt, _thinking(message, *opening.groups()) + written.rpartition(_PROBE)[2]
     raise _differs(
       f'the turn of message {len(context)} (counted from 0) to begin with the generation prompt',
       prompt, whole, 'its generation prompt does not open its turns; change the template, or set '
@@ -244,17 +205,17 @@ class Template:
 
   def _blocks(self, messages: Sequence[Message], tools: Sequence[dict] | None,
               text: str) -> list[tuple[int, int]]:
-    marked = self._render(messages, tools, add_generation_prompt=False, **{_MARKED: True})
-    if marked.replace(_OPEN, '').replace(_CLOSE, '') != text:
+    marked = self._render(messages, tools, add_generation_prompt=False, **{MARKED: True})
+    if marked.replace(OPEN, '').replace(CLOSE, '') != text:
       raise ValueError(
         'chat template: expected it to write its {% generation %} blocks as they stand; found that '
-        f'it works on their text afterwards, or that the chat holds {_OPEN!r} or {_CLOSE!r}; '
+        f'it works on their text afterwards, or that the chat holds {OPEN!r} or {CLOSE!r}; '
         'change the template, or take the characters out')
     spans, position, depth, begin = [], 0, 0, 0
-    for piece in re.split(f'([{_OPEN}{_CLOSE}])', marked):
-      if piece == _OPEN:
+    for piece in re.split(f'([{OPEN}{CLOSE}])', marked):
+      if piece == OPEN:
         begin, depth = begin if depth else position, depth + 1
-      elif piece == _CLOSE:
+      elif piece == CLOSE:
         depth -= 1
         spans += [] if depth or begin == position else [(begin, position)]
       else:
