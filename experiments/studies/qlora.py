@@ -24,7 +24,6 @@ from experiments.studies._estimates import about, by_seed, difference, over_seed
 from experiments.studies._jobs import Job, Row, Spec
 from perl import trees
 from perl.jobs._plan import Plan
-from perl.jobs._run import Run
 from perl.quantized import bits_per_parameter
 
 STAGES = ('sft', 'reward')
