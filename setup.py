@@ -4,6 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+REFERENCES = ['sacrebleu>=2.4', 'rouge-score>=0.1.2']
 HF = ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18']
 TEST = [
     'pytest>=8.3',
@@ -15,6 +16,7 @@ TEST = [
     'nbclient>=0.10',
     'ipykernel>=6.29',
     *HF,
+    *REFERENCES,
 ]
 
 setup(
@@ -59,6 +61,7 @@ setup(
     extras_require={
         'test': TEST,
         'hf': HF,
+        'references': REFERENCES,
         'notebooks': ['jupyterlab>=4.2', 'nbclient>=0.10', 'ipykernel>=6.29'],
         'peers': [*HF, 'trl>=1.0', 'datasets>=3.0', 'accelerate>=1.2'],
         'cuda': ['jax[cuda13]>=0.10'],

@@ -49,7 +49,8 @@ def phases(
     test: measure SFT on the test split.
   """
   numbers = jobs.seeds_of(options)
-  anchor = 'seed{}/anchor/sft' if 'reward' in stages else ''
+  wanted = 'reward' in stages and 'reward' in spec.config().stages
+  anchor = 'seed{}/anchor/sft' if wanted else ''
   return [
     [spec.job(spec.config(), ('tokenizer', 'pretrain'), 'base')],
     [spec.job(config(spec, ANCHOR, seed), ('sft',), f'seed{seed}/{ANCHOR.folder}')

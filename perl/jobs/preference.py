@@ -183,7 +183,7 @@ def _of_responses(
 ) -> dict[str, float]:
   """Of a sample for each test prompt: KL to the anchor, length, and the gold reward."""
   run, data = artefacts.run, artefacts.data
-  prompts = data.answered('test')
+  prompts = data.answered('test')[:run.config.preference.answers]
   if not prompts:
     return {}
   answers = responses.respond(
