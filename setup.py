@@ -4,6 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+GGUF = ['gguf>=0.17']
 HF = ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18']
 TEST = [
     'pytest>=8.3',
@@ -14,6 +15,7 @@ TEST = [
     'nbformat>=5.10',
     'nbclient>=0.10',
     'ipykernel>=6.29',
+    *GGUF,
     *HF,
 ]
 
@@ -58,6 +60,7 @@ setup(
     ],
     extras_require={
         'test': TEST,
+        'gguf': GGUF,
         'hf': HF,
         'notebooks': ['jupyterlab>=4.2', 'nbclient>=0.10', 'ipykernel>=6.29'],
         'peers': [*HF, 'trl>=1.0', 'datasets>=3.0', 'accelerate>=1.2'],
