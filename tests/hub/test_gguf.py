@@ -1,7 +1,6 @@
 """GGUF files: logits, tensors and tokens are those of transformers' own reading, in every type."""
 
 import dataclasses
-import functools
 
 import gguf
 import gguf_files
@@ -14,7 +13,6 @@ import tiny
 from perl import trees
 from perl.hub import gguf_header, gguf_tensors, pretrained, published
 from perl.hub.config_json import Unsupported
-from perl.models import lm
 from perl.quantized import NATIVE, scheme_of
 from perl.train import sharding
 
@@ -106,7 +104,7 @@ def test_every_type_of_blocks_is_read_as_the_library_reads_it(tmp_path, kind):
   (dict(type='yarn', factor=4.0, original_context_length=32),
    releases.rope('yarn', factor=4.0, original_max_position_embeddings=32)),
   ('llama3', releases.rope(
-    'llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    'llama3', rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=8192)),
 ])
 def test_scaled_positions_are_those_of_the_published_config(tmp_path, scaling, rope):
@@ -116,7 +114,7 @@ def test_scaled_positions_are_those_of_the_published_config(tmp_path, scaling, r
   def change(writer):
     if scaling == 'llama3':
       freqs = theirs.model.rotary_emb
-      plain = 10_000.0 ** (-np.arange(0, 8, 2) / 8)
+      plain = 5e5 ** (-np.arange(0, 8, 2) / 8)
       writer.add_tensor('rope_freqs.weight', np.float32(plain / freqs.inv_freq.numpy()))
       return
     for name, value in scaling.items():
@@ -137,7 +135,7 @@ def test_blocks_are_taken_as_they_lie(tmp_path, family, kind, tag, optimized):
   """Equal to the numbers that the library makes of them, to the bit, in every program."""
   file = tmp_path / 'x.gguf'
   gguf_files.write(file, gguf_files.make(family), kind)
-  model, base, _ = pretrained.load(file, quantize=NATIVE)
+  _, base, _ = pretrained.load(file, quantize=NATIVE)
   _, dense, _ = pretrained.load(file)
   assert scheme_of(base).tag == tag == pretrained.native(file).tag
   numbers = trees.flat(dense)
@@ -148,11 +146,9 @@ def test_blocks_are_taken_as_they_lie(tmp_path, family, kind, tag, optimized):
     np.testing.assert_array_equal(quantized[name].dequantize(), numbers[name], err_msg=name)
   assert len(quantized) == (7 if family == 'llama' else 6)
   assert published.apart(file, base) == 0.0
-  tokens, mask = releases.rows()
-  logits = functools.partial(jax.jit(functools.partial(lm.logits, model)), adapter={})
-  tiny.close(logits(base, tokens=tokens, mask=mask), logits(dense, tokens=tokens, mask=mask))
-  mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
-  tiny.equal(pretrained.load(file, quantize=NATIVE, mesh=mesh)[1], base)
+  if kind == 'Q4_1':
+    mesh = sharding.mesh(data=2, fsdp=2, tensor=2)
+    tiny.equal(pretrained.load(file, quantize=NATIVE, mesh=mesh)[1], base)
 
 
 @pytest.mark.parametrize('kind, match', [
