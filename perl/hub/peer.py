@@ -4,6 +4,7 @@
 import numpy as np
 
 from perl import documents, paths
+from perl.hub import gguf
 
 
 def outputs(
@@ -12,7 +13,7 @@ def outputs(
   """Logits f32[B, T, V] of a checkpoint in float32, or scores f32[B] of a reward model.
 
   Args:
-    folder: a Hugging Face folder.
+    folder: a Hugging Face folder, or a GGUF file.
     adapter: in PEFT's format, over it; '' for none.
     tokens: i32[B, T], right-padded with 0.
     mask: bool[B, T].
@@ -25,8 +26,11 @@ def outputs(
   kind = transformers.AutoModelForSequenceClassification if scored else (
     transformers.AutoModelForCausalLM)
   options = {'num_labels': 1, 'pad_token_id': 0} if scored else {}
+  place = paths.absolute(folder)
+  if gguf.is_one(place):
+    place, options = place.parent, options | {'gguf_file': place.name}
   model = kind.from_pretrained(
-    folder, dtype=torch.float32, attn_implementation='eager', **options).eval()
+    str(place), dtype=torch.float32, attn_implementation='eager', **options).eval()
   if adapter:
     import peft
 

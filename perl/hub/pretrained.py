@@ -47,7 +47,8 @@ def load(
     config: the model's, for a Gemma Orbax checkpoint of a shape that was never published.
     progress: show a bar where it takes seconds, on a terminal.
     quantize: the layers' projections as they come: dense there is one of them at a time (of our
-      own trees, one of all layers). A base that was saved quantized is read as it is.
+      own trees, one of all layers). A base that was saved quantized is read as it is. NATIVE takes
+      the blocks of a GGUF file as they lie.
     **run: remat, scan_unroll.
 
   Raises:
@@ -143,6 +144,15 @@ def scheme(folder: str | os.PathLike) -> Scheme | None:
   return None if own is None else bases.read_scheme(own)
 
 
+def native(file: str | os.PathLike) -> Scheme:
+  """How a GGUF file has its layers' matrices quantized: what NATIVE stands for.
+
+  Raises:
+    Unsupported: not all alike, or not in blocks that we have.
+  """
+  return published.native(paths.of(file))
+
+
 def digest(folder: str | os.PathLike) -> str:
   """What ties adapters to a checkpoint: sha256 over its tensors, however they are sharded.
 
@@ -170,8 +180,8 @@ def save(
     tokenizer: written beside it; what ends a response of it is what generation stops at, in
       config.json, generation_config.json and tokenizer_config.json.
     head: a scalar head: makes it a model for sequence classification (a reward model).
-    source: the folder that the base was read from: its family, its other fields, and the dtype of
-      each tensor are kept, so that load and save give the same bytes.
+    source: the folder or GGUF file that the base was read from: its family, its other fields, and
+      the dtype of each tensor are kept, so that load and save give the same bytes.
     dtype: of all tensors, in place of theirs.
     shard_bytes: the most that a file holds.
     progress: show a bar where it takes seconds, on a terminal.

@@ -14,8 +14,8 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perl import documents, paths, trees
-from perl.hub import families, naming, shards, tensors
+from perl import paths, trees
+from perl.hub import families, naming, published, shards, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.hub.reading import SCORE, renaming
@@ -30,15 +30,15 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
 
   Args:
     config: the model's.
-    source: the folder it was read from, whose family and other fields are kept; '' for none.
+    source: the folder or GGUF file it was read from, whose family and other fields are kept; ''
+      for none.
     head: it is a model for sequence classification, with one label.
     dtype: of the weights.
 
   Raises:
     Unsupported: no family has these options, or the source is of another model.
   """
-  theirs = paths.read_json(
-    paths.of(source) / 'config.json', documents.OBJECT) if source else {}
+  theirs = published.config_json(paths.of(source)) if source else {}
   if theirs and 'text_config' not in theirs:
     run = {name: getattr(config, name) for name in RUN_FIELDS}
     apart = differences(config, families.parse(theirs, **run))

@@ -24,7 +24,7 @@ from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters, composition, protocol, rounding
 from perl.peft.protocol import Kind
-from perl.quantized import Scheme, scheme_of
+from perl.quantized import NATIVE, Scheme, scheme_of
 from perl.train import bases, checkpoint, provenance, sharding
 from perl.types import Tree
 
@@ -80,6 +80,8 @@ class Artefacts:
   def scheme(self) -> Scheme | None:
     """How config.model quantizes the frozen base; None where it does not."""
     model = self.run.config.model
+    if model.quantize == NATIVE.kind:
+      return NATIVE
     return Scheme(model.quantize, model.quantize_block, model.double_quantize) if (
       model.quantize) else None
 
