@@ -34,7 +34,7 @@ from perl import paths, trees
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.hub import adapters as peft_format
-from perl.hub import peer, pretrained, published, tensors, writing
+from perl.hub import peer, pretrained, published, scored_token, tensors, writing
 from perl.jobs import ADAPTED, PRODUCER, TRAINED
 from perl.jobs import _base as bases
 from perl.jobs import _export as exports
@@ -181,6 +181,9 @@ def merge(folder: str, adapter: str, out: str, dtype: str = '') -> dict:
 def check(folder: str, adapter: str = '') -> dict:
   """How far our float32 logits are from those of transformers (and PEFT), on 4 x 32 random tokens.
 
+  Rows end with what ends a response, as those of reward models do, and are padded as the folder
+  says.
+
   Args:
     folder: checkpoint.
     adapter: over it, in PEFT's format; one with a score compares scores.
@@ -188,14 +191,16 @@ def check(folder: str, adapter: str = '') -> dict:
   Returns:
     what was compared, the largest |difference|, and that over the largest |logit|.
   """
-  model, base, _ = pretrained.load(folder, dtype='float32')
+  model, base, tokenizer = pretrained.load(folder, dtype='float32')
   learnt = peft_format.load(adapter, base, heads=model.config.heads) if adapter else {}
+  tokenizer = (pretrained.load_tokenizer(adapter) if adapter else None) or tokenizer
+  stops = () if tokenizer is None else tokenizer.stop_ids
   head = pretrained.load_head(folder)
-  learnt = {**learnt, 'head': head} if head is not None and 'head' not in learnt else learnt
-  rng = np.random.default_rng(0)
-  lengths = np.array([32, 24, 9, 2])
-  mask = np.arange(32) < lengths[:, None]
-  tokens = np.where(mask, rng.integers(3, model.config.vocab_size, mask.shape), 0).astype(np.int32)
+  if 'head' in learnt:
+    learnt['head'] = scored_token.head(learnt['head'], adapter, folder, stops)
+  elif head is not None:
+    learnt['head'] = head
+  tokens, mask = _rows(model.config.vocab_size, stops)
   scored = 'head' in learnt
   compute = jax.jit(lm.score if scored else lm.logits, static_argnums=0)
   ours = np.asarray(compute(model, base, learnt, tokens, mask))
@@ -205,6 +210,17 @@ def check(folder: str, adapter: str = '') -> dict:
   difference = float(np.abs(ours - theirs).max())
   return {'compared': 'scores' if scored else 'logits', 'largest_difference': difference,
           'relative': difference / float(np.abs(theirs).max())}
+
+
+def _rows(vocab_size: int, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens i32[4, 32], mask) of four lengths, each with one of the stops at its end, if any."""
+  rng = np.random.default_rng(0)
+  lengths = np.array([32, 24, 9, 2])
+  mask = np.arange(32) < lengths[:, None]
+  tokens = np.where(mask, rng.integers(3, vocab_size, mask.shape), 0).astype(np.int32)
+  if stops:
+    tokens[np.arange(4), lengths - 1] = np.resize(stops, 4)
+  return tokens, mask
 
 
 def describe(report: dict) -> str:

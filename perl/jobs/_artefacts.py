@@ -15,7 +15,7 @@ from perl import paths, trees
 from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
-from perl.hub import pretrained
+from perl.hub import pretrained, scored_token
 from perl.jobs._base import Base, digest_of, over, write_base
 from perl.jobs._data import Data
 from perl.jobs._run import Run
@@ -280,6 +280,9 @@ class Artefacts:
       raise ValueError(
         f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
         'save one that was trained for sequence classification')
+    if folder == inputs.reward:
+      adapter['head'] = scored_token.head(
+        adapter['head'], folder, self.run.config.model.checkpoint, self.tokenizer.stop_ids)
     return self.place(adapter, base.params)
 
 
