@@ -20,7 +20,6 @@ merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
 """
 
 import argparse
-import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ import numpy as np
 from etils import epath
 
 from perl import paths, trees
+from perl.cli import _contents as contents
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.hub import adapters as peft_format
@@ -40,50 +40,9 @@ from perl.jobs import _base as bases
 from perl.jobs import _export as exports
 from perl.jobs._run import Run
 from perl.models import lm
-from perl.models.transformer import Transformer
 from perl.peft import adapters
-from perl.quantization import quantize_tree
 from perl.quantized import NATIVE, Scheme, bits_per_parameter, scheme_of
 from perl.train import metrics, provenance
-
-
-def inspect(folder: str) -> dict:
-  """What a folder holds.
-
-  Returns:
-    for a checkpoint: config, tensors {path: {shape, dtype}} of our base tree, parameters, bytes,
-    digest, head, vocabulary of the tokenizer; for an adapter: ranks and scales by module.
-  """
-  if (paths.of(folder) / 'adapter_config.json').exists():
-    return _inspect_adapter(folder)
-  stored = pretrained.stored_dtype(folder)
-  config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
-  scheme = pretrained.scheme(folder)
-  base = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
-  tokenizer = pretrained.load_tokenizer(folder)
-  return {
-    'kind': 'checkpoint',
-    'config': dataclasses.asdict(config),
-    'tensors': {n: {'shape': list(x.shape),
-                    'dtype': scheme.tag if trees.is_leaf(x) else str(x.dtype)}
-                for n, x in trees.flat(base).items()},
-    'parameters': trees.count(base),
-    'bytes': trees.size_bytes(base),
-    'digest': pretrained.digest(folder),
-    **({'bits_per_parameter': bits_per_parameter(base)} if scheme else {}),
-    'head': pretrained.load_head(folder) is not None,
-    'tokenizer': None if tokenizer is None else {
-      'vocab_size': tokenizer.vocab_size, 'adds_bos': tokenizer.adds_bos,
-      'chat_template': tokenizer.chat_template is not None, **tokenizer.special_tokens},
-  }
-
-
-def _inspect_adapter(folder: str) -> dict:
-  modules, head = peft_format.inspect(folder)
-  return {
-    'kind': 'adapter', 'modules': modules, 'head': head,
-    'parameters': sum(m['parameters'] for m in modules.values()) + (head or 0),
-  }
 
 
 def import_(
@@ -223,22 +182,8 @@ def _rows(vocab_size: int, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray
   return tokens, mask
 
 
-def describe(report: dict) -> str:
-  """The result of inspect as lines: a tensor or a module each, then the totals."""
-  lines = []
-  for path, t in report.get('tensors', {}).items():
-    lines.append(f'{path:<44} {str(t["shape"]):<24} {t["dtype"]}')
-  for name, m in report.get('modules', {}).items():
-    lines.append(f'{name:<48} rank {m["rank"]:<4} scale {m["scale"]:<8.4g} {m["parameters"]:,}')
-  for name in ('parameters', 'bytes', 'bits_per_parameter', 'digest', 'head', 'tokenizer'):
-    if name in report:
-      value = report[name]
-      lines.append(f'{name:<12} {value:,}' if type(value) is int else f'{name:<12} {value}')
-  return '\n'.join(lines)
-
-
 ACTIONS = {
-  'inspect': lambda o: inspect(o.folder),
+  'inspect': lambda o: contents.of(o.folder),
   'import': lambda o: as_folder(o.folder, o.out, o.dtype, o.quantize) if (
     o.form == 'huggingface') else import_(
       o.folder, o.out, o.dtype, o.quantize, o.block, o.double),
@@ -257,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writing.check_new(options.out)
   report = ACTIONS[options.action](options)
   if options.action == 'inspect':
-    print(json.dumps(report, indent=2) if options.json else describe(report))
+    print(json.dumps(report, indent=2) if options.json else contents.lines(report))
     return
   print('\n'.join(f'{name} {value}' for name, value in report.items()))
   if options.action != 'check':

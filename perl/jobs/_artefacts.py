@@ -276,11 +276,11 @@ class Artefacts:
         f'{inputs.anchor or "the sft stage"!r}, which changes it; set inputs.anchor=base, or train '
         'a reward model over that anchor')
     adapter = _from_peft(folder, base)
-    if folder == inputs.reward and 'head' not in adapter:
-      raise ValueError(
-        f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
-        'save one that was trained for sequence classification')
     if folder == inputs.reward:
+      if 'head' not in adapter:
+        raise ValueError(
+          f'expected a reward model with score.weight in {folder}, found an adapter without a '
+          'head; save one that was trained for sequence classification')
       adapter['head'] = scored_token.head(
         adapter['head'], folder, self.run.config.model.checkpoint, self.tokenizer.stop_ids)
     return self.place(adapter, base.params)
