@@ -4,6 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+GGUF = ['gguf>=0.17']
 REFERENCES = ['sacrebleu>=2.4', 'rouge-score>=0.1.2']
 HF = ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18']
 TEST = [
@@ -15,6 +16,7 @@ TEST = [
     'nbformat>=5.10',
     'nbclient>=0.10',
     'ipykernel>=6.29',
+    *GGUF,
     *HF,
     *REFERENCES,
 ]
@@ -60,6 +62,7 @@ setup(
     ],
     extras_require={
         'test': TEST,
+        'gguf': GGUF,
         'hf': HF,
         'references': REFERENCES,
         'notebooks': ['jupyterlab>=4.2', 'nbclient>=0.10', 'ipykernel>=6.29'],

@@ -56,6 +56,11 @@ def last_index(mask: jax.Array) -> jax.Array:
   return jnp.where(mask, jnp.arange(length), 0).max(-1)
 
 
+def unlike(tokens: jax.Array, ids: jax.Array | None) -> jax.Array | bool:
+  """bool[B, T]: where a token i32[B, T] is none of ids i32[K]; True without any."""
+  return True if ids is None else ~jnp.isin(tokens, ids)
+
+
 def after(mask: jax.Array, start: jax.Array) -> jax.Array:
   """bool[B, T]: the real tokens from column start i32[B] on: responses, in right-padded rows."""
   return mask & (jnp.arange(mask.shape[-1]) >= start[:, None])

@@ -86,9 +86,10 @@ FIELDS: dict[str, Field] = {
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
                              choices=('float32', 'bfloat16', 'float16')),
   'model.quantize': Field('', 'Precision of the frozen layers\' matrices, quantized as they are '
-                          'read; \'\' keeps param_dtype, full tuning needs it. Adapters over them '
-                          'fit no other precision.', source='Dettmers',
-                          choices=('', 'nf4', 'fp4', 'int8', 'int4')),
+                          'read; \'\' keeps param_dtype, full tuning needs it; native takes the '
+                          'blocks of a GGUF file as they lie. Adapters over them fit no other '
+                          'precision.', source='Dettmers',
+                          choices=('', 'nf4', 'fp4', 'int8', 'int4', 'native')),
   'model.quantize_block': Field(64, 'Inputs of a column that share a scale (or the largest divisor '
                                 'of the width below it).', 'weights', 'Dettmers', low=2),
   'model.double_quantize': Field(False, 'Quantize the scales too, to 8 bits in blocks of 256: 4.13 '

@@ -17,8 +17,18 @@ from jax.sharding import Mesh
 
 from perl import documents, paths, trees
 from perl.data.text import tokenizer as tokenizers
+from perl.data.text import tokenizer_files
 from perl.documents import OBJECT
-from perl.hub import gemma_orbax, gguf, published, reading, shards, tensors, writing
+from perl.hub import (
+  gemma_orbax,
+  gguf,
+  published,
+  reading,
+  scored_token,
+  shards,
+  tensors,
+  writing,
+)
 from perl.hub.config_json import Unsupported
 from perl.models import config as configs
 from perl.models import lm
@@ -47,7 +57,8 @@ def load(
     config: the model's, for a Gemma Orbax checkpoint of a shape that was never published.
     progress: show a bar where it takes seconds, on a terminal.
     quantize: the layers' projections as they come: dense there is one of them at a time (of our
-      own trees, one of all layers). A base that was saved quantized is read as it is.
+      own trees, one of all layers). A base that was saved quantized is read as it is. NATIVE takes
+      the blocks of a GGUF file as they lie.
     **run: remat, scan_unroll.
 
   Raises:
@@ -109,7 +120,8 @@ def read_config(folder: str | os.PathLike, **run: Any) -> Config:
 def load_head(folder: str | os.PathLike) -> Tree | None:
   """The scalar head {kernel f32[D, 1], bias f32[1]} of a published reward model; None without one.
 
-  TRL's reward models are such: `...ForSequenceClassification` with one label.
+  TRL's reward models are such: `...ForSequenceClassification` with one label. One that pads with
+  its eos leaves that `unread` (scored_token.py).
 
   Raises:
     Unsupported: it has several labels.
@@ -125,7 +137,8 @@ def load_head(folder: str | os.PathLike) -> Tree | None:
       f'expected a reward model with one label, found {entry.shape[0]} in {folder}; train one with '
       'num_labels=1')
   kernel = tensors.read(reading.SCORE, entry).astype(np.float32).T
-  return {'kernel': jnp.array(kernel), 'bias': jnp.zeros((1,), jnp.float32)}
+  head = {'kernel': jnp.array(kernel), 'bias': jnp.zeros((1,), jnp.float32)}
+  return scored_token.head(head, folder, '', tokenizer_files.stops(folder))
 
 
 def stored_dtype(folder: str | os.PathLike) -> str:
@@ -141,6 +154,15 @@ def scheme(folder: str | os.PathLike) -> Scheme | None:
   """How a checkpoint is quantized already: only own trees may be; None is not at all."""
   own = _own_tree(paths.of(folder))
   return None if own is None else bases.read_scheme(own)
+
+
+def native(file: str | os.PathLike) -> Scheme:
+  """How a GGUF file has its layers' matrices quantized: what NATIVE stands for.
+
+  Raises:
+    Unsupported: not all alike, or not in blocks that we have.
+  """
+  return published.native(paths.of(file))
 
 
 def digest(folder: str | os.PathLike) -> str:
@@ -169,9 +191,10 @@ def save(
     model, base: what is written (merge an adapter before: adapters.merge).
     tokenizer: written beside it; what ends a response of it is what generation stops at, in
       config.json, generation_config.json and tokenizer_config.json.
-    head: a scalar head: makes it a model for sequence classification (a reward model).
-    source: the folder that the base was read from: its family, its other fields, and the dtype of
-      each tensor are kept, so that load and save give the same bytes.
+    head: a scalar head: makes it a model for sequence classification (a reward model), padded with
+      a token that ends no response (Tokenizer.padding_apart).
+    source: the folder or GGUF file that the base was read from: its family, its other fields, and
+      the dtype of each tensor are kept, so that load and save give the same bytes.
     dtype: of all tensors, in place of theirs.
     shard_bytes: the most that a file holds.
     progress: show a bar where it takes seconds, on a terminal.
@@ -187,7 +210,9 @@ def save(
   kind = jnp.dtype(dtype or base['final_norm']['scale'].dtype)
   about = writing.config_json(
     model.config, str(source or ''), head=head is not None, dtype=kind)
-  about |= _special_ids(tokenizer, about)
+  if head is not None and tokenizer is not None:
+    tokenizer = writing.padding_apart(tokenizer, model.config.vocab_size)
+  about |= writing.special_ids(tokenizer, about)
   what = writing.sources(
     base, model.config.heads, names, jnp.dtype(dtype) if dtype else None, head)
 
@@ -243,13 +268,6 @@ def publish(
     writing.save_tensors(new, what, shard_bytes, progress)
 
   storage.on_first_host(lambda: writing.into_folder(folder, write))
-
-
-def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[str, Any]:
-  """bos, eos and pad ids, which config.json holds too."""
-  if tokenizer is not None:
-    return tokenizer.special_ids(about)
-  return {name: about.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
 
 
 # --- Our own trees

@@ -2,20 +2,21 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from perl import documents
+from perl import documents, trees
 from perl.documents import OBJECT, TEXT
-from perl.hub import families, gguf, naming, reading, tensors
+from perl.hub import families, gguf, gguf_blocks, naming, reading, tensors
 from perl.hub.config_json import Unsupported
 from perl.models import config as configs
 from perl.models import lm
 from perl.models.config import Config
 from perl.models.transformer import Transformer
-from perl.quantization import quantize_tree
-from perl.quantized import Scheme
+from perl.quantization import quantizable, quantize_tree
+from perl.quantized import NATIVE, Scheme
 from perl.train import sharding
 from perl.types import Tree
 
@@ -91,12 +92,42 @@ def load(
 ) -> tuple[Transformer, Tree]:
   """(model, base) of a checkpoint; arguments and errors are those of `pretrained.load`."""
   config, found, plan = checked(place)
+  as_it_lies = scheme == NATIVE
+  scheme = _native(found, plan) if as_it_lies else scheme
   stored = stored or tensors.widest(
     tensors.DTYPES[found[name].dtype] for _, names in plan for name in names)
   config = run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})
   like = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
-  base = reading.fill(found, plan, like, config.heads, shardings(like, mesh), progress)
+  base = reading.fill(found, plan, like, config.heads, shardings(like, mesh), progress,
+                      gguf_blocks.read if as_it_lies else None)
   return Transformer(config), base
+
+
+def native(place: epath.Path) -> Scheme:
+  """How a GGUF file has its layers' matrices quantized; raises as gguf_blocks.scheme."""
+  if not gguf.is_one(place):
+    raise Unsupported(
+      f"expected a GGUF file for quantize='native', found {str(place)!r}; give the path of one, or "
+      'use nf4, fp4, int8 or int4')
+  return _native(*checked(place)[1:])
+
+
+def _native(found: dict[str, tensors.Entry], plan: list) -> Scheme:
+  return gguf_blocks.scheme(found, (
+    name for tensor, names in plan for name in names if quantizable(tensor.ours[0])))
+
+
+def apart(place: epath.Path, base: Tree) -> float:
+  """The largest distance of a quantized base's matrices from the checkpoint's numbers."""
+  config, found, plan = checked(place)
+  leaves, largest = trees.flat(base), 0.0
+  for tensor, names in plan:
+    for i, name in enumerate(names if quantizable(tensor.ours[0]) else ()):
+      parts = tensor.split(tensors.read(name, found[name]), config.heads)
+      for path, part in zip(tensor.ours, parts):
+        ours = jax.tree.map(lambda x: x[i], leaves[path]).astype('float32').dequantize()  # noqa: B023
+        largest = max(largest, float(np.abs(np.asarray(ours) - np.asarray(part, np.float32)).max()))
+  return largest
 
 
 def shardings(like: Tree, mesh: Mesh | None) -> Tree | None:

@@ -14,8 +14,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perl import documents, paths, trees
-from perl.hub import families, naming, shards, tensors
+from perl import paths, trees
+from perl.data.text.tokenizer import Tokenizer
+from perl.hub import families, naming, published, shards, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.hub.reading import SCORE, renaming
@@ -30,15 +31,15 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
 
   Args:
     config: the model's.
-    source: the folder it was read from, whose family and other fields are kept; '' for none.
+    source: the folder or GGUF file it was read from, whose family and other fields are kept; ''
+      for none.
     head: it is a model for sequence classification, with one label.
     dtype: of the weights.
 
   Raises:
     Unsupported: no family has these options, or the source is of another model.
   """
-  theirs = paths.read_json(
-    paths.of(source) / 'config.json', documents.OBJECT) if source else {}
+  theirs = published.config_json(paths.of(source)) if source else {}
   if theirs and 'text_config' not in theirs:
     run = {name: getattr(config, name) for name in RUN_FIELDS}
     apart = differences(config, families.parse(theirs, **run))
@@ -126,6 +127,24 @@ def check_head(head: Tree) -> None:
     logging.warning(
       'the head has a bias of %.4g, and score.weight has none: scores of transformers will be '
       'lower by it; comparisons of scores are the same', float(head['bias'][0]))
+
+
+def padding_apart(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+  """`Tokenizer.padding_apart` of a reward model's tokenizer; warns where there is no such pad."""
+  apart = tokenizer.padding_apart(rows)
+  if 'pad_token' not in apart.special_tokens:
+    logging.warning(
+      'the vocabulary has no token to pad a reward model with but those that end a response, which '
+      'transformers would read its scores before: none is written, and transformers will score '
+      'rows one by one')
+  return apart
+
+
+def special_ids(tokenizer: Tokenizer | None, about: dict[str, Any]) -> dict[str, Any]:
+  """bos, eos and pad ids, which config.json holds too."""
+  if tokenizer is not None:
+    return tokenizer.special_ids(about)
+  return {name: about.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
 
 
 def check_new(folder: str | os.PathLike) -> epath.Path:

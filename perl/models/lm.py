@@ -208,7 +208,7 @@ def score(
   shared: int = 1,
   dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-  """f32[B]: the head's value at the last real token of each row.
+  """f32[B]: the head's value at the last real token of each row, but those it leaves `unread`.
 
   A head may hold weights for more of what the same forward pass knows, which the last hidden state
   of a small model hardly says:
@@ -270,7 +270,7 @@ def head_features(
     raise ValueError(f'expected a response_mask, for the head reads the {" and the ".join(reads)} '
                      'of the response; found none')
   real = _mask(mask)
-  last = masked.last_index(real)
+  last = masked.last_index(real & masked.unlike(tokens, adapter.get('head', {}).get('unread')))
   h, early = _states(
     model, base, adapter, tokens, mask, dropout_key, read=None if reads else last,
     early='early' in reads, shared=shared, start=start)

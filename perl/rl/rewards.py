@@ -227,7 +227,8 @@ def _stacked(model, base, frozen, rollout, prompts, temperature, ensemble) -> Ju
     model, base, adapter, rollout.tokens, mask, read=read, **prompts))(both)
   reference = _logprobs(
     model, (base, frozen['reference']), states[0][:, :-1], rollout, prompts, temperature)
-  last = masked.last_index(mask) - read.start
+  unread = frozen['reward']['head'].get('unread')
+  last = masked.last_index(mask & masked.unlike(rollout.tokens, unread)) - read.start
   features = jnp.take_along_axis(states[1], last[:, None, None], 1)[:, 0].astype(jnp.float32)
   scores = lm.score_of(frozen['reward']['head'], features)
   return Judged(scores, None, reference, states[0][:, :-1])

@@ -12,7 +12,8 @@ import releases
 import safetensors.numpy
 
 from perl import paths
-from perl.hub import families, pretrained, shards, tensors, writing
+from perl.hub import families, pretrained, tensors, writing
+from perl.hub import shards as tensor_files
 from perl.hub.config_json import Unsupported
 from perl.hub.tensors import CorruptTensors
 from perl.models.config import SIZES, sized
@@ -293,7 +294,7 @@ def test_a_full_disk_leaves_nothing(made, tmp_path, monkeypatch):
     yield 1
     raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(shards, 'write', full)
+  monkeypatch.setattr(tensor_files, 'write', full)
   with pytest.raises(OSError, match='expected room for the checkpoint'):
     pretrained.save(tmp_path / 'out', model, base)
   assert not list(tmp_path.iterdir())

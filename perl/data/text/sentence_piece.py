@@ -34,6 +34,7 @@ class SentencePiece:
     self._texts = {token.id: text for text, token in self._added.items()}
     self._special = {token.id for token in self._added.values() if token.special}
     self._special |= {i for i in map(self.id, dialogue.SPECIAL_TOKENS) if i is not None}
+    self.special = tuple(self._texts[i] for i in sorted(self._special & self._texts.keys()))
     self.vocab_size = max(self._pieces, 1 + max(self._texts, default=0))
     self._pattern = _any_of(self._added)
 

@@ -1,5 +1,8 @@
 """Which tokens of a vocabulary are bos, eos and pad, and whether texts open with bos."""
 
+import re
+from collections.abc import Container
+
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.tokenizer_files import Settings
 from perl.data.text.vocabularies import Json
@@ -12,6 +15,7 @@ _NAMES = {
   'bos_token': (BOS, '<s>', '<bos>', '<|begin_of_text|>', '[BOS]', '<|endoftext|>'),
   'eos_token': (EOS, '</s>', '<eos>', '<|end_of_text|>', '<|im_end|>', '[EOS]', '<|endoftext|>'),
 }
+UNKNOWN = ('<unk>', '[UNK]', '<|unk|>')
 
 
 def ids(backend: Json | SentencePiece, settings: Settings) -> dict[str, int | None]:
@@ -39,6 +43,31 @@ def stop(eos: int | None, settings: Settings) -> int:
       f'found {settings.declared.get("eos_token") or "none of them"!r} to name no id; '
       "add a tokenizer_config.json with 'eos_token' beside the file")
   return eos
+
+
+def apart(backend: Json | SentencePiece, own: str | None, stops: Container[int], used: str,
+          rows: int) -> str | None:
+  """A token to pad with that ends no response; None where there is none.
+
+  It is the vocabulary's own, if that will do; else one of those that are usually called so; else a
+  special token that is not in use, first one that is reserved (Llama 3's), then the unknown token;
+  at last one that is in use, for what opens a turn ends none.
+
+  Args:
+    backend: the vocabulary.
+    own: its pad token, if it has one.
+    stops: the ids that end a response.
+    used: text that holds the tokens in use: the chat template, bos.
+    rows: those of the embedding.
+  """
+  special = sorted(backend.special, key=lambda token: (
+    token in used, not re.search('reserved|unused|pad', token)))
+  unused = [token for token in special if token not in used]
+  for token in (own, *_NAMES['pad_token'], *unused, *UNKNOWN, *special):
+    index = None if token is None else backend.id(token)
+    if index is not None and index < rows and index not in stops:
+      return token
+  return None
 
 
 def adds_bos(backend: Json | SentencePiece, settings: Settings, bos: int | None) -> bool:

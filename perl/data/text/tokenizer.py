@@ -9,16 +9,13 @@ import copy
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import tokenizers
 from etils import epath
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from perl import documents, paths
-from perl.data.text import dialogue, special_tokens, tokenizer_files, vocabularies
+from perl.data.text import dialogue, special_tokens, tokenizer_files, training, vocabularies
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.special_tokens import BOS, EOS, PAD
 from perl.data.text.tokenizer_files import NOTHING, Settings
@@ -54,6 +51,7 @@ class Tokenizer:
     texts = {name: backend.token(index) for name, index in special.items() if index is not None}
     self.special_tokens = texts | {k: v for k, v in settings.declared.items() if v}
     self._eos = self.special_tokens.get('eos_token')
+    self._pads_apart = False
     self.chat_template = settings.chat_template
     # Of those that add bos, as all did once, the digest is what it was.
     ids = [self.bos_id, self.eos_id, self.pad_id] + ([] if self.adds_bos else [False])
@@ -72,6 +70,26 @@ class Tokenizer:
     other = copy.copy(self)
     other.eos_id, other.special_tokens = index, self.special_tokens | {'eos_token': token}
     other.stop_ids = tuple(dict.fromkeys((index, *self.stop_ids)))
+    return other
+
+  def padding_apart(self, rows: int) -> 'Tokenizer':
+    """The same vocabulary with a pad token that ends no response, or with none: for reward models.
+
+    Classifiers of transformers read the last token that is not pad, by its id: with pad equal to
+    eos they read what stands before the end, another score. Without any pad token they refuse
+    batches, and score rows one by one as they should.
+
+    Args:
+      rows: those of the model's embedding.
+    """
+    used = (self.chat_template or '') + self.special_tokens.get('bos_token', '')
+    token = special_tokens.apart(
+      self._backend, self.special_tokens.get('pad_token'), self.stop_ids, used, rows)
+    other = copy.copy(self)
+    other.special_tokens = {k: v for k, v in self.special_tokens.items() if k != 'pad_token'} | (
+      {} if token is None else {'pad_token': token})
+    other.pad_id = self.eos_id if token is None else self._backend.id(token)
+    other._pads_apart = True
     return other
 
   def within(self, rows: int) -> 'Tokenizer':
@@ -172,6 +190,8 @@ class Tokenizer:
     """
     eos = self.special_tokens.get('eos_token')
     more, content = {} if eos == self._eos else {'eos_token': eos}, self._backend.content()
+    if self._pads_apart:
+      more |= {'pad_token': self.special_tokens.get('pad_token')}
     if not self._class and isinstance(self._backend, Json):
       opens = self.adds_bos and not self._backend.puts_first(self.bos_id)
       content = self._backend.content(self.special_tokens['bos_token'] if opens else None)
@@ -186,14 +206,17 @@ class Tokenizer:
   def special_ids(self, about: dict) -> dict[str, Any]:
     """bos_token_id, eos_token_id (a list of several) and pad_token_id, as configs hold them.
 
-    `about` holds those that were there: bos and pad stay, and eos where it says the same.
+    `about` holds those that were there: bos and pad stay (but for one that was set apart), and eos
+    where it says the same.
     """
     bos, pad = (about.get(name) for name in ('bos_token_id', 'pad_token_id'))
+    pad = self.pad_id if pad is None or self._pads_apart else pad
+    none = self._pads_apart and 'pad_token' not in self.special_tokens
     eos = about.get('eos_token_id')
     if {*(eos if isinstance(eos, list) else [eos])} != {*self.stop_ids}:
       eos = list(self.stop_ids) if len(self.stop_ids) > 1 else self.eos_id
     return {'bos_token_id': self.bos_id if bos is None else bos, 'eos_token_id': eos,
-            'pad_token_id': self.pad_id if pad is None else pad}
+            'pad_token_id': None if none else pad}
 
   def _object(self, name: str, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """The object in one of the files, its own if no others are given; {} if it is not there."""
@@ -210,8 +233,9 @@ class Tokenizer:
       files = {tokenizer_files.GENERATION: _json({'eos_token_id': list(self.stop_ids)})} | files
     if more:
       files[tokenizer_files.CONFIG] = _json(self._object(tokenizer_files.CONFIG, files) | more)
-    if 'eos_token' in more and tokenizer_files.SPECIAL in files:
-      special = self._object(tokenizer_files.SPECIAL) | {'eos_token': more['eos_token']}
+    changed = {name: more[name] for name in names if name in more}
+    if changed and tokenizer_files.SPECIAL in files:
+      special = self._object(tokenizer_files.SPECIAL) | changed
       files[tokenizer_files.SPECIAL] = _json(special)
     for name, text in (files | {self._backend.filename: content}).items():
       (folder / name).write_bytes(text)
@@ -268,27 +292,5 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
     ValueError: vocab_size has no room for the special tokens and the 256 bytes.
   """
   special = [PAD, BOS, EOS, *(t for t in special_tokens if t not in (PAD, BOS, EOS))]
-  least = len(special) + 256
-  if vocab_size < least:
-    raise ValueError(f'train_bpe: expected vocab_size >= {least} ({len(special)} special tokens '
-                     f'and 256 bytes); found {vocab_size}; set tokenizer.vocab_size higher')
-  backend = tokenizers.Tokenizer(models.BPE())
-  if lowercase:
-    backend.normalizer = normalizers.Lowercase()
-  # Words keep their underscores, so that get_menu_items is one piece; GPT-2's pattern splits it.
-  # A digit takes no space before it, or it would be another token than within a number.
-  numbers = r'\p{N}' if split_digits else r' ?\p{N}+'
-  words = tokenizers.Regex(rf' ?[\p{{L}}_]+|{numbers}| ?[^\s\p{{L}}\p{{N}}_]+|\s+')
-  backend.pre_tokenizer = pre_tokenizers.Sequence([
-    pre_tokenizers.Split(words, 'isolated'),
-    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
-  backend.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size, special_tokens=special, show_progress=False,
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-  # The trainer reads special tokens as text and would spend merges on '<|' and '|>'.
-  markers = re.compile('|'.join(map(re.escape, special)))
-  pieces = (piece for text in texts for piece in markers.split(text) if piece)
-  backend.train_from_iterator(pieces, trainer)
-  return Tokenizer(Json(backend))
+  return Tokenizer(Json(training.byte_pairs(
+    texts, vocab_size, special, lowercase=lowercase, split_digits=split_digits)))

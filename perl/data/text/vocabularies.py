@@ -6,6 +6,7 @@ Both have
   content(), identity()            the bytes of that file, and those that identify it
   encode_batch(texts), encode_pairs(pairs), encode_with_offsets(text), decode(ids, skip_special)
   id(token), token(index)          None where there is none
+  special                          the texts of its special tokens, by their ids
   puts_first(id)                   whether the file itself puts that token before every text
 """
 
@@ -43,6 +44,8 @@ class Json:
     settings = json.loads(backend.to_str())
     self._post_processor = settings['post_processor']
     self._markers = _independent_markers(settings)
+    self.special = tuple(
+      token['content'] for token in settings['added_tokens'] if token['special'])
     self._swallowing = {token['id'] for token in settings['added_tokens']
                         if token['lstrip'] or token['rstrip']}
     self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1

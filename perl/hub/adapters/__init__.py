@@ -106,7 +106,9 @@ def save(
     base_digest: kept in perl.json, to be compared when it is loaded here.
     uniform: one rank and one scale for all modules, by padding with zeros and scaling B: for
       servers that read neither rank_pattern nor alpha_pattern (vLLM); LoRA's alone.
-    tokenizer: written beside it, with what ends a response: servers take it from there.
+    tokenizer: written beside it, with what ends a response: servers take it from there. With a
+      head it pads with a token that ends none (Tokenizer.padding_apart), and who loads the base for
+      sequence classification says so: pad_token_id=tokenizer.pad_token_id.
 
   Raises:
     Unsupported: a method that PEFT's format has no place for, several methods in one tree, or a
@@ -116,6 +118,9 @@ def save(
   head = adapter.get('head')
   if head is not None:
     writing.check_head(head)
+    if tokenizer is not None:
+      tokenizer = writing.padding_apart(
+        tokenizer, trees.flat(base)['embed/embedding'].shape[-2])
   form, nodes = _form(adapter, base)
   if uniform and form is not lora:
     raise Unsupported(
