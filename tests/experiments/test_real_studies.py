@@ -10,8 +10,9 @@ import pytest
 
 from experiments.studies import __main__ as program
 from experiments.studies import _judged as judged
-from experiments.studies import methods, preferences, qlora
+from experiments.studies import methods, preferences, qlora, settings
 from experiments.studies._jobs import Spec
+from perl.config.fields import flatten
 from perl.jobs import _preflight
 
 
@@ -23,7 +24,8 @@ def ran(monkeypatch, tmp_path):
   def job(stage):
     def run(config, workdir):
       configs[os.path.relpath(workdir, tmp_path)] = config
-      pathlib.Path(workdir, 'summary.json').write_text('{"pair_accuracy": 0.6, "seed": 0}')
+      pathlib.Path(workdir, 'summary.json').write_text(
+        '{"pair_accuracy": 0.6, "seed": 0, "parameters_trainable": 9}')
     return types.SimpleNamespace(run=run)
 
   for stage in ('tokenizer', 'pretrain', 'sft', 'reward', 'preference', 'rl', 'evaluate'):
@@ -121,3 +123,32 @@ def test_the_published_table_stands_beside_descriptions():
   head, body, _ = methods.table({'rows': [row, row | {'name': 'vera', 'peft': 'vera'}]})
   assert head[-1].startswith('Hu et al.') and body[0][-1] == '70.4, 0.718' and body[1][-1] == '–'
   assert body[0][head.index('BLEU')] == '55.2'
+
+
+def test_settings_vary_one_thing_at_a_time(ran, tmp_path):
+  assert program.main(['settings', '--config=published', f'--workdir={tmp_path}', '--seeds=0',
+                       '--config.stages=("tokenizer", "pretrain", "sft")', '--ranks=4']) == 0
+  own = ran['seed0/lora/sft']
+  changed = {folder.split('/')[1]: {
+    path for path, value in flatten(config).items() if flatten(own)[path] != value}
+    for folder, config in ran.items() if folder.startswith('seed0')}
+  rate = {f'{stage}.optim.learning_rate' for stage in ('sft', 'reward', 'preference', 'rl')}
+  assert changed == {
+    'lora': set(), 'lora_x0.3': rate, 'lora_x3': rate, 'lora_r4': {'peft.rank', 'peft.alpha'},
+    'lora_attention': {'peft.rank', 'peft.alpha', 'peft.targets'},
+    **{name: changed[name] for name in ('full', 'full_x0.3', 'full_x3')}}
+  assert 'peft.name' in changed['full']
+  # tiny: 4 x 256 numbers a rank and layer in attention, 3 x 512 more in the MLP
+  assert ran['seed0/lora_attention/sft'].peft.rank == 16 * (1024 + 1536) // 1024
+
+
+def test_the_best_rates_stand_beside_the_rules():
+  row = lambda name, peft, rate, loss: {
+    'name': name, 'peft': peft, 'seed': 0, 'learning_rate': rate,
+    'sft': {'loss': loss, 'parameters_trainable': 1000}}
+  rows = [row('lora', 'lora', 1e-3, 0.5), row('lora_x3', 'lora', 3e-3, 0.6),
+          row('lora_r4', 'lora', 5e-3, 0.1), row('full', 'full', 1e-4, 0.5),
+          row('full_x0.3', 'full', 3e-5, 0.6)]
+  _, body, notes = settings.table({'rows': rows})
+  assert body[0] == ['lora', '1,000', '0.001', '0.5000']
+  assert 'LoRA at 0.001, of full tuning at 0.0001, 10 times' in notes[0]
