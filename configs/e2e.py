@@ -51,7 +51,6 @@ def get_config(text: str = '') -> ConfigDict:
   config.sft.update(steps=100, batch_size=16, test=True, evaluate_every_steps=0,
                     checkpoint_every_steps=50)
   config.sft.optim.update(schedule='linear', warmup_steps=10)
-  config.sft.microbatches = 4
   config.evaluate.update(max_examples=96, batch_size=16)
   if options.checkpoint:
     config.model.checkpoint = options.checkpoint

@@ -68,9 +68,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.rl.update(
     algorithm='rloo', samples=4, steps=30, batch_size=32, beta=0.02, max_new_tokens=64)
   config.evaluate.update(max_examples=96, batch_size=8)
-  # In parts: the logits of a large vocabulary, or 16 pairs at once, would take 9 GB.
   for stage in ADAPTED:
-    config[stage].microbatches = 4
     config[stage].update(evaluate_every_steps=0, checkpoint_every_steps=15, log_every_steps=5)
     config[stage].optim.update(schedule='cosine', warmup_steps=5)
   if options.checkpoint:

@@ -58,7 +58,7 @@ def get_config(text: str = '') -> ConfigDict:
   config.peft.update(rank=16, alpha=32.0, targets=('attn/(q|k|v|o)', 'mlp/(gate|up|down)'))
   config.rl.max_new_tokens = 128
   for stage in ADAPTED:
-    config[stage].update(steps=100, batch_size=16, microbatches=4, evaluate_every_steps=50,
+    config[stage].update(steps=100, batch_size=16, evaluate_every_steps=50,
                          checkpoint_every_steps=50)
     config[stage].optim.update(schedule='cosine', warmup_steps=10)
   config.rl.update(batch_size=32)

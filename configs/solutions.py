@@ -54,7 +54,6 @@ def get_config(text: str = '') -> ConfigDict:
     kind=options.kind, steps=125, batch_size=16, max_examples=2000, keep='last',
     evaluate_every_steps=0, checkpoint_every_steps=25, log_every_steps=5)
   config.reward.optim.update(schedule='cosine', warmup_steps=10)
-  config.reward.microbatches = 4  # 2 GB; 16 solutions at once take 8
   config.evaluate.batch_size = 8
   if options.checkpoint:
     config.model.checkpoint = options.checkpoint
