@@ -32,7 +32,8 @@ from perl.config import arguments, rates, schema
 from perl.jobs import TRAINED
 
 ARGUMENTS = {
-  'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
+  'size': arguments.Argument(
+    'tiny', 'shape of the model', ('tiny', 'mini', 'small'), unless='checkpoint'),
   'checkpoint': arguments.Argument('', 'published model, in place of one of that size'),
   'peft': rates.ARGUMENT,
   'kind': arguments.Argument(
@@ -49,10 +50,6 @@ RATES = {
   ('mini', 'full'): {'sft': 2e-4, 'reward': 1e-4, 'rl': 2e-5, 'value': 1e-4},
   ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},
   ('small', 'full'): {'sft': 5e-5, 'reward': 2e-5, 'rl': 1e-5, 'value': 2e-5},
-}
-PAPER_RATES = {
-  'lora': {'sft': 1e-4, 'reward': 1e-4, 'rl': 1e-4, 'value': 1e-4},
-  'full': {'sft': 1e-5, 'reward': 1e-5, 'rl': 1e-5, 'value': 1e-5},
 }
 PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 
@@ -99,7 +96,7 @@ def _published(config: ConfigDict, options: SimpleNamespace) -> None:
   """Large enough to need neither other reads nor a probe."""
   config.name = 'coffee-published'
   config.model.checkpoint = options.checkpoint
-  schema.use_method(config, options.peft, **rates.of(options.peft, **PAPER_RATES))
+  schema.use_method(config, options.peft, **rates.of(options.peft, **rates.PAPER))
   config.reward.update(reads=(), probe=False)
   config.data.update(max_prompt_tokens=768, max_response_tokens=192, buckets=(256, 512))
   config.rl.max_new_tokens = 128
