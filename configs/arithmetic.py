@@ -13,10 +13,16 @@ Aim, size=micro on 2 cores: at most 10 minutes; of the test problems about 0.2 a
 after SFT, and twice as many after RL. What was measured: experiments/results/arithmetic.json (the
 first command) and arithmetic_algorithms.json (several algorithms, three seeds of RL).
 
-Arguments: algorithm=<an algorithm of perl/rl>, size=micro|tiny,
+With checkpoint=<folder> a published model takes the place of ours: SFT and RL in its chat template,
+at the paper's rates. An instruct model calculates already: --config.inputs.anchor=base with
+--config.stages="('rl','evaluate')" spares it the hasty people.
+
+Arguments: algorithm=<an algorithm of perl/rl>, size=micro|tiny, checkpoint=<Hugging Face folder>,
 digits=one_digit|two_digits|three_digits (of the larger number: the difficulty), peft=<a file of
 perl/peft>, seed=0. The steps were chosen for size=micro, digits=two_digits, peft=lora.
 """
+
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
@@ -27,7 +33,9 @@ from perl.jobs import TRAINED
 ARGUMENTS = {
   'algorithm': arguments.Argument(
     'grpo', 'algorithm of rl', choices.names('perl.rl.algorithms')),
-  'size': arguments.Argument('micro', 'shape of the model', ('micro', 'tiny')),
+  'size': arguments.Argument(
+    'micro', 'shape of the model', ('micro', 'tiny'), unless='checkpoint'),
+  'checkpoint': arguments.Argument('', 'published model, in place of one of that size'),
   'digits': arguments.Argument('two_digits', 'digits of the larger number: a part of the data',
                                ('one_digit', 'two_digits', 'three_digits')),
   'peft': rates.ARGUMENT,
@@ -67,4 +75,15 @@ def get_config(text: str = '') -> ConfigDict:
   config.rl.evaluate_every_steps = 50
   config.rl.optim.schedule = 'constant'
   config.evaluate.update(max_examples=300, batch_size=150)
+  if options.checkpoint:
+    _published(config, options)
   return config
+
+
+def _published(config: ConfigDict, options: SimpleNamespace) -> None:
+  """Room for a chat template and for the words of an instruct model."""
+  config.name = f'arithmetic-{options.algorithm}-published'
+  config.model.checkpoint = options.checkpoint
+  schema.use_method(config, options.peft, **rates.of(options.peft, **rates.PAPER))
+  config.data.update(max_prompt_tokens=160, max_response_tokens=64)
+  config.rl.max_new_tokens = 64

@@ -33,7 +33,8 @@ from perl.config import arguments, rates, schema
 from perl.jobs import TRAINED
 
 ARGUMENTS = {
-  'size': arguments.Argument('tiny', 'shape of the model', ('tiny', 'mini', 'small')),
+  'size': arguments.Argument(
+    'tiny', 'shape of the model', ('tiny', 'mini', 'small'), unless='checkpoint'),
   'checkpoint': arguments.Argument('', 'published model, in place of one of that size'),
   'peft': rates.ARGUMENT,
   'kind': arguments.Argument(

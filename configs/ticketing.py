@@ -12,8 +12,11 @@ Aim, size=tiny on 2 cores: a reward model whose AUC is above that of a bag of wo
 grouped 5-fold cross-validation on files 00 to 03). The pipeline ends at the reward model.
 What was measured: experiments/results/ticketing.json (fixed split) and ticketing_folds.json.
 
-Arguments: size=tiny|mini|small, peft=<a file of perl/peft>, seed=0, mirror=<folder> (laid out as
-github.com/google-research-datasets/Taskmaster; without it the files are downloaded from there).
+With checkpoint=<folder> a published model takes the place of ours, as in coffee.
+
+Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>,
+seed=0, mirror=<folder> (laid out as github.com/google-research-datasets/Taskmaster; without it the
+files are downloaded from there).
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +24,8 @@ from ml_collections import ConfigDict
 from perl.config import arguments, experiments
 
 coffee = experiments.load('coffee')
-ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in ('size', 'peft', 'seed', 'mirror')}
+ARGUMENTS = {name: coffee.ARGUMENTS[name] for name in (
+  'size', 'checkpoint', 'peft', 'seed', 'mirror')}
 
 
 def get_config(text: str = '') -> ConfigDict:
@@ -31,10 +35,14 @@ def get_config(text: str = '') -> ConfigDict:
   config.name = f'ticketing-{options.size}'
   config.stages = ('tokenizer', 'pretrain', 'sft', 'reward')
   config.data.update(name='taskmaster_ticketing', also=('taskmaster_coffee',))
+  config.sft.steps = 40
+  config.reward.kind = 'pointwise'
+  if options.checkpoint:
+    config.name = 'ticketing-published'
+    return config
   # Its dialogues are three times as long as coffee's.
   config.data.max_prompt_tokens = 448
   config.pretrain.steps = 800
-  config.sft.steps = 40
   # Chosen with the folds of ticketing_folds.json in view.
-  config.reward.update(kind='pointwise', reads=('mean', 'early', 'likelihood'), probe_c=0.01)
+  config.reward.update(reads=('mean', 'early', 'likelihood'), probe_c=0.01)
   return config

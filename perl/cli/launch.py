@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from perl import paths
-from perl.config import command_line, identity, runs
+from perl.config import brought, command_line, identity, runs
 from perl.config.fields import plain
 from perl.config.validate import validate
 from perl.jobs import STAGES, _preflight, _unchanged
@@ -61,6 +61,7 @@ def run_stages(config: ConfigDict, names: Sequence[str], workdir: epath.Path) ->
     stages that are finished in workdir; wall_seconds counts the skipped ones at what they took.
   """
   start, workdir = time.monotonic(), paths.of(workdir)
+  names = brought.left(config, names, asked=True)
   config = identity.dated(config, workdir)
   identity.check_inputs(config, names, workdir)
   check_unchanged(config, names, workdir)
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   options, overrides = command_line.parse(reader, argv)
   config = command_line.read(options.config, overrides)
   names = config.stages if options.job == 'pipeline' else (options.job,)
+  brought.check_idle(config, map(command_line.overridden, overrides), names)
   workdir = paths.of(options.workdir)
   summary = run_stages(check(config), names, workdir)
   print(f'{describe(summary)}\nresults in {workdir}, the report is {workdir / "report.html"}')

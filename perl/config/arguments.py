@@ -15,6 +15,7 @@ class Argument(NamedTuple):
   default: Any
   meaning: str
   choices: tuple = ()
+  unless: str = ''  # another argument, beside which this one has no effect
 
 
 def split(text: str) -> dict[str, str]:
@@ -46,8 +47,8 @@ def parse(text: str, declared: Mapping[str, Argument]) -> SimpleNamespace:
   """The declared arguments with the values that `text` gives them, typed.
 
   Raises:
-    ConfigError: an unknown name (the nearest is suggested), a value of another type, or one that
-      is not among the choices.
+    ConfigError: an unknown name (the nearest is suggested), a value of another type, one that is
+      not among the choices, or an argument that another one leaves without effect.
   """
   values = {name: argument.default for name, argument in declared.items()}
   for name, value in split(text).items():
@@ -56,6 +57,11 @@ def parse(text: str, declared: Mapping[str, Argument]) -> SimpleNamespace:
         f'expected an argument among {", ".join(declared)}, found {name!r}'
         f'{nearest(name, declared)}')
     values[name] = _typed(name, value, declared[name])
+  for name in split(text):
+    other = declared[name].unless
+    if values.get(other):
+      raise ConfigError(f'expected no argument {name} beside {other}={values[other]}, found '
+                        f'{name}={values[name]}: it would have no effect; leave it out')
   return SimpleNamespace(**values)
 
 

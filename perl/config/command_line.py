@@ -15,10 +15,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from perl import paths
-from perl.config import experiments, runs, schema
+from perl.config import brought, experiments, runs, schema
 from perl.config.fields import ConfigError, flatten, nearest
 from perl.config.schema import FIELDS
-from perl.jobs import PRODUCER, PUBLISHED
 
 TRACEBACK = '--traceback'
 
@@ -140,9 +139,9 @@ def read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   config = load(spec).lock()
   config = _override(config, overrides) if overrides else config
   _check_code(config, spec.partition(':')[0], overrides)
-  if config.model.checkpoint and 'stages' not in map(overridden, overrides):
-    brought = [PRODUCER[name] for name in PUBLISHED]
-    config.stages = tuple(s for s in config.stages if s not in brought)
+  if config.model.checkpoint:
+    asked = 'stages' in map(overridden, overrides)
+    config.stages = brought.left(config, config.stages, asked=asked)
   return config
 
 

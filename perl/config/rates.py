@@ -23,6 +23,12 @@ FACTORS = {
 }
 """Of LoRA's rates; of full tuning's for COPIES."""
 
+PAPER = {
+  'lora': {'sft': 1e-4, 'reward': 1e-4, 'rl': 1e-4, 'value': 1e-4},
+  'full': {'sft': 1e-5, 'reward': 1e-5, 'rl': 1e-5, 'value': 1e-5},
+}
+"""PERL's (A.3), for PaLM 2: where a published model takes the place of a small one."""
+
 ARGUMENT = arguments.Argument('lora', 'what is trained', choices.names('perl.peft.methods'))
 """The argument `peft` of a config file."""
 

@@ -73,6 +73,10 @@ STAGES = {
       'lowercase': dict(
         default=False, meaning='The trained BPE drops the case of all text: a small model then '
         'spends nothing on it.'),
+      'foreign': dict(
+        default=False, meaning='Beside model.checkpoint: take a tokenizer (tokenizer.path, '
+        'inputs.tokenizer) whose ids mean other tokens than the checkpoint\'s; else it is '
+        'refused.'),
       'split_digits': dict(
         default=False, source='Touvron et al. 2023', meaning='The trained BPE has a token for each '
         'digit and none for several: a small model then learns to calculate sooner.'),

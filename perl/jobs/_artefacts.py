@@ -16,6 +16,7 @@ from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained, scored_token
+from perl.jobs import _vocabulary
 from perl.jobs._base import Base, digest_of, over, write_base
 from perl.jobs._data import Data
 from perl.jobs._run import Run
@@ -57,18 +58,7 @@ class Artefacts:
 
   def _vocabulary(self) -> tokenizers.Tokenizer:
     """The tokenizer as it was read; of a published base one that fits its embedding."""
-    path, checkpoint = self.run.config.tokenizer.path, self.run.config.model.checkpoint
-    if not self.run.from_checkpoint('tokenizer'):
-      vocabulary = tokenizers.load(self.run.input('tokenizer'))
-    else:
-      vocabulary = tokenizers.load(path) if path else pretrained.load_tokenizer(checkpoint)
-    if vocabulary is None:
-      raise FileNotFoundError(
-        f'expected a tokenizer in {checkpoint}, found none; set '
-        '--config.tokenizer.path=<tokenizer.json, *.model or folder>')
-    if not checkpoint:
-      return vocabulary
-    return vocabulary.within(pretrained.read_config(checkpoint).vocab_size)
+    return _vocabulary.read(self.run)
 
   @functools.cached_property
   def data(self) -> Data:

