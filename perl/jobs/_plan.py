@@ -95,11 +95,7 @@ class _Run(Run):
 
   def place(self, batch: Batch, rows: int = 0) -> Batch:
     rows = rows or self.section.batch_size // self.section.get('samples', 1)
-    ways = self.mesh.shape['data'] * self.mesh.shape['fsdp']
-    if rows % ways:
-      raise ValueError(
-        f'expected {self.stage}.batch_size to be of rows that the {ways} devices of the mesh '
-        f'divide, found {rows}; change it, or config.mesh.data and config.mesh.fsdp')
+    sharding.check_rows(rows, self.mesh)
     spread = sharding.batch_sharding(self.mesh)
     shape = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=spread)
     return {name: shape(x) for name, x in batch.items()}

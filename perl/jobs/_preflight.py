@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ from perl.jobs._data import Data
 from perl.jobs._plan import Plan
 from perl.jobs._run import Run
 from perl.rl import rules
-from perl.train import storage
+from perl.train import sharding, storage
 
 KEPT = 2
 """Checkpoints beside keep_last that lie there for a while: the best, and the one being written."""
@@ -48,7 +49,7 @@ def check(config: ConfigDict, stages: Sequence[str], workdir: epath.Path) -> Non
            *judges(config, stages, workdir)]
   found = found or [*overlap(config, data)]
   sizes: dict[str, int] = {}
-  found += [*learners(plans, sizes), *disk(config, sizes, workdir)]
+  found += [*learners(plans, sizes), *batches(plans), *disk(config, sizes, workdir)]
   if found:
     raise ValueError('\n'.join(dict.fromkeys(found)))
 
@@ -238,6 +239,16 @@ def _checkpoint_bytes(stage: str, plan: Plan) -> int:
   learning, tx = _job(stage).learns(plan)
   state, _ = plan.first_state(learning, tx)
   return trees.size_bytes({'adapters': state.adapters, 'opt_state': state.opt_state})
+
+
+def batches(plans: dict[str, Plan]) -> Iterator[str]:
+  """Batches, of updates and of evaluations, that divide over the devices of the mesh."""
+  for stage, plan in plans.items():
+    section, size = plan.run.section, plan.run.config.evaluate.batch_size * jax.process_count()
+    rows = section.batch_size // section.get('samples', 1)
+    for name, count in ((stage, rows), ('evaluate', size)):
+      yield from _said(f'{name}.batch_size', lambda plan=plan, count=count: (
+        sharding.check_rows(count, plan.run.mesh)))
 
 
 def disk(config: ConfigDict, sizes: dict[str, int], workdir: epath.Path) -> Iterator[str]:

@@ -101,18 +101,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(('data', 'fsdp')))
 
 
+def check_rows(rows: int, mesh: Mesh) -> None:
+  """Raises ValueError where so many rows do not divide over the mesh."""
+  spread = mesh.shape['data'] * mesh.shape['fsdp']
+  if rows % spread:
+    raise ValueError(
+      f'expected a batch that divides over the {spread} devices of the mesh, found {rows} rows; '
+      'change batch_size, or config.mesh.data and config.mesh.fsdp')
+
+
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
   """This process's rows -> global arrays spread over the mesh.
 
   Raises:
     ValueError: the rows do not divide over the mesh.
   """
-  spread = mesh.shape['data'] * mesh.shape['fsdp']
-  rows = len(next(iter(batch.values()))) * jax.process_count()
-  if rows % spread:
-    raise ValueError(
-      f'expected a batch that divides over the {spread} devices of the mesh, found {rows} rows; '
-      'change batch_size, or config.mesh.data and config.mesh.fsdp')
+  check_rows(len(next(iter(batch.values()))) * jax.process_count(), mesh)
   sharding = batch_sharding(mesh)
   put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
   return {name: put(x) for name, x in batch.items()}

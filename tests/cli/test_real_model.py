@@ -28,7 +28,7 @@ def test_from_an_empty_folder_to_a_reward_model_that_transformers_scores_alike(
   pathlib.Path('models/smollm2').symlink_to(smollm2)
   mirror = orders.write_mirror(tmp_path / 'mirror')
   launch = [f'{word},mirror={mirror}' if word.startswith('--config=') else word for word in launch]
-  short = ['--config.reward.steps=3', '--config.reward.batch_size=2',
+  short = ['--config.reward.steps=3', '--config.reward.batch_size=2', '--config.mesh.data=1',
            '--config.evaluate.max_examples=4', '--config.evaluate.bootstrap=2']
   assert cli.main([*launch, *short]) == 0
   assert 'auc' in capsys.readouterr().out

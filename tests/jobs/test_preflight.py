@@ -236,3 +236,9 @@ def test_a_later_row_whose_roles_a_template_refuses_is_said(tmp_path, whole):
   assert 'train.jsonl, line 2: chat template: ' in said and 'too long' in said
   assert f'(train: 2 of {4 if whole else 6} rows have these roles)' in said.replace(
     'document, ', '').replace('demonstration, ', '')
+
+
+@pytest.mark.parametrize('field', ['reward.batch_size', 'rl.batch_size', 'evaluate.batch_size'])
+def test_a_batch_that_does_not_divide_over_the_devices_is_said(tmp_path, field):
+  said = f'{field}: expected a batch that divides over the 8 devices of the mesh, found 12'
+  assert said in check(tmp_path, **{field: 12, 'rl.samples': 1})
