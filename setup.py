@@ -4,6 +4,8 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+GGUF = ['gguf>=0.17']
+REFERENCES = ['sacrebleu>=2.4', 'rouge-score>=0.1.2']
 HF = ['torch>=2.6', 'transformers>=5.0', 'peft>=0.18']
 TEST = [
     'pytest>=8.3',
@@ -14,7 +16,9 @@ TEST = [
     'nbformat>=5.10',
     'nbclient>=0.10',
     'ipykernel>=6.29',
+    *GGUF,
     *HF,
+    *REFERENCES,
 ]
 
 setup(
@@ -58,7 +62,9 @@ setup(
     ],
     extras_require={
         'test': TEST,
+        'gguf': GGUF,
         'hf': HF,
+        'references': REFERENCES,
         'notebooks': ['jupyterlab>=4.2', 'nbclient>=0.10', 'ipykernel>=6.29'],
         'peers': [*HF, 'trl>=1.0', 'datasets>=3.0', 'accelerate>=1.2'],
         'cuda': ['jax[cuda13]>=0.10'],

@@ -17,7 +17,8 @@ hidden states and how likely the response is (reward.reads), and starts from a l
 case, which says nothing.
 
 With checkpoint=<folder> a published model takes the place of ours: the stages from SFT on, in its
-chat template, at the paper's rates, and with a plain reward head, which transformers can load.
+chat template and its own case, with whole chats in SFT and a plain reward head, which transformers
+can load. Rates are those of SmolLM2-135M; divide them by 10 from 1 B parameters on.
 
 Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>,
 kind=pointwise|pairwise, seed=0, mirror=<folder> (a folder laid out as
@@ -51,6 +52,11 @@ RATES = {
   ('small', 'lora'): {'sft': 5e-4, 'reward': 2e-4, 'rl': 1e-4, 'value': 2e-4},
   ('small', 'full'): {'sft': 5e-5, 'reward': 2e-5, 'rl': 1e-5, 'value': 2e-5},
 }
+PUBLISHED_RATES = {
+  'lora': {'sft': 5e-4, 'reward': 5e-4, 'rl': 2e-4, 'value': 5e-4},
+  'full': {'sft': 5e-5, 'reward': 5e-5, 'rl': 2e-5, 'value': 5e-5},
+}
+"""Ten times as large for LoRA as for full tuning, as in the paper (1e-4 and 1e-5, PaLM 2)."""
 PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 
 
@@ -93,10 +99,16 @@ def get_config(text: str = '') -> ConfigDict:
 
 
 def _published(config: ConfigDict, options: SimpleNamespace) -> None:
-  """Large enough to need neither other reads nor a probe."""
+  """Large enough to need no other reads; SFT learns the whole of each dialogue in one row."""
   config.name = 'coffee-published'
   config.model.checkpoint = options.checkpoint
-  schema.use_method(config, options.peft, **rates.of(options.peft, **rates.PAPER))
-  config.reward.update(reads=(), probe=False)
-  config.data.update(max_prompt_tokens=768, max_response_tokens=192, buckets=(256, 512))
-  config.rl.max_new_tokens = 128
+  schema.use_method(config, options.peft, **rates.of(options.peft, **PUBLISHED_RATES))
+  config.data.update(
+    max_prompt_tokens=224, max_response_tokens=80, buckets=(), auto_buckets=4)
+  config.sft.update(steps=50, batch_size=16, whole_chats=True)
+  config.reward.update(steps=160, batch_size=16, reads=(), probe=False)
+  config.rl.update(steps=40, batch_size=32)
+  config.evaluate.update(max_examples=128, batch_size=16)
+  for stage in TRAINED:
+    config[stage].update(evaluate_every_steps=80, checkpoint_every_steps=20)
+    config[stage].optim.update(warmup_steps=10)

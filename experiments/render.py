@@ -113,7 +113,10 @@ def fuzz(result: Results) -> str:
 
 STUDIES = {
   '*_algorithms.json': 'algorithms', '*_regularizers.json': 'regularizers',
-  '*_folds*.json': 'crossvalidate', 'coffee.json': 'sweep', 'coffee_methods.json': 'methods',
+  '*_folds*.json': 'crossvalidate', 'hh_rlhf*.json': 'preferences', 'qlora*.json': 'qlora',
+  'published.json': 'settings', 'published_reward.json': 'settings',
+  'solutions*.json': 'sweep', 'e2e*.json': 'methods',
+  'coffee.json': 'sweep', 'coffee_methods.json': 'methods',
   'coffee_grid.json': 'grid', 'coffee_rates.json': 'rates',
   'overoptimisation.json': 'overoptimisation', 'gsm8k_verifier.json': 'verifier',
   'versions.json': 'versions',

@@ -56,7 +56,7 @@ def _divisor(number: int, most: int, step: int) -> int:
 def _quantize(kernel: jax.Array, scheme: Scheme, dtype: Any) -> Quantized:
   if kernel.ndim > 2:  # a matrix at a time: the float32 copy is one matrix
     return jax.lax.map(lambda matrix: _quantize(matrix, scheme, dtype), kernel)
-  kernel = kernel.astype(jnp.float32)
+  kernel, minimum = kernel.astype(jnp.float32), None
   if scheme.kind == 'int8':
     block = _divisor(kernel.shape[0], scheme.block, 1)
     codes, scale = _with_qwix(kernel, jnp.int8, block)
@@ -65,13 +65,27 @@ def _quantize(kernel: jax.Array, scheme: Scheme, dtype: Any) -> Quantized:
     if scheme.kind == 'int4':
       codes, scale = _with_qwix(kernel, jnp.int4, block)
       codes = codes.astype(jnp.uint8) & 15
+    elif scheme.kind == 'uint4':
+      codes, scale, minimum = _between(kernel, block)
     else:
       codes, scale = _nearest(kernel, TABLES[scheme.kind], block)
     low, high = jnp.split(codes.reshape(-1, block, kernel.shape[1]), 2, 1)
     codes = (low | (high << 4)).reshape(-1, kernel.shape[1])
   empty = jnp.max(jnp.abs(kernel.reshape(-1, block, kernel.shape[1])), 1) == 0
   parts = _scales(scale, empty) if scheme.double else (jnp.where(empty, 0.0, scale), None, None)
-  return Quantized(codes, *parts, scheme, dtype)
+  return Quantized(codes, *parts, scheme, dtype, minimum)
+
+
+def _between(kernel: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(codes u8[I, O], scales f32[I / b, O], minima f32[I / b, O]): a block's least number and the 15
+  equal steps to its largest (ggml's Q4_1).
+  """
+  blocks = kernel.reshape(-1, block, kernel.shape[1])
+  minimum = jnp.min(blocks, 1)
+  scale = (jnp.max(blocks, 1) - minimum) / 15
+  steps = (blocks - minimum[:, None]) / jnp.where(scale > 0, scale, 1.0)[:, None]
+  codes = jnp.clip(jnp.round(steps), 0, 15).astype(jnp.uint8)
+  return codes.reshape(kernel.shape), scale, minimum
 
 
 def _with_qwix(kernel: jax.Array, kind: Any, block: int) -> tuple[jax.Array, jax.Array]:

@@ -31,7 +31,10 @@ FP4 = tuple(sign * x / 12 for sign in (1, -1) for x in (0.0, 0.0625, 8.0, 12.0, 
 INT4 = (*range(8), *range(-8, 0))
 """Code -> value: two's complement."""
 
-TABLES = {'nf4': NF4, 'fp4': FP4, 'int4': INT4}
+UINT4 = tuple(range(16))
+"""Code -> value, counted from the least of the block (GGUF's Q4_1)."""
+
+TABLES = {'nf4': NF4, 'fp4': FP4, 'int4': INT4, 'uint4': UINT4}
 KINDS = (*TABLES, 'int8')
 
 
@@ -44,7 +47,9 @@ class Scheme(NamedTuple):
 
   @property
   def tag(self) -> str:
-    """'nf4-64' or 'nf4-64-double': names it in digests."""
+    """'nf4-64', 'nf4-64-double' or 'native': names it in digests."""
+    if self.kind == 'native':
+      return self.kind
     return f'{self.kind}-{self.block}' + ('-double' if self.double else '')
 
   def of(self, digest: str) -> str:
@@ -52,8 +57,13 @@ class Scheme(NamedTuple):
     return f'{self.tag}:{digest}'
 
 
+NATIVE = Scheme('native', 0)
+"""As a GGUF file has it, in blocks that its header tells; see `perl/hub/gguf_blocks.py`."""
+
+
 class Quantized(struct.PyTreeNode):
-  """W [..., I, O] as codes and scales: W[b j + i, o] = value(code[b j + i, o]) * scale[j, o].
+  """W [..., I, O] as codes and scales: W[b j + i, o] = value(code[b j + i, o]) * scale[j, o], and
+  + minimum[j, o] where there is one.
 
   Every array begins with the axes before I and O, so that a stack [L, I, O] is sliced, scanned and
   mapped by its leading axis like a dense one. Of each block the byte in row i holds row i in its
@@ -66,6 +76,7 @@ class Quantized(struct.PyTreeNode):
   mean: jax.Array | None  # f32[...], about that of all scales of a matrix
   scheme: Scheme = struct.field(pytree_node=False)
   dtype: Any = struct.field(pytree_node=False)  # of what `dequantize` returns
+  minimum: jax.Array | None = None  # f32[..., I / b, O], of 'uint4'
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -112,7 +123,14 @@ class Quantized(struct.PyTreeNode):
       values = jnp.concatenate([value(codes & 15), value(codes >> 4)], -2)
     else:
       values = codes.astype(jnp.float32)
-    return (values * self.scales()[..., None, :]).reshape(self.shape).astype(self.dtype)
+    if self.minimum is None:
+      values = values * self.scales()[..., None, :]
+    else:
+      # A code times a scale of 20 bits is exact: the sum is one number in every program, whether or
+      # not it joins the two operations. GGUF's scales have 11 bits, and are not changed.
+      scales = jax.lax.reduce_precision(self.scales(), exponent_bits=8, mantissa_bits=19)
+      values = values * scales[..., None, :] + self.minimum[..., None, :]
+    return values.reshape(self.shape).astype(self.dtype)
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
     """X W; see `product`."""

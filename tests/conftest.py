@@ -19,6 +19,11 @@ os.environ['OMP_NUM_THREADS'] = '1'  # PyTorch's: a worker of pytest has a core
 gc.set_threshold(50_000, 20, 100)
 
 
+def pytest_configure(config):
+  config.addinivalue_line(
+    'markers', 'index: a real model from the Python package index; skipped where none is in reach')
+
+
 @pytest.fixture
 def optimized(monkeypatch):
   """Programs as users have them, of what is given to `jax.jit` meanwhile."""

@@ -27,11 +27,12 @@ CONFIGURED = ('jobs', 'config', 'report', 'forecast', 'cli')
 """The rooms that may see a ConfigDict or a flag."""
 MAX_LINES = 300
 LATE = {
-  'torch': 'extra hf', 'transformers': 'extra hf', 'peft': 'extra hf',
+  'gguf': 'extra gguf', 'torch': 'extra hf', 'transformers': 'extra hf', 'peft': 'extra hf',
   'tensorflow_datasets': 'a second to import', 'pyarrow': 'heavy, for Parquet and patterns',
   'grain': 'seconds to import, and not on every machine that measures',
   'sentencepiece': 'for such models alone', 'tensorboardX': 'for runs that log to it',
-  'resource': 'not on every system',
+  'resource': 'not on every system', 'sacrebleu': 'extra references',
+  'rouge_score': 'extra references',
 }
 """Packages that a function may import, and why; all else is imported at the top of a file."""
 

@@ -67,6 +67,15 @@ def test_a_block_by_hand(kind, codes, values, unit):
   np.testing.assert_allclose(w.dequantize()[:, 0], np.float32(values) * unit, rtol=1e-6)
 
 
+def test_a_block_with_its_minimum_by_hand():
+  """15 steps of a fifth from -1 to 2: codes 15, 0, 7 and 6."""
+  x = jnp.asarray([[2.0], [-1.0], [0.4], [0.2]])
+  w = quantize(x, Scheme('uint4', 4))
+  np.testing.assert_array_equal(w.codes[:, 0], [15 + 16 * 7, 0 + 16 * 6])
+  np.testing.assert_allclose([w.scale[0, 0], w.minimum[0, 0]], [0.2, -1.0], rtol=1e-6)
+  np.testing.assert_allclose(w.dequantize(), x, atol=1e-6)
+
+
 @pytest.mark.parametrize('kind, error', [
   ('nf4', 0.0728), ('fp4', 0.0966), ('int4', 0.0878), ('int8', 0.00517)])
 def test_the_mean_error_on_normals(kind, error):
@@ -78,7 +87,7 @@ def test_the_mean_error_on_normals(kind, error):
 
 @pytest.mark.parametrize('kind, double, bits', [
   ('nf4', False, 4.5), ('nf4', True, 4.127), ('fp4', True, 4.127), ('int4', False, 4.5),
-  ('int8', False, 8.5), ('int8', True, 8.127)])
+  ('uint4', False, 5.0), ('int8', False, 8.5), ('int8', True, 8.127)])
 def test_bits_a_parameter_are_measured_on_the_buffers(kind, double, bits):
   """4 + 32 / 64, and with double quantization 4 + 8 / 64 + 32 / (64 * 256) (QLoRA, section 3)."""
   w = quantize(jnp.zeros((2, 1024, 512)).at[:, ::7].set(1.0), Scheme(kind, 64, double))
@@ -106,6 +115,7 @@ def test_every_value_is_the_nearest_code_s(kind):
   w = quantize(x, Scheme(kind, 8))
   table = TABLES.get(kind, range(-128, 128))
   values = np.float32(table)[:, None, None] * np.repeat(np.asarray(w.scale), 8, 0)
+  values += 0 if w.minimum is None else np.repeat(np.asarray(w.minimum), 8, 0)
   nearest = np.abs(values - np.asarray(x)).min(0)
   np.testing.assert_allclose(jnp.abs(w.dequantize() - x), nearest, rtol=1e-5, atol=1e-5)
 

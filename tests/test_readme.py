@@ -32,7 +32,8 @@ def commands(text: str) -> list[list[str]]:
   words = [shlex.split(re.split(r'\s(?:&&|\||;)\s', match[1])[0], comments=True)
            for match in COMMAND.finditer(text)]
   installed = ['perl-rlhf' in match[0] for match in COMMAND.finditer(text)]
-  return [[f'perl.cli.{w[0]}', *w[1:]] if ours else w for w, ours in zip(words, installed)]
+  return [[f'perl.cli.{w[0].replace("-", "_")}', *w[1:]] if ours else w
+          for w, ours in zip(words, installed)]
 
 
 def anchors(text: str) -> set[str]:

@@ -32,7 +32,7 @@ def write(folder: pathlib.Path, size: str, dtype: str) -> dict:
   import jax.numpy as jnp
 
   from perl import trees
-  from perl.hub import families, naming, tensors
+  from perl.hub import families, naming, shards
   from perl.models import lm
   from perl.models.config import sized
   from perl.models.transformer import Transformer
@@ -42,9 +42,9 @@ def write(folder: pathlib.Path, size: str, dtype: str) -> dict:
   for tensor in naming.tensors(leaves):
     shape = tensor.shape(leaves, config.heads)
     make = lambda shape=shape: rng.standard_normal(shape, np.float32).astype(kind) * kind.type(0.02)
-    sources += [tensors.Source(name, kind, shape, make) for name in tensor.names(leaves)]
+    sources += [shards.Source(name, kind, shape, make) for name in tensor.names(leaves)]
   total = sum(source.bytes for source in sources)
-  for _ in tensors.write(folder, sources, -(-total * 103 // (100 * SHARDS))):
+  for _ in shards.write(folder, sources, -(-total * 103 // (100 * SHARDS))):
     pass
   about = families.describe(config) | {'architectures': ['LlamaForCausalLM'], 'torch_dtype': dtype}
   (folder / 'config.json').write_text(json.dumps(about))

@@ -61,6 +61,8 @@ def _milliseconds(value: float) -> str:
 METRICS = (
   Metric('RM AUC, test', 'reward', 'auc'),
   Metric('RM AUC of a bag of words, test', 'reward', 'baseline_auc'),
+  Metric('RM AUC within groups of both labels, test', 'reward', 'auc_within'),
+  Metric('The same of a bag of words, test', 'reward', 'baseline_auc_within'),
   Metric('RM AUC before training (probe), test', 'reward', 'probe_auc'),
   Metric('RM pair accuracy, test', 'reward', 'pair_accuracy', paper=ACCURACY),
   Metric('RM accuracy, test', 'reward', 'accuracy', paper=ACCURACY),

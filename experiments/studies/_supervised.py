@@ -49,7 +49,8 @@ def phases(
     test: measure SFT on the test split.
   """
   numbers = jobs.seeds_of(options)
-  anchor = 'seed{}/anchor/sft' if 'reward' in stages else ''
+  wanted = 'reward' in stages and 'reward' in spec.config().stages
+  anchor = 'seed{}/anchor/sft' if wanted else ''
   return [
     [spec.job(spec.config(), ('tokenizer', 'pretrain'), 'base')],
     [spec.job(config(spec, ANCHOR, seed), ('sft',), f'seed{seed}/{ANCHOR.folder}')
@@ -72,16 +73,17 @@ def collect(spec: Spec, rows: Sequence[Row]) -> dict[str, Any]:
 
   Returns:
     commit, versions, hardware; 'rows': [{'name', 'peft', 'seed', 'times': the row's factor,
-    'learning_rate': of its SFT, as it was run, stage: its summary}].
+    'learning_rate': of its first stage, as it was run, stage: its summary}].
   """
   records = []
   for row in rows:
     for seed, folder in finished.folders(spec.workdir, row.folder):
       if stages := finished.summaries(folder, STAGES):
-        saved = runs.recorded(folder / 'sft' / 'config.json')
+        first = next(iter(stages))
+        saved = runs.recorded(folder / first / 'config.json')
         records.append({
           'name': row.name, 'peft': row.peft, 'seed': seed, 'times': row.factor,
-          'learning_rate': saved.get('sft.optim.learning_rate'), **stages})
+          'learning_rate': saved.get(f'{first}.optim.learning_rate'), **stages})
   keep = lambda s: {k: v for k, v in s.items() if k.startswith(KEPT)}
   return {**finished.facts(records), 'rows': [
     {k: keep(v) if isinstance(v, dict) else v for k, v in row.items()} for row in records]}

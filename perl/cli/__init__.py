@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if command in ('-h', '--help'):
     print(usage())
     return 0
-  if command not in (known := choices.names(__name__)):
+  if command not in (known := names()):
     print(f'error: expected a command among {", ".join(known)}, found {command!r}'
           f'{choices.nearest(command, known)}', file=sys.stderr)
     return 2
@@ -32,7 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command_line.guarded(command_line.show)(rest)
   platform.tune(rest)
   command_line.show_logs()
-  return choices.find(__name__, command).main(rest)
+  return choices.find(__name__, _file(command)).main(rest)
+
+
+def names() -> tuple[str, ...]:
+  """The commands as users type them: example-model is the file example_model.py."""
+  return tuple(name.replace('_', '-') for name in choices.names(__name__))
+
+
+def _file(command: str) -> str:
+  return command.replace('-', '_')
 
 
 def run(*command: str) -> NoReturn:
@@ -42,12 +51,13 @@ def run(*command: str) -> NoReturn:
 
 def usage() -> str:
   """The commands with the first line of what each says of itself."""
-  width = max(map(len, choices.names(__name__)))
-  lines = [f'  {name:<{width}}  {_about(name)}' for name in choices.names(__name__)]
+  width = max(map(len, names()))
+  lines = [f'  {name:<{width}}  {_about(name)}' for name in names()]
   return '\n'.join(['usage: perl-rlhf <command> [flags]', '', *lines, '',
                     'perl-rlhf <command> --help tells the flags of one.'])
 
 
-def _about(name: str) -> str:
-  source = (pathlib.Path(__file__).parent / f'{name}.py').read_text(encoding='utf-8')
+def _about(command: str) -> str:
+  file = pathlib.Path(__file__).parent / f'{_file(command)}.py'
+  source = file.read_text(encoding='utf-8')
   return ast.get_docstring(ast.parse(source)).split('\n', 1)[0]

@@ -3,13 +3,15 @@
     perl-rlhf convert inspect --folder=models/llama
     perl-rlhf convert import --folder=models/llama --out=runs/llama
     perl-rlhf convert import --folder=models/llama --out=runs/nf4 --quantize=nf4
+    perl-rlhf convert import --gguf=llama.gguf --out=models/llama --form=huggingface
     perl-rlhf convert export --stage=runs/coffee/rl --out=exported/policy
     perl-rlhf convert check --folder=models/llama --adapter=exported/policy
     perl-rlhf convert merge --folder=models/llama --adapter=exported/policy --out=merged
 
 inspect  shapes, counts, dtype and digest of a checkpoint; ranks and scales of an adapter
-import   a published checkpoint as our Orbax tree with its tokenizer, quantized if asked:
-         --config.model.checkpoint=<out>
+import   a published checkpoint, or a GGUF file, as our Orbax tree with its tokenizer, quantized if
+         asked (--quantize=native: in the GGUF file's own blocks), or as a Hugging Face folder
+         (--form=huggingface): --config.model.checkpoint=<out>
 export   a finished stage: PEFT's adapter over the base (--form=adapter; reward models with their
          head, policies together with SFT's), the adapter over the anchor (--form=alone), or a whole
          Hugging Face model (--form=merged)
@@ -18,7 +20,6 @@ merge    a checkpoint and an adapter in PEFT's format into a Hugging Face folder
 """
 
 import argparse
-import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Sequence
@@ -29,59 +30,19 @@ import numpy as np
 from etils import epath
 
 from perl import paths, trees
+from perl.cli import _contents as contents
 from perl.config import command_line
 from perl.config.fields import ConfigError
 from perl.hub import adapters as peft_format
-from perl.hub import peer, pretrained, scored_token, writing
+from perl.hub import peer, pretrained, published, scored_token, tensors, writing
 from perl.jobs import ADAPTED, PRODUCER, TRAINED
 from perl.jobs import _base as bases
 from perl.jobs import _export as exports
 from perl.jobs._run import Run
 from perl.models import lm
-from perl.models.transformer import Transformer
 from perl.peft import adapters
-from perl.quantization import quantize_tree
-from perl.quantized import Scheme, bits_per_parameter
+from perl.quantized import NATIVE, Scheme, bits_per_parameter, scheme_of
 from perl.train import metrics, provenance
-
-
-def inspect(folder: str) -> dict:
-  """What a folder holds.
-
-  Returns:
-    for a checkpoint: config, tensors {path: {shape, dtype}} of our base tree, parameters, bytes,
-    digest, head, vocabulary of the tokenizer; for an adapter: ranks and scales by module.
-  """
-  if (paths.of(folder) / 'adapter_config.json').exists():
-    return _inspect_adapter(folder)
-  stored = pretrained.stored_dtype(folder)
-  config = pretrained.read_config(folder, param_dtype=stored, dtype=stored)
-  scheme = pretrained.scheme(folder)
-  base = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
-  tokenizer = pretrained.load_tokenizer(folder)
-  return {
-    'kind': 'checkpoint',
-    'config': dataclasses.asdict(config),
-    'tensors': {n: {'shape': list(x.shape),
-                    'dtype': scheme.tag if trees.is_leaf(x) else str(x.dtype)}
-                for n, x in trees.flat(base).items()},
-    'parameters': trees.count(base),
-    'bytes': trees.size_bytes(base),
-    'digest': pretrained.digest(folder),
-    **({'bits_per_parameter': bits_per_parameter(base)} if scheme else {}),
-    'head': pretrained.load_head(folder) is not None,
-    'tokenizer': None if tokenizer is None else {
-      'vocab_size': tokenizer.vocab_size, 'adds_bos': tokenizer.adds_bos,
-      'chat_template': tokenizer.chat_template is not None, **tokenizer.special_tokens},
-  }
-
-
-def _inspect_adapter(folder: str) -> dict:
-  modules, head = peft_format.inspect(folder)
-  return {
-    'kind': 'adapter', 'modules': modules, 'head': head,
-    'parameters': sum(m['parameters'] for m in modules.values()) + (head or 0),
-  }
 
 
 def import_(
@@ -90,13 +51,14 @@ def import_(
   """Writes out/base (Orbax), the tokenizer, and a summary: a finished pretrain stage, or nothing.
 
   Args:
-    folder: a published checkpoint, or Gemma's Orbax tree.
+    folder: a published checkpoint, a GGUF file, or Gemma's Orbax tree.
     out: new or empty.
     dtype: of the stored base; '' is the checkpoint's.
     quantize: kind of its layers' matrices, as config.model.quantize; '' leaves them dense.
     block, double: as config.model.quantize_block and double_quantize.
   """
   scheme = Scheme(quantize, block, double) if quantize else None
+  scheme = NATIVE if quantize == NATIVE.kind else scheme
   summary = {'imported_from': str(paths.absolute(folder)), 'commit': provenance.commit()}
 
   def write(new: epath.Path) -> None:
@@ -105,7 +67,10 @@ def import_(
     summary.update(parameters_total=trees.count(params), digest=base.digest,
                    bytes=trees.size_bytes(params))
     if scheme:
-      summary.update(quantized=scheme.tag, bits_per_parameter=bits_per_parameter(params))
+      summary.update(quantized=scheme_of(params).tag,
+                     bits_per_parameter=bits_per_parameter(params))
+    if scheme == NATIVE:
+      summary.update(largest_difference=published.apart(paths.of(folder), params))
     if tokenizer is not None:
       tokenizer.save(new)
     bases.write_base(new, base, '' if tokenizer is None else tokenizer.digest)
@@ -113,6 +78,19 @@ def import_(
 
   writing.into_folder(out, write)
   return summary
+
+
+def as_folder(folder: str, out: str, dtype: str = '', quantize: str = '') -> dict:
+  """Writes a Hugging Face folder of a published checkpoint, a GGUF file above all.
+
+  Raises:
+    ConfigError: it shall be quantized, which such folders are not here.
+  """
+  if quantize:
+    raise ConfigError(f"expected quantize='' for form=huggingface, found {quantize!r}; unset it")
+  pretrained.publish(folder, out, dtype=dtype or None)
+  return {'imported_from': str(paths.absolute(folder)), 'digest': pretrained.digest(out),
+          'bytes': sum(one.bytes for one in tensors.find(out).values())}
 
 
 def export(stage: str, out: str, form: str, uniform: bool, dtype: str = '') -> dict:
@@ -204,23 +182,11 @@ def _rows(vocab_size: int, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray
   return tokens, mask
 
 
-def describe(report: dict) -> str:
-  """The result of inspect as lines: a tensor or a module each, then the totals."""
-  lines = []
-  for path, t in report.get('tensors', {}).items():
-    lines.append(f'{path:<44} {str(t["shape"]):<24} {t["dtype"]}')
-  for name, m in report.get('modules', {}).items():
-    lines.append(f'{name:<48} rank {m["rank"]:<4} scale {m["scale"]:<8.4g} {m["parameters"]:,}')
-  for name in ('parameters', 'bytes', 'bits_per_parameter', 'digest', 'head', 'tokenizer'):
-    if name in report:
-      value = report[name]
-      lines.append(f'{name:<12} {value:,}' if type(value) is int else f'{name:<12} {value}')
-  return '\n'.join(lines)
-
-
 ACTIONS = {
-  'inspect': lambda o: inspect(o.folder),
-  'import': lambda o: import_(o.folder, o.out, o.dtype, o.quantize, o.block, o.double),
+  'inspect': lambda o: contents.of(o.folder),
+  'import': lambda o: as_folder(o.folder, o.out, o.dtype, o.quantize) if (
+    o.form == 'huggingface') else import_(
+      o.folder, o.out, o.dtype, o.quantize, o.block, o.double),
   'export': lambda o: export(o.stage, o.out, o.form, o.uniform, o.dtype),
   'check': lambda o: check(o.folder, o.adapter),
   'merge': lambda o: merge(o.folder, o.adapter, o.out, o.dtype),
@@ -236,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writing.check_new(options.out)
   report = ACTIONS[options.action](options)
   if options.action == 'inspect':
-    print(json.dumps(report, indent=2) if options.json else describe(report))
+    print(json.dumps(report, indent=2) if options.json else contents.lines(report))
     return
   print('\n'.join(f'{name} {value}' for name, value in report.items()))
   if options.action != 'check':
@@ -263,10 +229,14 @@ def _parser() -> argparse.ArgumentParser:
   one.add_argument('--folder', required=True, help='checkpoint, or adapter in PEFT\'s format')
   one.add_argument('--json', action='store_true', help='print JSON')
   one = add('import', 'A published checkpoint as our Orbax tree, with its tokenizer.')
-  one.add_argument('--folder', required=True, help='checkpoint')
+  source = one.add_mutually_exclusive_group(required=True)
+  source.add_argument('--folder', help='checkpoint')
+  source.add_argument('--gguf', dest='folder', help='GGUF file')
+  one.add_argument('--form', default='orbax', choices=('orbax', 'huggingface'),
+                   help='what is written: a tree of ours, or a folder that transformers reads too')
   one.add_argument('--dtype', default='', help='of the stored base')
-  one.add_argument('--quantize', default='', choices=('', 'nf4', 'fp4', 'int8', 'int4'),
-                   help='the layers\' matrices, as they are read')
+  one.add_argument('--quantize', default='', choices=('', 'nf4', 'fp4', 'int8', 'int4', 'native'),
+                   help='the layers\' matrices, as they are read; native: as a GGUF file has them')
   one.add_argument('--block', type=int, default=64, help='inputs that share a scale')
   one.add_argument('--double', action='store_true', help='quantize the scales too')
   one.add_argument('--out', required=True, help='new folder')

@@ -22,7 +22,7 @@ from perl.config.schema import FIELDS
 TRACEBACK = '--traceback'
 
 PLACES = ('--workdir', '--folder', '--out', '--stage', '--adapter', '--ours', '--theirs',
-          '--reward', '--json')
+          '--reward', '--json', '--gguf', '--wheels')
 """Flags of any program that name a file or a folder."""
 
 EXPLAINED = (ValueError, OSError, FloatingPointError)

@@ -16,6 +16,9 @@ FIELDS: dict[str, Field] = {
                                 'computed in each step, or of all rows once before the first one, '
                                 'which saves a forward pass in every epoch but the first.',
                                 choices=('step', 'precomputed')),
+  'preference.answers': Field(None, 'Test prompts that are answered before and after, for KL and '
+                              'length; None is all that evaluate.max_examples leaves.', 'prompts',
+                              low=0, kind=int),
   'preference.share_prompt': Field(False, 'The prompt of a pair passes through the model once for '
                                    'both of its responses: less work where prompts are long.'),
 

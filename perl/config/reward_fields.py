@@ -15,6 +15,10 @@ FIELDS: dict[str, Field] = {
                           'models', 'Coste et al. 2023', low=1),
   'reward.max_examples': Field(0, 'Examples that are learnt from: the first so many of the train '
                                'split\'s, shuffled by `seed`; 0 is all.', 'examples', low=0),
+  'reward.skip_examples': Field(0, 'Of those, as many at the beginning are passed over: a second '
+                                'model then learns from other examples than a first one of so many '
+                                '(a judge of policies that it did not reward).', 'examples',
+                                low=0),
   'reward.margin': Field(False, 'Subtract the pair\'s own margin inside the sigmoid (pairwise).',
                          source='Llama 2, 3.2.2'),
   'reward.centre': Field(0.0, 'Coefficient of (r_w + r_l)^2, which centres the scores (pairwise, '

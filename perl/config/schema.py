@@ -43,8 +43,8 @@ def _training(stage: str, training: Training) -> dict[str, Field]:
     'batch_size': Field(training.batch_size, 'Examples an update, over all devices (pairs or '
                         'rankings for what learns from them, episodes for rl).', 'examples',
                         training.source, low=1),
-    'microbatches': Field(1, 'Parts in which a batch passes through memory; divides batch_size and '
-                          'changes no result.', low=1),
+    'microbatches': Field(1, 'Parts in which a batch passes through memory, at least: large models '
+                          'on CPU take more. Divides batch_size, changes no result.', low=1),
     'evaluate_every_steps': Field(100, 'Evaluation on the dev split; 0 only at the end.', 'steps',
                                   low=0),
     'checkpoint_every_steps': Field(100, 'Saving of what a resumed run needs; 0 only at the end.',
@@ -87,9 +87,10 @@ FIELDS: dict[str, Field] = {
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',
                              choices=('float32', 'bfloat16', 'float16')),
   'model.quantize': Field('', 'Precision of the frozen layers\' matrices, quantized as they are '
-                          'read; \'\' keeps param_dtype, full tuning needs it. Adapters over them '
-                          'fit no other precision.', source='Dettmers',
-                          choices=('', 'nf4', 'fp4', 'int8', 'int4')),
+                          'read; \'\' keeps param_dtype, full tuning needs it; native takes the '
+                          'blocks of a GGUF file as they lie. Adapters over them fit no other '
+                          'precision.', source='Dettmers',
+                          choices=('', 'nf4', 'fp4', 'int8', 'int4', 'native')),
   'model.quantize_block': Field(64, 'Inputs of a column that share a scale (or the largest divisor '
                                 'of the width below it).', 'weights', 'Dettmers', low=2),
   'model.double_quantize': Field(False, 'Quantize the scales too, to 8 bits in blocks of 256: 4.13 '

@@ -197,6 +197,11 @@ def _checkpoint(config: ConfigDict) -> Iterator[str]:
 
 
 def _quantized(config: ConfigDict) -> Iterator[str]:
+  if config.model.quantize == 'native':
+    try:
+      pretrained.native(config.model.checkpoint)
+    except (ValueError, OSError) as error:
+      yield f'model.quantize: {error}'
   if config.model.quantize and config.peft.name in COPIES:
     yield (f'expected model.quantize=\'\' for peft.name={config.peft.name}, found '
            f'{config.model.quantize!r}: only frozen matrices are quantized; set peft.name=lora, '

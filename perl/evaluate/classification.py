@@ -5,6 +5,7 @@ score above 0 says 1. Labels are 1 or 0. N rows throughout.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -40,6 +41,32 @@ def auc(scores: Sequence[float], labels: Sequence[float]) -> float:
     return float('nan')
   above = rankdata(scores)[labels].sum() - ones * (ones + 1) / 2
   return float(above / (ones * zeros))
+
+
+def aucs_within(
+  scores: Sequence[float], labels: Sequence[float], groups: Sequence
+) -> dict[Any, float]:
+  """{group: AUC of its own rows} of the groups that hold both labels: what best-of-n goes by."""
+  scores, labels = _checked(scores, labels)
+  rows: dict[Any, list[int]] = {}
+  for i, group in enumerate(groups):
+    rows.setdefault(group, []).append(i)
+  return {group: auc(scores[these], labels[these]) for group, these in rows.items()
+          if labels[these].any() and not labels[these].all()}
+
+
+def _within(
+  scores: Sequence[float], labels: Sequence[float], groups: Sequence, bootstrap: int, seed: int
+) -> dict[str, float | int]:
+  """The mean of `aucs_within` with its interval, and of how many; {} of none."""
+  aucs = aucs_within(scores, labels, groups)
+  if not aucs:
+    return {}
+  values = list(aucs.values())
+  report = with_intervals({'auc_within': lambda x: float(np.mean(x))}, list(aucs),
+                          (np.array(values),), bootstrap, seed)
+  report.pop('degenerate_replicates', None)
+  return {**report, 'groups_within': len(values)}
 
 
 def majority_rate(labels: Sequence[float]) -> float:
@@ -101,7 +128,8 @@ def labelled_report(
   Returns:
     accuracy, balanced_accuracy, auc (each with _low and _high, 95 %), loss, calibration_error,
     majority_rate; the counts (ints) examples, groups, and degenerate_replicates (draws of a single
-    class, which were drawn again).
+    class, which were drawn again). Where some of the groups hold both labels, auc_within: the mean
+    over these, groups_within in number, of the AUC of a group's own rows.
 
   Raises:
     ValueError: a score that is not finite, a label other than 1 and 0, no rows, unequal lengths.
@@ -112,6 +140,7 @@ def labelled_report(
     'loss': log_loss(scores, labels),
     'calibration_error': calibration_error(scores, labels),
     'majority_rate': majority_rate(labels),
+    **_within(scores, labels, groups, bootstrap, seed),
     'examples': len(labels),
     'groups': len(set(groups)),
   }

@@ -6,6 +6,7 @@
 optimizer state. It is summed from shapes; the rest is the compiler's. All bytes are per device.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ from perl.jobs._plan import Program, Stage
 from perl.models import decode
 from perl.peft import adapters
 from perl.rl.rollout import batch, slots
-from perl.train import memory
+from perl.train import memory, parts
 from perl.types import Tree
 
 HALVES = ('bfloat16', 'float16')
@@ -48,7 +49,8 @@ def build(config: ConfigDict, name: str, *, accelerator: bool = True) -> Stage:
       if config.model[field] == 'bfloat16':
         config.model[field] = 'float16'
   try:
-    return programs.stage(config, name)
+    with parts.accelerated() if accelerator else contextlib.nullcontext():
+      return programs.stage(config, name)
   except (ValueError, FileNotFoundError) as error:
     raise ConfigError(str(error)) from error
 

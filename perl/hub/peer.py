@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from perl import documents, paths
+from perl.hub import gguf
 
 
 def outputs(
@@ -13,7 +14,7 @@ def outputs(
   """Logits f32[B, T, V] of a checkpoint in float32, or scores f32[B] of a reward model.
 
   Args:
-    folder: a Hugging Face folder.
+    folder: a Hugging Face folder, or a GGUF file.
     adapter: in PEFT's format, over it; '' for none.
     tokens: i32[B, T], right-padded; what lies under the mask is of no matter.
     mask: bool[B, T].
@@ -24,8 +25,12 @@ def outputs(
 
   kind = transformers.AutoModelForSequenceClassification if scored else (
     transformers.AutoModelForCausalLM)
-  model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation='eager', **(
-    _as_documented(adapter) if scored else {})).eval()
+  options = _as_documented(adapter) if scored else {}
+  place = paths.absolute(folder)
+  if gguf.is_one(place):
+    place, options = place.parent, options | {'gguf_file': place.name}
+  model = kind.from_pretrained(
+    str(place), dtype=torch.float32, attn_implementation='eager', **options).eval()
   if adapter:
     import peft
 

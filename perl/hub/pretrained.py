@@ -3,8 +3,10 @@
 No code of a checkpoint is ever run: config.json decides by name, weights are safetensors or Orbax.
 """
 
+import functools
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,8 +18,17 @@ from jax.sharding import Mesh
 from perl import documents, paths, trees
 from perl.data.text import tokenizer as tokenizers
 from perl.data.text import tokenizer_files
-from perl.documents import OBJECT, TEXT
-from perl.hub import families, gemma_orbax, reading, scored_token, tensors, writing
+from perl.documents import OBJECT
+from perl.hub import (
+  gemma_orbax,
+  gguf,
+  published,
+  reading,
+  scored_token,
+  shards,
+  tensors,
+  writing,
+)
 from perl.hub.config_json import Unsupported
 from perl.models import config as configs
 from perl.models import lm
@@ -25,12 +36,8 @@ from perl.models.config import Config
 from perl.models.transformer import Transformer
 from perl.quantization import quantize_tree
 from perl.quantized import Scheme
-from perl.train import bases, sharding, storage
+from perl.train import bases, storage
 from perl.types import Tree
-
-_HEADLESS = ('Model', 'ForSequenceClassification')
-_ENDS = ('ForCausalLM', 'LMHeadModel', 'ForConditionalGeneration', *_HEADLESS)
-"""What the name of an architecture may end in, after the family's and perhaps 'Text'."""
 
 
 def load(
@@ -41,8 +48,8 @@ def load(
   """(model, base, tokenizer or None) of a checkpoint.
 
   Args:
-    folder: a Hugging Face folder (config.json, safetensors); a pretrain stage of ours or the Orbax
-      tree in it; or Gemma's own Orbax checkpoint.
+    folder: a Hugging Face folder (config.json, safetensors); a GGUF file; a pretrain stage of ours
+      or the Orbax tree in it; or Gemma's own Orbax checkpoint.
     dtype: of the computation, and of the stored base unless param_dtype says otherwise; None is
       what the checkpoint has (of several, the widest).
     mesh: where the base is sharded; None puts it on the first device.
@@ -50,7 +57,8 @@ def load(
     config: the model's, for a Gemma Orbax checkpoint of a shape that was never published.
     progress: show a bar where it takes seconds, on a terminal.
     quantize: the layers' projections as they come: dense there is one of them at a time (of our
-      own trees, one of all layers). A base that was saved quantized is read as it is.
+      own trees, one of all layers). A base that was saved quantized is read as it is. NATIVE takes
+      the blocks of a GGUF file as they lie.
     **run: remat, scan_unroll.
 
   Raises:
@@ -67,12 +75,12 @@ def load(
   elif gemma_orbax.is_one(folder):
     options = dict(config=config, dtype=stored, progress=progress)
     config, place = gemma_orbax.plan(folder, **options)
-    config = _run_as(config, compute, run)
+    config = published.run_as(config, compute, run)
     model = Transformer(config)
     like = quantize_tree(lm.abstract(model), quantize, like=True)
-    base = place(_shardings(like, mesh), quantize)
+    base = place(published.shardings(like, mesh), quantize)
   else:
-    model, base = _load_published(
+    model, base = published.load(
       folder, stored, compute, mesh, progress, run, quantize)
   return model, base, load_tokenizer(folder)
 
@@ -80,6 +88,8 @@ def load(
 def load_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer | None:
   """The tokenizer in a checkpoint's folder, or beside it if it is an Orbax tree; None if none."""
   folder = paths.of(folder)
+  if gguf.is_one(folder):
+    return gguf.tokenizer(folder)
   places = [folder]
   if _own_tree(folder) is not None:  # the stage's sibling
     places += [folder.parent / 'tokenizer', folder.parent.parent / 'tokenizer']
@@ -101,10 +111,10 @@ def read_config(folder: str | os.PathLike, **run: Any) -> Config:
   """
   folder = paths.of(folder)
   if (own := _own_tree(folder)) is not None:
-    return _run_as(configs.from_dict(_about(own)['config']), None, run)
+    return published.run_as(configs.from_dict(_about(own)['config']), None, run)
   if gemma_orbax.is_one(folder):
-    return _run_as(gemma_orbax.plan(folder)[0], None, run)
-  return _published_config(folder, _config_json(folder), run)
+    return published.run_as(gemma_orbax.plan(folder)[0], None, run)
+  return published.config(folder, run)
 
 
 def load_head(folder: str | os.PathLike) -> Tree | None:
@@ -119,7 +129,7 @@ def load_head(folder: str | os.PathLike) -> Tree | None:
   folder = paths.of(folder)
   if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
     return None
-  entry = tensors.find(folder).get(reading.SCORE)
+  entry = published.entries(folder).get(reading.SCORE)
   if entry is None:
     return None
   if entry.shape[0] != 1:
@@ -136,7 +146,7 @@ def stored_dtype(folder: str | os.PathLike) -> str:
   folder = paths.of(folder)
   if _own_tree(folder) is not None or gemma_orbax.is_one(folder):
     return read_config(folder).param_dtype
-  kinds = {e.dtype for e in tensors.find(folder).values()}
+  kinds = {e.dtype for e in published.entries(folder).values()}
   return tensors.widest(tensors.DTYPES[kind] for kind in kinds & set(tensors.DTYPES)).name
 
 
@@ -144,6 +154,15 @@ def scheme(folder: str | os.PathLike) -> Scheme | None:
   """How a checkpoint is quantized already: only own trees may be; None is not at all."""
   own = _own_tree(paths.of(folder))
   return None if own is None else bases.read_scheme(own)
+
+
+def native(file: str | os.PathLike) -> Scheme:
+  """How a GGUF file has its layers' matrices quantized: what NATIVE stands for.
+
+  Raises:
+    Unsupported: not all alike, or not in blocks that we have.
+  """
+  return published.native(paths.of(file))
 
 
 def digest(folder: str | os.PathLike) -> str:
@@ -156,7 +175,7 @@ def digest(folder: str | os.PathLike) -> str:
     return _about(own)['digest']
   if gemma_orbax.is_one(folder):
     return gemma_orbax.digest(folder)
-  return tensors.digest(tensors.find(folder))
+  return tensors.digest(published.entries(folder))
 
 
 def save(
@@ -174,8 +193,8 @@ def save(
       config.json, generation_config.json and tokenizer_config.json.
     head: a scalar head: makes it a model for sequence classification (a reward model), padded with
       a token that ends no response (Tokenizer.padding_apart).
-    source: the folder that the base was read from: its family, its other fields, and the dtype of
-      each tensor are kept, so that load and save give the same bytes.
+    source: the folder or GGUF file that the base was read from: its family, its other fields, and
+      the dtype of each tensor are kept, so that load and save give the same bytes.
     dtype: of all tensors, in place of theirs.
     shard_bytes: the most that a file holds.
     progress: show a bar where it takes seconds, on a terminal.
@@ -187,13 +206,13 @@ def save(
   if head is not None:
     writing.check_head(head)
   source = paths.of(source) if source else None
-  names = tensors.find(source) if source else {}
+  names = published.entries(source) if source else {}
   kind = jnp.dtype(dtype or base['final_norm']['scale'].dtype)
   about = writing.config_json(
     model.config, str(source or ''), head=head is not None, dtype=kind)
   if head is not None and tokenizer is not None:
     tokenizer = writing.padding_apart(tokenizer, model.config.vocab_size)
-  about |= _special_ids(tokenizer, about)
+  about |= writing.special_ids(tokenizer, about)
   what = writing.sources(
     base, model.config.heads, names, jnp.dtype(dtype) if dtype else None, head)
 
@@ -211,69 +230,44 @@ def save(
   storage.on_first_host(lambda: writing.into_folder(folder, write))
 
 
-def _special_ids(tokenizer: tokenizers.Tokenizer | None, about: dict) -> dict[str, Any]:
-  """bos, eos and pad ids, which config.json holds too."""
-  if tokenizer is not None:
-    return tokenizer.special_ids(about)
-  return {name: about.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+def publish(
+  source: str | os.PathLike, folder: str | os.PathLike, *, dtype: Any = None,
+  beside: Mapping[str, bytes] | None = None, shard_bytes: int = 5 * 10**9, progress: bool = True,
+) -> None:
+  """Writes a published checkpoint, a GGUF file above all, as a Hugging Face folder.
 
+  A tensor at a time, each as it is published: the digest of the folder is the source's.
 
-# --- Published folders
+  Args:
+    source: a Hugging Face folder or a GGUF file.
+    folder: new or empty; it holds all or nothing.
+    dtype: of all tensors, in place of theirs.
+    beside: {name: content} of other files for the folder.
+    shard_bytes, progress: as for `save`.
 
+  Raises:
+    FileExistsError: the folder holds something.
+    CorruptTensors, Unsupported: as `load`.
+  """
+  source = paths.of(source)
+  _, entries, plan = published.checked(source)
+  kind = lambda entry: jnp.dtype(dtype) if dtype else tensors.DTYPES[entry.dtype]
+  what = [
+    shards.Source(name, kind(entry), entry.shape, functools.partial(tensors.read, name, entry))
+    for name, entry in ((name, entries[name]) for _, names in plan for name in names)]
+  about = published.config_json(source)
+  about['torch_dtype'] = tensors.widest(one.dtype for one in what).name
+  tokenizer = load_tokenizer(source)
 
-def _config_json(folder: epath.Path) -> dict[str, Any]:
-  file = folder / 'config.json'
-  if not file.is_file():
-    names = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ''
-    there = f'{names or "nothing"}, no config.json' if folder.is_dir() else 'no such folder'
-    raise FileNotFoundError(
-      f'expected a checkpoint in {folder}, found {there}; give the folder that holds config.json '
-      'and safetensors')
-  return documents.read(file, OBJECT, remedy='fetch it again', error=tensors.CorruptTensors)
+  def write(new: epath.Path) -> None:
+    (new / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
+    for name, content in (beside or {}).items():
+      (new / name).write_bytes(content)
+    if tokenizer is not None:
+      tokenizer.publish(new)
+    writing.save_tensors(new, what, shard_bytes, progress)
 
-
-def _published_config(folder: epath.Path, about: dict, run: dict[str, Any]) -> Config:
-  where = str(folder / 'config.json')
-  known = families.find(about.get('model_type', 'no model_type'), where).ARCHITECTURE
-  names = documents.check(about.get('architectures') or [], documents.items(TEXT, 64),
-                          'architectures', where, error=Unsupported)
-  ends = {name: name.removeprefix(known).removeprefix('Text') for name in names}
-  for name, end in ends.items():
-    if not name.startswith(known) or end not in _ENDS:
-      raise Unsupported(
-        f'expected the architecture {known}ForCausalLM or {known}ForSequenceClassification in '
-        f'{where}, found {name!r:.60}; that is not supported')
-  if set(ends.values()) & set(_HEADLESS):
-    run = {**run, 'tied': True}  # there is no unembedding, and its logits mean nothing
-  return families.parse(about, where=where, **run)
-
-
-def _load_published(
-  folder, stored, compute, mesh, progress, run, scheme
-) -> tuple[Transformer, Tree]:
-  about = _config_json(folder)
-  config = _published_config(folder, about, {})
-  entries = tensors.find(folder)
-  like = lm.abstract(Transformer(config))
-  with tensors.named(folder, Unsupported):
-    plan = reading.check(
-      entries, like, config.heads, tied=config.tied, vision='text_config' in about)
-  stored = stored or tensors.widest(
-    tensors.DTYPES[entries[name].dtype] for _, names in plan for name in names)
-  config = _run_as(config, compute or stored.name, {**run, 'param_dtype': stored.name})
-  like = quantize_tree(lm.abstract(Transformer(config)), scheme, like=True)
-  base = reading.fill(entries, plan, like, config.heads, _shardings(like, mesh), progress)
-  return Transformer(config), base
-
-
-def _shardings(like: Tree, mesh: Mesh | None) -> Tree | None:
-  return None if mesh is None else sharding.base_shardings(like, mesh)
-
-
-def _run_as(config: Config, compute: str | None, run: dict[str, Any]) -> Config:
-  """The config with the options that say how it is run."""
-  run = {**run, **({'dtype': compute} if compute else {})}
-  return configs.replace(config, **run)
+  storage.on_first_host(lambda: writing.into_folder(folder, write))
 
 
 # --- Our own trees
@@ -292,7 +286,7 @@ def _about(folder: epath.Path) -> dict:
 
 
 def _load_own(folder, stored, compute, mesh, run, scheme) -> tuple[Transformer, Tree]:
-  config = _run_as(configs.from_dict(_about(folder)['config']), compute, run)
+  config = published.run_as(configs.from_dict(_about(folder)['config']), compute, run)
   base, _ = bases.load(folder, lm.abstract(Transformer(config)), scheme=scheme, mesh=mesh)
   if stored is not None and stored.name != config.param_dtype:
     base = trees.cast(base, stored)

@@ -138,26 +138,31 @@ def _check_tied(entries: dict[str, Entry], name: str, used: set[str]) -> None:
 
 def fill(
   entries: dict[str, Entry], plan: list[tuple[Tensor, list[str]]], like: Tree, heads: int,
-  shardings: Tree | None, progress: bool,
+  shardings: Tree | None, progress: bool, blocks: Callable[[str, Entry], Quantized] | None = None,
 ) -> Tree:
   """The base tree, in the dtypes of `like`, on the devices of `shardings` (None: the first one).
 
-  Weights that are not finite are named in a warning.
+  Weights that are not finite are named in a warning. `blocks` reads those that `like` has quantized
+  as they lie; None quantizes what is read.
   """
   order = [(tensor, i, name) for tensor, names in plan for i, name in enumerate(names)]
-  names = [name for _, _, name in order]
-  total = sum(entries[name].bytes for name in names)
-  return pour(zip(order, _ahead(entries, names)), like, heads, shardings, total, progress)
+  leaves = trees.flat(like)
+  way = lambda tensor: blocks if blocks and isinstance(
+    leaves[tensor.ours[0]], Quantized) else tensors.read
+  steps = [(way(tensor), name, entries[name]) for tensor, _, name in order]
+  total = sum(entry.bytes for _, _, entry in steps)
+  return pour(zip(order, _ahead(steps)), like, heads, shardings, total, progress)
 
 
 def pour(
-  stream: Iterable[tuple[tuple[Tensor, int, str], np.ndarray]], like: Tree, heads: int,
+  stream: Iterable[tuple[tuple[Tensor, int, str], np.ndarray | Quantized]], like: Tree, heads: int,
   shardings: Tree | None, total: int, progress: bool,
 ) -> Tree:
   """The base tree of a stream of ((tensor, layer, its name in a warning), published array).
 
   Args:
-    stream: every parameter of `like` in one tensor, those by layer once a layer.
+    stream: every parameter of `like` in one tensor, those by layer once a layer; a quantized one
+      is in our layout, with the outputs of several parameters side by side.
     like: our base tree by shapes; its dtypes are the result's. Where it has a quantized kernel,
       each layer is quantized when it has come.
     heads: of queries.
@@ -171,12 +176,16 @@ def pour(
   out, finite, lost = {}, [], []
   with tensors.bar(total, 'weights', progress) as bar:
     for (tensor, i, name), x in stream:
-      placed = _place(x, _published(places[tensor.ours[0]], tensor))
-      parts = _split(placed, tensor, heads)
-      finite.append((name, _finite(placed)))
-      del placed
+      if isinstance(x, Quantized):
+        parts = _columns(x, len(tensor.ours))
+        finite.append((name, _finite(x.scale)))
+      else:
+        placed = _place(x, _published(places[tensor.ours[0]], tensor))
+        parts = _split(placed, tensor, heads)
+        finite.append((name, _finite(placed)))
+        del placed
       for path, part in zip(tensor.ours, parts):
-        if isinstance(like := leaves[path], Quantized):
+        if isinstance(like := leaves[path], Quantized) and not isinstance(part, Quantized):
           dense, part = part, encoder(like.scheme, like.dtype)(part)
           lost.append(_lost(dense, part))
           del dense
@@ -184,7 +193,7 @@ def pour(
       del parts
       # Or the queue of what is to be done would fill the memory.
       jax.block_until_ready([finite[-1], *(out[path] for path in tensor.ours)])
-      bar.update(x.nbytes)
+      bar.update(sum(array.nbytes for array in jax.tree.leaves(x)))
   _warn_of(dict.fromkeys(name for name, ok in finite if not ok))
   _tell_of(lost)
   return trees.nest({path: out[path] for path in leaves})
@@ -212,15 +221,21 @@ def _tell_of(lost: list[jax.Array]) -> None:
                  (apart / max(whole, 1e-30)) ** 0.5)
 
 
-def _ahead(entries: dict[str, Entry], names: list[str]) -> Iterator[np.ndarray]:
-  """The tensors in order; the next is read while one is used."""
+def _ahead(steps: list[tuple[Callable, str, Entry]]) -> Iterator[np.ndarray | Quantized]:
+  """What is read, in order; the next while one is used."""
   with ThreadPoolExecutor(1) as pool:
-    coming = pool.submit(tensors.read, names[0], entries[names[0]])
-    for name in [*names[1:], None]:
+    coming = pool.submit(*steps[0])
+    for step in [*steps[1:], None]:
       x = coming.result()
-      if name is not None:
-        coming = pool.submit(tensors.read, name, entries[name])
+      if step is not None:
+        coming = pool.submit(*step)
       yield x
+
+
+def _columns(x: Quantized, count: int) -> list[Quantized]:
+  """The outputs of so many parameters, which lie side by side."""
+  cut = lambda i: jax.tree.map(lambda array: np.split(array, count, -1)[i], x)
+  return [cut(i) for i in range(count)]
 
 
 def _published(place: Tree, tensor: Tensor) -> Sharding:

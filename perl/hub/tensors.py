@@ -1,19 +1,19 @@
-"""Folders of safetensors files, tensor by tensor: what is read or written is one tensor in memory.
+"""Folders of safetensors files, tensor by tensor: what is read is one tensor in memory.
 
 The format (github.com/huggingface/safetensors): 8 bytes with the length of a JSON header, the
 header {name: {dtype, shape, data_offsets}}, the bytes. The library checks each file; it cannot read
-bfloat16 into numpy, nor write a file without holding all of it, so that is done here.
+bfloat16 into numpy, so that is done here. shards.py writes them; gguf.py has tensors of another
+container, whose entries read themselves.
 """
 
 import contextlib
 import functools
 import hashlib
-import json
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -31,7 +31,6 @@ DTYPES = {
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 """Those of weights; a checkpoint may hold others, which cannot be read here."""
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -67,6 +66,37 @@ class Entry(NamedTuple):
   def bytes(self) -> int:
     """Its size."""
     return self.stop - self.start
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor, in memory that JAX on CPU can take over without a copy (64-byte aligned)."""
+    if self.dtype not in DTYPES:
+      raise CorruptTensors(
+        f'{self.file}: expected {name} of dtype {", ".join(DTYPES)}, found {self.dtype}; quantized '
+        'checkpoints are not supported, use the one in bfloat16')
+    room = np.empty(self.bytes + 64, np.uint8)
+    buffer = room[-room.ctypes.data % 64 :][: self.bytes]
+    with self.file.open('rb') as stream:
+      stream.seek(self.start)
+      done = 0
+      while done < self.bytes:
+        count = stream.readinto(memoryview(buffer)[done:])
+        if not count:
+          raise CorruptTensors(
+            f'{self.file}: expected {self.bytes:,} bytes of {name}, found {done:,}; {_REMEDY}')
+        done += count
+    return buffer.view(DTYPES[self.dtype]).reshape(self.shape)
+
+  def chunks(self, name: str) -> Iterator[bytes]:
+    """The bytes of the tensor, in pieces."""
+    with self.file.open('rb') as stream:
+      stream.seek(self.start)
+      left = self.bytes
+      while left:
+        chunk = stream.read(min(left, 2**22))
+        if not chunk:
+          raise CorruptTensors(f'{self.file}: expected {left:,} more bytes of {name}; {_REMEDY}')
+        yield chunk
+        left -= len(chunk)
 
 
 def find(folder: str | os.PathLike, single: str = SINGLE) -> dict[str, Entry]:
@@ -181,27 +211,12 @@ def _check_places(entries: dict[str, Entry], start: int, stop: int) -> None:
 
 
 def read(name: str, entry: Entry) -> np.ndarray:
-  """The tensor, in memory that JAX on CPU can take over without a copy (64-byte aligned).
+  """The tensor.
 
   Raises:
     CorruptTensors: a dtype that weights do not have here, or a file that was cut meanwhile.
   """
-  if entry.dtype not in DTYPES:
-    raise CorruptTensors(
-      f'{entry.file}: expected {name} of dtype {", ".join(DTYPES)}, found {entry.dtype}; quantized '
-      'checkpoints are not supported, use the one in bfloat16')
-  room = np.empty(entry.bytes + 64, np.uint8)
-  buffer = room[-room.ctypes.data % 64 :][: entry.bytes]
-  with entry.file.open('rb') as stream:
-    stream.seek(entry.start)
-    done = 0
-    while done < entry.bytes:
-      count = stream.readinto(memoryview(buffer)[done:])
-      if not count:
-        raise CorruptTensors(
-          f'{entry.file}: expected {entry.bytes:,} bytes of {name}, found {done:,}; {_REMEDY}')
-      done += count
-  return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
+  return entry.read(name)
 
 
 def digest(entries: dict[str, Entry]) -> str:
@@ -210,15 +225,8 @@ def digest(entries: dict[str, Entry]) -> str:
   def one(item: tuple[str, Entry]) -> bytes:
     name, entry = item
     sha = hashlib.sha256(f'{name}:{entry.dtype}:{entry.shape}:'.encode())
-    with entry.file.open('rb') as stream:
-      stream.seek(entry.start)
-      left = entry.bytes
-      while left:
-        chunk = stream.read(min(left, 2**22))
-        if not chunk:
-          raise CorruptTensors(f'{entry.file}: expected {left:,} more bytes of {name}; {_REMEDY}')
-        sha.update(chunk)
-        left -= len(chunk)
+    for chunk in entry.chunks(name):
+      sha.update(chunk)
     return sha.digest()
 
   with ThreadPoolExecutor() as pool:  # hashing lets other threads run
@@ -234,66 +242,3 @@ def bar(total: int, what: str, progress: bool) -> tqdm.tqdm:
   """A bar over bytes, on a terminal, for what takes more than two seconds."""
   return tqdm.tqdm(total=total, unit='B', unit_scale=True, desc=what, delay=2,
                    disable=None if progress else True)
-
-
-class Source(NamedTuple):
-  """A tensor that is to be written: what it will be, and how to get it when its turn comes."""
-
-  name: str
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  make: Callable[[], np.ndarray]
-
-  @property
-  def bytes(self) -> int:
-    """Its size in the file."""
-    return math.prod(self.shape) * self.dtype.itemsize
-
-
-def write(
-  folder: epath.Path, sources: Sequence[Source], shard_bytes: int, single: str = SINGLE
-) -> Iterator[int]:
-  """Writes shards and index, or one file if all fits; yields the bytes of each tensor written.
-
-  Args:
-    folder: exists.
-    sources: the tensors, in order.
-    shard_bytes: the most that a shard holds, unless a tensor alone is larger.
-    single: the name of the one file.
-  """
-  shards: list[list[Source]] = [[]]
-  for source in sources:
-    if shards[-1] and sum(s.bytes for s in shards[-1]) + source.bytes > shard_bytes:
-      shards.append([])
-    shards[-1].append(source)
-  n = len(shards)
-  files = [single] if n == 1 else [
-    f'model-{i:05d}-of-{n:05d}.safetensors' for i in range(1, n + 1)]
-  for file, shard in zip(files, shards):
-    yield from _write_file(folder / file, shard)
-  if n > 1:
-    places = {s.name: file for file, shard in zip(files, shards) for s in shard}
-    index = {'metadata': {'total_size': sum(s.bytes for s in sources)}, 'weight_map': places}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
-
-
-def _write_file(file: epath.Path, sources: Sequence[Source]) -> Iterator[int]:
-  entries: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-  offset = 0
-  for source in sources:
-    entries[source.name] = {
-      'dtype': _CODES[source.dtype], 'shape': list(source.shape),
-      'data_offsets': [offset, offset + source.bytes],
-    }
-    offset += source.bytes
-  text = json.dumps(entries, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)
-  with file.open('wb') as stream:
-    stream.write(struct.pack('<Q', len(text)) + text)
-    for source in sources:
-      array = np.ascontiguousarray(source.make(), source.dtype)
-      stream.write(memoryview(array.reshape(-1).view(np.uint8)))
-      yield source.bytes
-    stream.flush()
-    if paths.is_local(file):
-      os.fsync(stream.fileno())

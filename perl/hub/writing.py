@@ -14,9 +14,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perl import documents, paths, trees
+from perl import paths, trees
 from perl.data.text.tokenizer import Tokenizer
-from perl.hub import families, naming, tensors
+from perl.hub import families, naming, published, shards, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.naming import Tensor
 from perl.hub.reading import SCORE, renaming
@@ -31,15 +31,15 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
 
   Args:
     config: the model's.
-    source: the folder it was read from, whose family and other fields are kept; '' for none.
+    source: the folder or GGUF file it was read from, whose family and other fields are kept; ''
+      for none.
     head: it is a model for sequence classification, with one label.
     dtype: of the weights.
 
   Raises:
     Unsupported: no family has these options, or the source is of another model.
   """
-  theirs = paths.read_json(
-    paths.of(source) / 'config.json', documents.OBJECT) if source else {}
+  theirs = published.config_json(paths.of(source)) if source else {}
   if theirs and 'text_config' not in theirs:
     run = {name: getattr(config, name) for name in RUN_FIELDS}
     apart = differences(config, families.parse(theirs, **run))
@@ -62,7 +62,7 @@ def config_json(config: Config, source: str, *, head: bool, dtype: np.dtype) -> 
 
 def sources(
   base: Tree, heads: int, names: dict[str, tensors.Entry], dtype: np.dtype | None, head: Tree | None
-) -> list[tensors.Source]:
+) -> list[shards.Source]:
   """Every tensor that is to be written, in order.
 
   Args:
@@ -83,11 +83,11 @@ def sources(
       kept = tensors.DTYPES[entry.dtype] if entry else np.dtype(parts[0].dtype)
       kind = np.dtype(dtype or kept)
       make = functools.partial(_fetch, parts, tensor, i, heads, kind)
-      result.append(tensors.Source(name, kind, shape, make))
+      result.append(shards.Source(name, kind, shape, make))
   if head is not None:
     kernel = np.asarray(head['kernel'], np.float32).T
     kind = np.dtype(dtype or leaves['final_norm/scale'].dtype)
-    result.append(tensors.Source(SCORE, kind, kernel.shape, lambda: kernel.astype(kind)))
+    result.append(shards.Source(SCORE, kind, kernel.shape, lambda: kernel.astype(kind)))
   return result
 
 
@@ -140,6 +140,13 @@ def padding_apart(tokenizer: Tokenizer, rows: int) -> Tokenizer:
   return apart
 
 
+def special_ids(tokenizer: Tokenizer | None, about: dict[str, Any]) -> dict[str, Any]:
+  """bos, eos and pad ids, which config.json holds too."""
+  if tokenizer is not None:
+    return tokenizer.special_ids(about)
+  return {name: about.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+
+
 def check_new(folder: str | os.PathLike) -> epath.Path:
   """The folder, absolute.
 
@@ -181,10 +188,10 @@ def into_folder(folder: str | os.PathLike, write: Callable[[epath.Path], None]) 
 
 
 def save_tensors(
-  folder: epath.Path, what: list[tensors.Source], shard_bytes: int, progress: bool
+  folder: epath.Path, what: list[shards.Source], shard_bytes: int, progress: bool
 ) -> None:
   """Writes the shards, with a bar where it takes seconds."""
   total = sum(source.bytes for source in what)
   with tensors.bar(total, 'writing', progress) as bar:
-    for done in tensors.write(folder, what, shard_bytes):
+    for done in shards.write(folder, what, shard_bytes):
       bar.update(done)

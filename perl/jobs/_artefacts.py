@@ -25,7 +25,7 @@ from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters, composition, protocol, rounding
 from perl.peft.protocol import Kind
-from perl.quantized import Scheme, scheme_of
+from perl.quantized import NATIVE, Scheme, scheme_of
 from perl.train import bases, checkpoint, provenance, sharding
 from perl.types import Tree
 
@@ -70,8 +70,9 @@ class Artefacts:
   def scheme(self) -> Scheme | None:
     """How config.model quantizes the frozen base; None where it does not."""
     model = self.run.config.model
-    return Scheme(model.quantize, model.quantize_block, model.double_quantize) if (
-      model.quantize) else None
+    own = NATIVE if model.quantize == NATIVE.kind else (
+      Scheme(model.quantize, model.quantize_block, model.double_quantize))
+    return own if model.quantize else None
 
   def model(self) -> Transformer:
     """The transformer that config.model describes: its checkpoint's, or of its size."""
@@ -264,11 +265,11 @@ class Artefacts:
         f'{inputs.anchor or "the sft stage"!r}, which changes it; set inputs.anchor=base, or train '
         'a reward model over that anchor')
     adapter = _from_peft(folder, base)
-    if folder == inputs.reward and 'head' not in adapter:
-      raise ValueError(
-        f'expected a reward model with score.weight in {folder}, found an adapter without a head; '
-        'save one that was trained for sequence classification')
     if folder == inputs.reward:
+      if 'head' not in adapter:
+        raise ValueError(
+          f'expected a reward model with score.weight in {folder}, found an adapter without a '
+          'head; save one that was trained for sequence classification')
       adapter['head'] = scored_token.head(
         adapter['head'], folder, self.run.config.model.checkpoint, self.tokenizer.stop_ids)
     return self.place(adapter, base.params)

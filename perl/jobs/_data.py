@@ -19,6 +19,7 @@ from perl.data.batches import encoding, pipeline
 from perl.data.examples import Example
 from perl.data.text import chat, special_text
 from perl.data.text.tokenizer import Tokenizer
+from perl.evaluate import references
 from perl.jobs import _folds as folds
 from perl.jobs._run import Run
 from perl.types import Batch
@@ -94,6 +95,17 @@ class Data:
                    self.run.config.data.name, kind)
       return []
     return self.some(self.examples(split, kind))
+
+  def turns(self, split: str) -> list[Example]:
+    """Demonstrations of a split to answer, `some` of them; of those that bring all `references` of
+    their prompt, one a prompt.
+    """
+    if not self.has('demonstration'):
+      return self.answered(split, 'demonstration')
+    examples = self.examples(split, 'demonstration')
+    if examples and examples[0].meta.get(references.NAME):
+      examples = list({example.prompt: example for example in reversed(examples)}.values())[::-1]
+    return self.some(examples)
 
   def some(self, examples: list) -> list:
     """At most config.evaluate.max_examples of them, spread evenly."""

@@ -12,7 +12,7 @@ import numpy as np
 from perl import paths, trees
 from perl.evaluate import merging
 from perl.hub import adapters as peft_format
-from perl.hub import pretrained
+from perl.hub import gguf, pretrained
 from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._run import Run
 from perl.models.transformer import Transformer
@@ -145,5 +145,6 @@ def _source(run: Run) -> str:
 
 
 def published(folder: str) -> str:
-  """The folder if it is a Hugging Face one, whose config.json can be kept; else ''."""
-  return folder if folder and (paths.of(folder) / 'config.json').exists() else ''
+  """The folder if it is a Hugging Face one, or a GGUF file, whose config can be kept; else ''."""
+  has = folder and (gguf.is_one(folder) or (paths.of(folder) / 'config.json').exists())
+  return folder if has else ''

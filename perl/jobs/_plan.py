@@ -21,6 +21,7 @@ from perl.jobs._data import Data
 from perl.jobs._run import Run
 from perl.models import lm
 from perl.quantization import quantize_tree
+from perl.quantized import NATIVE
 from perl.train import memory, sharding
 from perl.train import step as steps
 from perl.types import Batch, Tree
@@ -151,6 +152,7 @@ class Plan:
     model, checkpoint = self.artefacts.model(), self.run.config.model.checkpoint
     saved = pretrained.scheme(checkpoint) if checkpoint else None
     scheme = None if self.stage == 'pretrain' else saved or self.artefacts.scheme
+    scheme = pretrained.native(checkpoint) if scheme == NATIVE else scheme
     params = quantize_tree(lm.abstract(model), scheme, like=True)
     return Base(model, placed(params, sharding.base_shardings(params, self.run.mesh)), '')
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from perl.data.examples import Example
 from perl.data.text import chat
+from perl.evaluate import references
 from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._data import Data
 from perl.jobs._run import Run
@@ -154,6 +156,25 @@ def compared(
           for turn, text, turn_text in zip(turns, responses.texts, own)]
   names = sorted({name for row in rows for name in row})
   return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+
+
+def beside_references(
+  data: Data, turns: list[Example], responses: Responses
+) -> dict[str, float]:
+  """BLEU and ROUGE-L (perl/evaluate/references.py) of responses to turns that bring references.
+
+  {} where none does, or where the libraries are missing: the log says how to have them.
+  """
+  rows = [(text, those) for turn, text in zip(turns, responses.texts)
+          if (those := turn.meta.get(references.NAME))]
+  if not rows:
+    return {}
+  config = data.run.config
+  try:
+    return references.report(*zip(*rows), bootstrap=config.evaluate.bootstrap, seed=config.seed)
+  except ImportError as error:
+    logging.warning('%s: %s', data.run.stage, error)
+    return {}
 
 
 def _judged(

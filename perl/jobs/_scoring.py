@@ -19,6 +19,7 @@ from perl.models import lm
 from perl.models.context import Rows
 from perl.preference import reward_losses, reward_model
 from perl.rl.rewards import Rewards
+from perl.train import metrics
 from perl.types import Tree
 
 EXAMPLES = {
@@ -117,7 +118,8 @@ class Scorer:
     """
 
     def parts():
-      for batch in self.data.evaluation_batches(rows, kind):
+      batches = self.data.evaluation_batches(rows, kind)
+      for batch in metrics.watched(batches, f'{self.run.stage}, rows read'):
         placed = self.run.place(batch)
         mask = placed['mask' if field == 'tokens' else f'{field}_mask']
         values = np.array(function(
@@ -129,12 +131,23 @@ class Scorer:
 
     return probe.gather(parts(), count)
 
+  def features(
+    self, adapter: Tree, examples: list[Example], reads: Sequence[str] = ()
+  ) -> np.ndarray:
+    """f32[N, F] of `lm.head_features`, or f32[N, 2, F] of pairs; NaN of examples left out."""
+    columns = self._columns(adapter, examples, tuple(reads))
+    return columns[0] if len(columns) == 1 else np.stack(columns, 1)
+
+  def _columns(
+    self, adapter: Tree, examples: list[Example], reads: tuple[str, ...]
+  ) -> list[np.ndarray]:
+    function = functools.partial(_features, reads=reads)
+    return [self._over_examples(function, adapter, examples, example_kind(self.run), field)
+            for field in self._fields]
+
   def probed_head(self, adapter: Tree, examples: list[Example]) -> Tree:
     """The adapter's head, fitted to what the anchor says of the training examples."""
-    features = functools.partial(_features, reads=lm.head_reads(adapter['head']))
-    kind = example_kind(self.run)
-    columns = [self._over_examples(features, adapter, examples, kind, field)
-               for field in self._fields]
+    columns = self._columns(adapter, examples, lm.head_reads(adapter['head']))
     keep = np.isfinite(columns[0]).all(-1)
     c = self.run.config.reward.probe_c
     if len(columns) == 2:

@@ -84,7 +84,7 @@ def make_step(
   loss = direct.make_loss(anchor.model, method, **_lengths(run))
   return steps.make_train_step(
     loss, tx, split=adapters.split, shardings=places,
-    microbatches=run.config.preference.microbatches)
+    microbatches=run.config.preference.microbatches, divisible=not method.drift)
 
 
 def examples(data: Data, method: Any, split: str) -> list[Example]:
@@ -183,7 +183,7 @@ def _of_responses(
 ) -> dict[str, float]:
   """Of a sample for each test prompt: KL to the anchor, length, and the gold reward."""
   run, data = artefacts.run, artefacts.data
-  prompts = data.answered('test')
+  prompts = data.answered('test')[:run.config.preference.answers]
   if not prompts:
     return {}
   answers = responses.respond(

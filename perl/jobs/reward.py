@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   data, anchor = artefacts.data, artefacts.anchor()
   kind, scorer = scoring.example_kind(run), scoring.Scorer(run, data, anchor)
   train, dev, test = (data.examples(split, kind) for split in ('train', 'dev', 'test'))
-  train = some(train, config.reward.max_examples, config.seed)
+  train = some(train, config.reward.max_examples, config.seed, config.reward.skip_examples)
   start = _initial_adapter(artefacts, scorer, train)
   if config.reward.probe:
     probed = _report(run, test, scorer.predict(start, test))
@@ -66,18 +66,22 @@ def run(config: ConfigDict, workdir: str) -> dict:
   })
 
 
-def some(examples: list[Example], count: int, seed: int) -> list[Example]:
-  """The first `count` of them, shuffled by the seed: fewer are among more. All of them for 0.
+def some(examples: list[Example], count: int, seed: int, skip: int = 0) -> list[Example]:
+  """The first `count` after `skip` of them, shuffled by the seed: fewer are among more.
+
+  All of them for 0.
 
   Raises:
     ValueError: there are not so many.
   """
-  if count > len(examples):
-    raise ValueError(f'expected at least reward.max_examples={count} examples to learn from, found '
-                     f'{len(examples)}; lower it, or set 0 for all')
-  if not count:
+  if skip + count > len(examples) or skip == len(examples):
+    skipped = f' after reward.skip_examples={skip}' if skip else ''
+    raise ValueError(f'expected at least reward.max_examples={count} examples to learn from'
+                     f'{skipped}, found {len(examples)}; lower it, or set 0 for all')
+  if not count and not skip:
     return examples
-  return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:count]]
+  shuffled = np.random.default_rng(seed).permutation(len(examples))[skip:]
+  return [examples[i] for i in shuffled[:count or None]]
 
 
 def make_step(

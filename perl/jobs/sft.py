@@ -69,15 +69,18 @@ def _dropout(config: ConfigDict) -> bool:
 
 
 def _test(artefacts: Artefacts, base: Base, state: steps.TrainState) -> dict:
-  """Of test, as many as are answered: the loss, and the likeliest against the agents' own turns."""
+  """Of test, as many as are answered: the loss, and the likeliest against the agents' own turns,
+  or against all references of a prompt.
+  """
   run, data = artefacts.run, artefacts.data
   rows = data.some(data.demonstrations('test'))
   batches = [run.place(b) for b in data.evaluation_batches(rows, 'demonstration')]
   loss = language.make_evaluation(base.model, base.params, batches)(state)
-  turns = data.answered('test', 'demonstration')
+  turns = data.turns('test')
   answers = responses.respond(run, data, base, state.adapters, turns, run.key, temperature=0.0)
   means = {name: float(np.nanmean(values))
            for name, values in responses.compared(data, turns, answers).items()}
+  means |= responses.beside_references(data, turns, answers)
   return {f'test_{name}': value for name, value in {**loss, **means}.items()}
 
 

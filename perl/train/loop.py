@@ -1,5 +1,6 @@
 """The loop around every train step: resume, log, evaluate, checkpoint, stop on signals and NaN."""
 
+import collections
 import contextlib
 import logging
 import math
@@ -14,6 +15,10 @@ from perl import paths
 from perl.train import checkpoint, metrics, signals
 from perl.train.step import TrainState
 from perl.types import Batch
+
+AHEAD = 2
+"""Steps that may be queued on the device: enough to keep it busy, and so few that the progress bar,
+a signal and a loss that is not finite are never late by more."""
 
 
 class Stream(Protocol):
@@ -157,6 +162,7 @@ class _Run:
     self.seconds: list[float] = []  # of the steps between two logs, on average
     self.pending: list[dict[str, jax.Array]] = []  # of the steps since the last log
     self.in_flight: tuple[int, list[dict[str, jax.Array]]] | None = None  # the log before it
+    self.ahead: collections.deque = collections.deque()  # metrics of steps that may not be done
     self.evaluations: dict[int, dict[str, float]] = {}
     self.since, self.spent = time.perf_counter(), 0.0
     self.last_good: int | None = None
@@ -191,6 +197,9 @@ class _Run:
   def advance(self, state: TrainState, done: int, steps: int) -> TrainState:
     state, values = self.step_fn(state, next(self.stream))
     self.pending.append(values)
+    self.ahead.append(values)
+    if len(self.ahead) > AHEAD:
+      jax.block_until_ready(self.ahead.popleft())
     if done % self.log_every_steps == 0 or done == steps:
       self.log(done)
     return state
@@ -198,7 +207,7 @@ class _Run:
   def log(self, done: int) -> None:
     """Closes a stretch of steps, and writes the one before it, which the device has done by now.
 
-    Python is never more than two stretches ahead, and the device never waits for it.
+    The device does not wait for it: the next steps are its own already.
     """
     for value in jax.tree.leaves(self.pending):
       if isinstance(value, jax.Array):

@@ -7,8 +7,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -219,7 +219,21 @@ class _Lines:
     self._file.flush()
 
 
-def progress(total: int, initial: int = 0, desc: str = '', file: TextIO | None = None) -> tqdm:
+Item = TypeVar('Item')
+
+
+def watched(items: Sequence[Item], desc: str) -> Iterator[Item]:
+  """The items; a bar counts those that are dealt with, where they take more than ten seconds."""
+  with progress(len(items), desc=desc, unit='batch', delay=LINE_SECONDS, leave=False) as bar:
+    for item in items:
+      yield item
+      bar.update(1)
+
+
+def progress(
+  total: int, initial: int = 0, desc: str = '', file: TextIO | None = None, unit: str = 'step',
+  **options: Any,
+) -> tqdm:
   """A tqdm bar with rate and time left; a short line every ~10 s where there is no terminal.
 
   Args:
@@ -227,9 +241,11 @@ def progress(total: int, initial: int = 0, desc: str = '', file: TextIO | None =
     initial: steps done before, in a run that was resumed.
     desc: the stage.
     file: standard error unless given.
+    unit: what is counted.
+    options: tqdm's own.
   """
   file = sys.stderr if file is None else file
-  options = {'total': total, 'initial': initial, 'desc': desc, 'unit': 'step'}
+  options = {'total': total, 'initial': initial, 'desc': desc, 'unit': unit, **options}
   if jax.process_index() != 0:
     return tqdm(disable=True, **options)
   if file.isatty():

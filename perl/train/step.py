@@ -13,7 +13,7 @@ import optax
 from flax import struct
 
 from perl import trees
-from perl.train import paging
+from perl.train import paging, parts
 from perl.types import Batch, Mean, Tree
 
 Losses = Mean | dict[str, Mean]
@@ -58,6 +58,7 @@ def make_train_step(
   *,
   split: Split = _everything,
   microbatches: int = 1,
+  divisible: bool = True,
   together: int = 1,
   shardings: Tree | None = None,
   prepare: Prepare | None = None,
@@ -77,7 +78,8 @@ def make_train_step(
     tx: an optax chain.
     split: which leaves are trained.
     microbatches: parts that what an update learns from (leading axis of every leaf) is cut into,
-      one after another.
+      one after another, at least; see perl/train/parts.py for when there are more.
+    divisible: whether there may be more: not where the loss of a row is one of the whole batch.
     together: rows in turn that stay in one part (responses to one prompt).
     shardings: placements of the state, which the step keeps; None leaves them to the compiler,
       which on more than one device may move the state and so compile the next step anew. What
@@ -91,36 +93,42 @@ def make_train_step(
     the step; metrics are f32[]: the loss_fn's, with `loss`, `grad_norm` and `finite`, means over
     the updates; with several of them `updates` says how many were made.
   """
+  divisible = divisible and parts.wanted()
 
-  def gradient(trained, fixed, base, batch, key, weights):
-    def total(trained):
-      losses, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)
-      terms = _terms(losses)
-      over = weights or {name: term.weight for name, term in terms.items()}
-      parts = [term.total / _positive(over[name]) for name, term in terms.items()]
-      return functools.reduce(jnp.add, parts), metrics
+  def total(trained, fixed, base, batch, key, weights):
+    losses, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)
+    terms = _terms(losses)
+    over = weights or {name: term.weight for name, term in terms.items()}
+    shares = [term.total / _positive(over[name]) for name, term in terms.items()]
+    return functools.reduce(jnp.add, shares), metrics
 
-    (loss, metrics), grads = jax.value_and_grad(total, has_aux=True)(trained)
+  def gradient(*arguments):
+    (loss, metrics), grads = jax.value_and_grad(total, has_aux=True)(*arguments)
     return loss, grads, metrics
 
   def accumulated(trained, fixed, base, batch, key):
-    if microbatches == 1:
+    cuts = microbatches
+    if divisible:
+      kept = lambda part: jax.vjp(lambda t: total(t, fixed, base, part, key, {})[0], trained)[1]
+      ways = 1 if shardings is None else shardings.step.num_devices
+      cuts = parts.count(kept, base, batch, microbatches, together * ways)
+    if cuts == 1:
       return gradient(trained, fixed, base, batch, key, {})
-    parts = jax.tree.map(lambda x: _cut(x, microbatches, together), batch)
-    keys = jax.random.split(key, microbatches)
+    pieces = jax.tree.map(lambda x: _cut(x, cuts, together), batch), jax.random.split(key, cuts)
 
-    def weigh(part):  # masks alone: the compiler drops the model from it
-      losses, _ = loss_fn(trees.combine(trained, fixed), base, *part)
+    def weigh(piece):  # masks alone: the compiler drops the model from it
+      losses, _ = loss_fn(trees.combine(trained, fixed), base, *piece)
       return {name: term.weight for name, term in _terms(losses).items()}
 
-    weights = jax.tree.map(lambda x: x.sum(0), jax.lax.map(weigh, (parts, keys)))
-    first = gradient(trained, fixed, base, jax.tree.map(lambda x: x[0], parts), keys[0], weights)
+    weights = jax.tree.map(lambda x: x.sum(0), jax.lax.map(weigh, pieces))
+    first = gradient(trained, fixed, base, *jax.tree.map(lambda x: x[0], pieces), weights)
+    # One after another also where there are two, whose loop of one turn is none to the compiler.
+    first, rest = jax.lax.optimization_barrier((first, jax.tree.map(lambda x: x[1:], pieces)))
 
-    def add(so_far, part):
-      new = gradient(trained, fixed, base, *part, weights)
+    def add(so_far, piece):
+      new = gradient(trained, fixed, base, *piece, weights)
       return jax.tree.map(jnp.add, so_far, new), None
 
-    rest = jax.tree.map(lambda x: x[1:], parts), keys[1:]
     return jax.lax.scan(add, first, rest)[0]
 
   def update(state: TrainState, base: Tree, batch: Batch, key: jax.Array):

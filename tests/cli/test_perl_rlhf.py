@@ -15,7 +15,7 @@ from perl import cli
 from perl.config import experiments, platform
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = ('compare', 'convert', 'forecast', 'judge', 'launch', 'report')
+COMMANDS = ('compare', 'convert', 'example-model', 'forecast', 'judge', 'launch', 'report')
 STARTED = 'import os, sys; print(sys.orig_argv[1:], file=open(os.environ["SEEN"], "a"))'
 """A sitecustomize.py, which Python executes at every start."""
 

@@ -13,7 +13,16 @@ from etils import epath
 from perl import choices
 from perl.data import sets
 from perl.data.examples import KINDS, SPLITS
-from perl.data.sets import gsm8k, hh_rlhf, reddit_tldr, shp, taskmaster_coffee
+from perl.data.sets import (
+  e2e,
+  gsm8k,
+  gsm8k_solutions,
+  hh_rlhf,
+  hh_rlhf_test,
+  reddit_tldr,
+  shp,
+  taskmaster_coffee,
+)
 from perl.data.sources import pins, records, tfds
 from perl.data.text import dialogue
 
@@ -37,6 +46,14 @@ def problem(number):
   return {'question': f'Tom has {number} apples and buys 1,000 more. How many?',
           'answer': f'He has {number}+1000=<<{number}+1000={number + 1000}>>{number + 1000}.\n'
                     f'#### {number + 1000:,}'}
+
+
+def solved(number):
+  """Two of the four are right."""
+  right = {'solution': f'<<{number}+1000={number + 1000}>>\nA: {number + 1000}', 'is_correct': True}
+  wrong = {'solution': 'A: 7', 'is_correct': False}
+  return {'question': problem(number)['question'], 'ground_truth': right['solution'],
+          **dict(zip(gsm8k_solutions.MODELS, (right, wrong, wrong, right)))}
 
 
 def comparison(opening, *, early=False):
@@ -63,15 +80,21 @@ def comments(name, label):
 
 @pytest.fixture
 def home(tmp_path):
-  """All four, as their homes have them."""
+  """All of them, as their homes have them."""
   root = tmp_path / 'home'
   for name, numbers in (('train', range(60)), ('test', range(100, 110))):
     write(root / f'grade_school_math/data/{name}.jsonl', map(problem, numbers))
   for part in hh_rlhf.PARTS:
     opened = [comparison(f'{part} {i}') for i in range(60)]
-    tested = [comparison('a test'), comparison('another', early=True)]
+    tested = [comparison('a test'), comparison('another', early=True),
+              *(comparison(f'tested {i}') for i in range(20))]
     write(root / part / 'train.jsonl.gz', [*opened, comparison('A  TEST')])
     write(root / part / 'test.jsonl.gz', tested)
+  write(root / gsm8k_solutions.FILE, map(solved, range(100, 120)))
+  for name, count in (('trainset', 3), ('devset', 2), ('testset_w_refs', 2)):
+    text = ''.join(f'"name[{name} {i}], food[""Thai""]","It is {name}, {j}."\n'
+                   for i in range(count) for j in range(2))
+    (root / f'{name}.csv').write_text('mr,ref\n' + text)
   for number, (name, split) in enumerate(
       (('train', 'train'), ('valid', 'valid1'), ('test', 'valid2')), start=3):
     write(root / f'datasets/tldr_3_filtered/{name}.jsonl', [post(f't3_{name}')])
@@ -105,15 +128,17 @@ def test_every_kind_is_of_its_split(dataset, home):
 
 @named
 def test_a_kind_that_the_data_have_not(dataset, home):
-  with pytest.raises(ValueError, match="expected a kind among .*; found 'labelled'"):
-    load(dataset, home, kind='labelled')
+  with pytest.raises(ValueError, match="expected a kind among .*; found 'ranked'"):
+    load(dataset, home, kind='ranked')
 
 
 @named
 def test_a_malformed_row_is_named(dataset, home):
   for part in dataset.SOURCE.parts.values():
     for file in part.files:
-      if (home / file).exists():
+      if (home / file).exists() and file.endswith('.csv'):
+        (home / file).write_text('other\n1\n')
+      elif (home / file).exists():
         write(home / file, [{'other': 1}])
   kind = next(iter(dataset.KINDS))
   with pytest.raises(ValueError, match=rf'{dataset.SOURCE.name}: .*KeyError.*, row 0 .*repair'):
@@ -163,7 +188,8 @@ def test_a_transcript_is_turns():
 
 def test_a_comparison_of_replies(home):
   found = load(hh_rlhf, home, 'test', parts=('helpful-base',))
-  (example,) = found  # the other one parts before the last reply
+  assert len(found) == 21  # one parts before the last reply
+  example = found[0]
   assert (example.chosen, example.rejected) == ('Here it is.', 'No.')
   assert example.prompt == dialogue.render([
     {'role': 'user', 'text': 'a test'}, {'role': 'agent', 'text': 'Which one?'},
@@ -176,6 +202,36 @@ def test_what_opens_like_a_test_is_not_trained_on(home):
   found = [example for split in ('train', 'dev')
            for example in load(hh_rlhf, home, split, parts=('helpful-base',))]
   assert len(found) == 60 and 'a test' not in {example.group for example in found}
+
+
+def test_test_files_are_split_anew(home):
+  found = [example for split in SPLITS for example in load(
+    hh_rlhf_test, home, split, parts=hh_rlhf.HARMLESS)]
+  assert len(found) == 21 and {example.group for example in found} == {
+    'a test', *(f'tested {i}' for i in range(20))}
+  places = [dialogue.split_at(f'group {i}', 60, 70) for i in range(2000)]
+  assert 0.57 < places.count('train') / 2000 < 0.63 and 0.08 < places.count('dev') / 2000 < 0.12
+
+
+# --- E2E
+
+
+def test_a_meaning_has_all_that_was_written_for_it(home):
+  found = load(e2e, home, 'test', 'demonstration')
+  assert [example.response for example in found] == 2 * ['It is testset_w_refs, 0.',
+                                                         'It is testset_w_refs, 1.']
+  assert all(e.meta['references'] == ['It is testset_w_refs, 0.', 'It is testset_w_refs, 1.']
+             for e in (*found, *load(e2e, home, 'test', 'prompt')))
+  assert 'name[testset_w_refs 0], food["Thai"]' in found[0].prompt
+
+
+def test_without_the_train_set_the_dev_set_is_split(home):
+  (home / 'trainset.csv').unlink()
+  text = ''.join(f'name[dev {i}],A.\n' for i in range(60))
+  (home / 'devset.csv').write_text('mr,ref\n' + text)
+  groups = {split: {e.group for e in load(e2e, home, split, 'prompt')} for split in SPLITS}
+  assert len(groups['train']) + len(groups['dev']) == 60 and not groups['train'] & groups['dev']
+  assert groups['dev'] and len(groups['test']) == 2
 
 
 # --- TL;DR and SHP
@@ -212,6 +268,15 @@ def test_a_problem_has_its_answer_and_no_calculator(home):
   assert gsm8k.response_metrics('', 'It is $1,100.00.', example.response) == {'correct': 1.0}
 
 
+def test_solutions_are_labelled_and_paired_within_their_problem(home):
+  labelled, pairs = (load(gsm8k_solutions, home, 'train', kind)
+                     for kind in ('labelled', 'preference'))
+  assert len(labelled) == len(pairs) == 4 * len(load(gsm8k_solutions, home, 'train', 'prompt'))
+  assert all(gsm8k.correct(e.response, e.meta['answer']) == bool(e.label) for e in labelled)
+  assert all(gsm8k.correct(e.chosen, e.meta['answer']) and e.rejected == 'A: 7' for e in pairs)
+  assert not any('<<' in e.response for e in labelled)
+
+
 @pytest.mark.parametrize('text, answer', [
   ('#### 18', '18'), ('a 3\n####  -1,234.50 dollars, not 7', '-1234.50'), ('#### $70,000', '70000'),
   (r'thus \boxed{42}, not 7', '42'), (r'\boxed{1} and \boxed{ \$2.5 }', '2.5'),
@@ -233,6 +298,17 @@ def test_all_published_solutions_are_right_and_corrupted_ones_wrong():
   assert all(gsm8k.correct(row['answer'], answer) for row, answer in zip(rows, answers))
   corrupted = [f'{row["answer"]}1' for row in rows]
   assert not any(gsm8k.correct(text, answer) for text, answer in zip(corrupted, answers))
+
+
+@needs_shared
+def test_the_rule_says_of_published_solutions_what_their_labels_say(tmp_path):
+  place = tmp_path / gsm8k_solutions.FILE
+  place.parent.mkdir(parents=True)
+  place.write_bytes((SHARED / 'gsm8k/example_model_solutions.jsonl').read_bytes())
+  found = [e for split in SPLITS for e in gsm8k_solutions.load(
+    split, 'labelled', mirror=str(tmp_path), data_dir=str(tmp_path / 'prepared'))]
+  assert len(found) == 5276 and sum(e.label for e in found) == 2001
+  assert all(gsm8k.correct(e.response, e.meta['answer']) == bool(e.label) for e in found)
 
 
 @needs_shared
@@ -277,6 +353,7 @@ def test_a_home_is_of_a_commit_and_its_files_have_checksums(name):
 
 @needs_shared
 @pytest.mark.parametrize('source, folder', [(gsm8k.SOURCE, 'gsm8k'),
+                                            (e2e.SOURCE, 'e2e'),
                                             (taskmaster_coffee.SOURCE, 'taskmaster')])
 def test_checksums_are_those_of_the_published_files(source, folder):
   there = {name: SHARED / folder / name.removeprefix('grade_school_math/data/')

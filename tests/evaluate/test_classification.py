@@ -172,3 +172,14 @@ def test_bad_input_is_named(scores, labels, message):
 def test_groups_of_another_length_are_refused():
   with pytest.raises(ValueError, match='one entry for each'):
     bootstrap.group_bootstrap(np.mean, ['a'], [1.0, 2.0])
+
+
+def test_auc_within_groups_is_that_of_their_own_rows():
+  """Two groups rank their rows rightly and wrongly; what lies between groups does not count."""
+  scores = [1.0, 0.0, 10.0, 11.0, 5.0]
+  labels, groups = [1, 0, 1, 0, 1], ['a', 'a', 'b', 'b', 'of one label']
+  assert classification.aucs_within(scores, labels, groups) == {'a': 1.0, 'b': 0.0}
+  report = classification.labelled_report(scores, labels, groups, bootstrap=100)
+  assert report['auc_within'] == 0.5 and report['groups_within'] == 2
+  assert (report['auc_within_low'], report['auc_within_high']) == (0.0, 1.0)
+  assert 'auc_within' not in classification.labelled_report(scores, labels, range(5), bootstrap=0)

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from perl import paths
 from perl.hub import families, pretrained, tensors, writing
+from perl.hub import shards as tensor_files
 from perl.hub.config_json import Unsupported
 from perl.hub.tensors import CorruptTensors
 from perl.models.config import SIZES, sized
@@ -58,7 +59,7 @@ def refused(folder, kind, *words):
   return text
 
 
-def shards(folder):
+def files(folder):
   """The shards, in order."""
   return sorted(folder.glob('*.safetensors'))
 
@@ -78,20 +79,20 @@ def about(folder, **fields):
 
 
 def test_a_missing_shard(folder):
-  name = shards(folder)[1].name
-  shards(folder)[1].unlink()
+  name = files(folder)[1].name
+  files(folder)[1].unlink()
   refused(folder, CorruptTensors, name, 'no such file', 'fetch the checkpoint again')
 
 
 @pytest.mark.parametrize('keep', [0, 7, 40, -1])
 def test_a_truncated_shard(folder, keep):
-  file = shards(folder)[1]
+  file = files(folder)[1]
   file.write_bytes(file.read_bytes()[:keep])
   refused(folder, CorruptTensors, file.name, 'whole safetensors file', 'fetch')
 
 
 def test_a_header_that_lies(folder):
-  file = shards(folder)[0]
+  file = files(folder)[0]
   content = file.read_bytes()
   file.write_bytes(struct.pack('<Q', 2**40) + content[8:])
   refused(folder, CorruptTensors, file.name)
@@ -109,7 +110,7 @@ def test_a_file_that_is_cut_while_it_is_read(made):
   'model.bin', '', None, 7,
 ])
 def test_an_index_leads_nowhere_else(folder, name):
-  (folder.parent / 'evil.safetensors').write_bytes(shards(folder)[0].read_bytes())
+  (folder.parent / 'evil.safetensors').write_bytes(files(folder)[0].read_bytes())
   index(folder, lambda places: places.update({next(iter(places)): name}))
   refused(folder, CorruptTensors)
 
@@ -192,7 +193,7 @@ class Bomb:
 
 @pytest.mark.parametrize('name', ['pytorch_model.bin', 'model.pt', 'consolidated.00.pth'])
 def test_a_pickle_is_never_opened(folder, name):
-  for file in [*shards(folder), folder / tensors.INDEX]:
+  for file in [*files(folder), folder / tensors.INDEX]:
     file.unlink()
   (folder / name).write_bytes(pickle.dumps(Bomb()))
   text = refused(folder, FileNotFoundError, name, 'pickle', 'safetensors')
@@ -293,7 +294,7 @@ def test_a_full_disk_leaves_nothing(made, tmp_path, monkeypatch):
     yield 1
     raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(tensors, 'write', full)
+  monkeypatch.setattr(tensor_files, 'write', full)
   with pytest.raises(OSError, match='expected room for the checkpoint'):
     pretrained.save(tmp_path / 'out', model, base)
   assert not list(tmp_path.iterdir())

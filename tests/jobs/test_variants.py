@@ -75,8 +75,12 @@ def test_fewer_examples_are_among_more_and_those_of_a_seed():
   ten, twenty = (reward.some(every, n, seed=3) for n in (10, 20))
   assert twenty[:10] == ten and len(set(twenty)) == 20 and reward.some(every, 0, seed=3) == every
   assert reward.some(every, 10, seed=4) != ten
+  assert reward.some(every, 10, seed=3, skip=10) == twenty[10:]
+  assert {*every} == {*ten, *reward.some(every, 0, seed=3, skip=10)}
   with pytest.raises(ValueError, match='reward.max_examples=51 examples .* found 50'):
     reward.some(every, 51, seed=3)
+  with pytest.raises(ValueError, match='examples to learn from after reward.skip_examples=50'):
+    reward.some(every, 0, seed=3, skip=50)
 
 
 # --- Thumbs, full tuning

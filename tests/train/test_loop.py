@@ -275,3 +275,22 @@ def test_what_is_logged_is_watched_and_what_is_evaluated_is_shown(tmp_path):
   assert shown == [0, 4, 8]
   lines = [json.loads(line) for line in (tmp_path / 'texts.jsonl').read_text().splitlines()]
   assert lines[1] == {'step': 4, 'prompt': 'a | b', 'reward': 0.5}
+
+
+def test_python_is_two_steps_ahead_of_the_device_at_most(tmp_path):
+  ended = []
+
+  class Late(float):
+    def block_until_ready(self):
+      ended.append(self)
+      return self
+
+  def step_fn(state, batch):
+    number = len(ahead) + 1
+    ahead.append(number - 1 - len(ended))
+    return state.replace(step=state.step + 1), {'loss': Late(number), 'finite': 1.0}
+
+  ahead = []
+  fit(tmp_path, 12, step_fn=step_fn, evaluate=None, log_every_steps=12)
+  assert max(ahead) == loop.AHEAD
+  assert ended == sorted(ended)  # the oldest first

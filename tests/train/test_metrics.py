@@ -81,3 +81,11 @@ def test_progress_without_a_terminal_is_a_few_lines():
   lines = out.getvalue().splitlines()
   assert lines[0].startswith('sft: 10/1000') and lines[-1].startswith('sft: 1000/1000')
   assert '\r' not in out.getvalue() and len(lines) <= 4
+
+
+def test_what_takes_long_is_counted_and_what_does_not_is_silent(capsys, monkeypatch):
+  assert list(metrics.watched([1, 2, 3], 'rows')) == [1, 2, 3]
+  assert capsys.readouterr().err == ''
+  monkeypatch.setattr(metrics, 'LINE_SECONDS', 0.0)
+  assert list(metrics.watched([1, 2, 3], 'rows')) == [1, 2, 3]
+  assert '3/3' in capsys.readouterr().err

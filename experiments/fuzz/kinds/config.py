@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.fuzz import _mutations as mutations
 from perl import choices, trees
-from perl.hub import families, naming, pretrained, tensors
+from perl.hub import families, naming, pretrained, shards, tensors
 from perl.models import lm
 from perl.models.config import sized
 from perl.models.rope import Scaling
@@ -64,10 +64,10 @@ def files() -> dict[str, bytes]:
   for tensor in naming.tensors(leaves):
     shape = tensor.shape(leaves, config.heads)
     make = lambda shape=shape: np.full(shape, 0.5, np.float32)
-    sources += [tensors.Source(name, kind, shape, make) for name in tensor.names(leaves)]
+    sources += [shards.Source(name, kind, shape, make) for name in tensor.names(leaves)]
   import tempfile
   with tempfile.TemporaryDirectory() as folder:
-    for _ in tensors.write(pathlib.Path(folder), sources, 2**30):
+    for _ in shards.write(pathlib.Path(folder), sources, 2**30):
       pass
     weights = (pathlib.Path(folder) / tensors.SINGLE).read_bytes()
   return {'config.json': documents()['llama'], tensors.SINGLE: weights}

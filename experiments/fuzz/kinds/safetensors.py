@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.fuzz import _mutations as mutations
-from perl.hub import tensors
+from perl.hub import shards, tensors
 
 SHARE = 10
 
@@ -27,9 +27,9 @@ def _forms() -> dict[str, dict[str, bytes]]:
   """One file, and several."""
   forms = {}
   for name, most in (('one', 2**30), ('many', 100)):
-    sources = [tensors.Source(n, x.dtype, x.shape, lambda x=x: x) for n, x in _arrays().items()]
+    sources = [shards.Source(n, x.dtype, x.shape, lambda x=x: x) for n, x in _arrays().items()]
     with tempfile.TemporaryDirectory() as scratch:
-      for _ in tensors.write(pathlib.Path(scratch), sources, most):
+      for _ in shards.write(pathlib.Path(scratch), sources, most):
         pass
       forms[name] = {f.name: f.read_bytes() for f in pathlib.Path(scratch).iterdir()}
   return forms

@@ -37,7 +37,7 @@ def _record(row: Mapping[str, str]) -> dict[str, Any]:
   if answer is None or '####' not in solution:
     raise ValueError(f'no line "#### n" in the answer, which ends in {solution[-40:]!r}')
   turns = [records.turn('user', question),
-           records.turn('assistant', _CALCULATION.sub('', solution))]
+           records.turn('assistant', plain(solution))]
   return {'messages': turns, 'group': dialogue.normalised(question),
           'meta': {'answer': str(answer)}}
 
@@ -51,6 +51,11 @@ SOURCE = tfds.Source(
 KINDS = dict.fromkeys(('document', 'demonstration', 'prompt'), ('main',))
 """meta['answer'] of an example is the right number."""
 load = records.loader(SOURCE, KINDS)
+
+
+def plain(solution: str) -> str:
+  """A solution without the calculations between << and >>."""
+  return _CALCULATION.sub('', solution)
 
 
 def answer_of(text: str) -> decimal.Decimal | None:

@@ -47,8 +47,8 @@ def turns_of(transcript: str) -> list[dict[str, Any]]:
   return turns
 
 
-def _record(row: Mapping[str, str]) -> dict[str, Any] | str:
-  """The comparison, or why it is none."""
+def comparison(row: Mapping[str, str]) -> dict[str, Any] | str:
+  """The comparison of a row {chosen, rejected}, or why it is none."""
   chosen, rejected = (turns_of(row[name]) for name in ('chosen', 'rejected'))
   if chosen[0]['role'] != 'user' or len(chosen) < 2:
     return 'open without a human'
@@ -62,7 +62,7 @@ def _record(row: Mapping[str, str]) -> dict[str, Any] | str:
 
 def _read(part: str, files: Mapping[str, list]) -> Iterator[tuple[str, dict[str, Any]]]:
   comparisons, left_out = [], collections.Counter()
-  for name, record in tfds.each_by_file(files, _record):
+  for name, record in tfds.each_by_file(files, comparison):
     if isinstance(record, str):
       left_out[record] += 1
     else:

@@ -10,12 +10,21 @@ from collections.abc import Mapping
 
 from etils import epath
 
+E2E = 'ab0d967dd5729ce455ef14ba9ffafc456a335264'
 GSM8K = '3101c7d5072418e28b9008a6636bde82a006892c'
 HH_RLHF = '354e5c3cb8960630860dd5774a6ac2a58313bf4d'
 TASKMASTER = 'd92cb6af3005f1dc09c39e75e7daf4a04905e00b'
 """Commits."""
 
 CHECKSUMS: Mapping[str, str] = {
+  'devset.csv':
+    'sha256:fc26b78cdb849c80545f513b223d1e051138b43882eeb79e3eb153e689c864f9',
+  'testset_w_refs.csv':
+    'sha256:edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd',
+  'trainset.csv':
+    'git:fa3a5e1124d2aa0d768881e38f8ee73e63d5880d',
+  'grade_school_math/data/example_model_solutions.jsonl':
+    'sha256:4bc62db838f8418365d51c627bd66294cbdca9fb7f01519cb13f0dce8c51580b',
   'grade_school_math/data/test.jsonl':
     'sha256:3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14',
   'grade_school_math/data/train.jsonl':

@@ -6,8 +6,10 @@ a mirror: a folder laid out like it. The builder writes array_record and needs n
 records are kept as JSON.
 """
 
+import csv
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
@@ -75,13 +77,20 @@ def _warn_once(message: str) -> None:
   logging.warning(message)
 
 
-def read_rows(path: epath.Path) -> list:
+def read_rows(path: epath.Path, name: str = '') -> list:
   """The rows of a file: a JSON array or one JSON value a line, gzipped or not, told by content.
 
+  Args:
+    path: the file.
+    name: that of its home, if the file has lost it; one that ends in .csv has a head and columns,
+      and its rows are {column: text}.
+
   Raises:
-    ValueError: it is neither, or was cut short.
+    ValueError: it is none of these, or was cut short.
   """
   text = row_files.read_text(path).strip()
+  if name.endswith('.csv'):
+    return list(csv.DictReader(io.StringIO(text), strict=True))
   return documents.parse(text, path, documents.LIST) if text.startswith('[') else [
     documents.parse(line, f'{path}, line {number}')
     for number, line in enumerate(text.split('\n'), start=1) if line.strip()]
@@ -139,9 +148,9 @@ def _builder_class() -> Any:
                else _download(self.source, names, dl_manager))
       splits: dict[str, list] = {}
       try:
-        for split, record in read({name: read_rows(path) for name, path in files.items()}):
+        for split, record in read({name: read_rows(path, name) for name, path in files.items()}):
           splits.setdefault(split, []).append({'record': json.dumps(record)})
-      except ValueError as error:
+      except (ValueError, csv.Error) as error:
         raise ValueError(f'{self.source.name}: {error}') from error
       # TFDS refuses a split without rows; `records` tells the user of one.
       return {split: enumerate(splits[split]) for split in SPLITS if split in splits}

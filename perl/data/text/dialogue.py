@@ -191,9 +191,19 @@ def normalised(text: str) -> str:
 
 
 def split_of(key: str) -> str:
-  """'train' (80 %), 'dev' (10 %) or 'test' (10 %), by SHA-256 of the key modulo 100."""
-  bucket = int(hashlib.sha256(key.encode('utf-8')).hexdigest(), 16) % 100
-  return 'train' if bucket < 80 else 'dev' if bucket < 90 else 'test'
+  """'train' (80 %), 'dev' (10 %) or 'test' (10 %), by `percentile`."""
+  return split_at(key, 80, 90)
+
+
+def split_at(key: str, dev: int, test: int) -> str:
+  """'train' for keys whose `percentile` is below `dev`, 'test' for those from `test` on."""
+  place = percentile(key)
+  return 'train' if place < dev else 'dev' if place < test else 'test'
+
+
+def percentile(key: str) -> int:
+  """0 to 99, by SHA-256 of the key modulo 100: the same for ever, and as good as drawn."""
+  return int(hashlib.sha256(key.encode('utf-8')).hexdigest(), 16) % 100
 
 
 _REPAIR = 'repair the row or take it out of the file'

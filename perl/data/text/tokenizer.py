@@ -280,6 +280,12 @@ def load(path: str | os.PathLike) -> Tokenizer:
   return Tokenizer(vocabularies.read(file, settings), settings, where=str(file))
 
 
+def of(files: dict[str, bytes], where: epath.Path, ending: tuple[int, ...]) -> Tokenizer:
+  """The tokenizer of a folder with these files, tokenizer.json among them; see tokenizer_files."""
+  settings = tokenizer_files.of(files, where, ending)
+  return Tokenizer(vocabularies.parse(files[Json.filename], where), settings, where=str(where))
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int,
               special_tokens: Sequence[str] = dialogue.SPECIAL_TOKENS, *,
               lowercase: bool = False, split_digits: bool = False) -> Tokenizer:

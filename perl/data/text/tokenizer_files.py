@@ -10,6 +10,7 @@ Nothing in them is executed: a class that they name in `auto_map` is not looked 
 """
 
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -82,6 +83,21 @@ def read(folder: epath.Path) -> Settings:
   """
   files = {name: documents.read_bytes(folder / name)
            for name in _COPIED if (folder / name).is_file()}
+  return of(files, folder, stops(folder))
+
+
+def of(files: dict[str, bytes], folder: epath.Path, ending: tuple[int, ...]) -> Settings:
+  """The settings in files that were read.
+
+  Args:
+    files: {name: content}; others than those of this house are passed over.
+    folder: where they lie, for errors.
+    ending: the ids that end a response; see `stops`.
+
+  Raises:
+    ValueError: as `read`.
+  """
+  files = {name: content for name, content in files.items() if name in _COPIED}
   fields = lambda name: Fields(
     documents.parse(files[name], folder / name, OBJECT, remedy=_REMEDY) if name in files else {},
     folder / name, remedy=_REMEDY)
@@ -97,7 +113,7 @@ def read(folder: epath.Path) -> Settings:
     prefix_space=config.get('add_prefix_space', FLAG, False),
     tokenizer_class=config.get('tokenizer_class', TEXT, ''),
     chat_template=_template(config, files.get(TEMPLATE), folder / TEMPLATE), files=files,
-    stops=stops(folder))
+    stops=ending)
 
 
 def stops(folder: epath.Path) -> tuple[int, ...]:
@@ -107,11 +123,17 @@ def stops(folder: epath.Path) -> tuple[int, ...]:
     ValueError: they are no ids, or the file is no JSON object.
   """
   for file in (folder / name for name in _STOPS if (folder / name).is_file()):
-    ids = Fields(documents.read(file, OBJECT), file).get('eos_token_id', _STOP_IDS)
-    if ids is not None:
-      ids = ids if isinstance(ids, list) else [ids]
-      return tuple(i for i in ids if i >= 0)  # some write -1 for none
+    if (ids := listed(documents.read(file, OBJECT), file)) is not None:
+      return ids
   return ()
+
+
+def listed(about: dict[str, Any], where: str | os.PathLike) -> tuple[int, ...] | None:
+  """eos_token_id of a config, one or several; None where it does not say; raises as `stops`."""
+  ids = Fields(about, where).get('eos_token_id', _STOP_IDS)
+  if ids is None:
+    return None
+  return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if i >= 0)  # -1 is none to some
 
 
 _STOP = documents.whole(-1, MOST_IDS - 1)

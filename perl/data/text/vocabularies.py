@@ -192,7 +192,13 @@ def read(file: epath.Path, settings: Settings) -> Json | SentencePiece:
     if file.name == 'vocab.json':
       documents.parse(content, file, _VOCABULARY)
       return Json(_byte_level(file, settings))
-    _check_ids(Fields(documents.parse(content, file, OBJECT), file))
+    return parse(content, file)
+
+
+def parse(content: bytes, where: epath.Path) -> Json:
+  """The vocabulary of what stands in a tokenizer.json; raises as `read`."""
+  with native(f'a tokenizer.json in {where}', 'check the file'):
+    _check_ids(Fields(documents.parse(content, where, OBJECT), where))
     return Json(tokenizers.Tokenizer.from_str(content.decode('utf-8')))
 
 

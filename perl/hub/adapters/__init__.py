@@ -21,7 +21,7 @@ from etils import epath
 from perl import documents, paths, trees
 from perl.data.text.tokenizer import Tokenizer
 from perl.documents import OBJECT, TEXT, Fields
-from perl.hub import tensors, writing
+from perl.hub import shards, tensors, writing
 from perl.hub.adapters import _config as config_file
 from perl.hub.adapters import _modules as modules
 from perl.hub.adapters import ia3, ln_tuning, lora, prefix_tuning, prompt_tuning, vera
@@ -147,9 +147,9 @@ def save(
       (new / OWN).write_text(json.dumps(own, indent=2) + '\n')
     if tokenizer is not None:
       tokenizer.publish(new)
-    sources = [tensors.Source(n, np.dtype(np.float32), x.shape, lambda x=x: x)
+    sources = [shards.Source(n, np.dtype(np.float32), x.shape, lambda x=x: x)
                for n, x in sorted(arrays.items())]
-    for _ in tensors.write(new, sources, 2**62, WEIGHTS):
+    for _ in shards.write(new, sources, 2**62, WEIGHTS):
       pass
 
   writing.into_folder(folder, write)

@@ -1,0 +1,113 @@
+r"""What a frozen model knows of thumbs: logistic regressions on its states, over grouped folds.
+
+    python -m experiments.studies frozen --config=configs/coffee.py:checkpoint=models/smollm2 \
+        --workdir=runs/coffee_frozen --config.inputs.anchor=base
+
+The anchor reads every judged row once; each fold is then a regression on the rows outside of it.
+It is what a trained reward model has to beat to have learnt anything of its own. The folds are
+those of `crossvalidate`, the penalty is reward.probe_c on standardised states.
+
+<workdir>/states.npz   the states, kept for the next time
+"""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from experiments.studies._engine import Table
+from experiments.studies._estimates import estimate
+from experiments.studies._jobs import Spec
+from perl.data.examples import Example
+from perl.evaluate import baseline, classification
+from perl.jobs import _folds as grouped
+from perl.jobs._artefacts import Artefacts, Base
+from perl.jobs._run import Run
+from perl.jobs._scoring import Scorer
+from perl.train import provenance
+
+READS = ('mean', 'likelihood')
+PARTS = {
+  'last state': ('last',), 'mean states': ('mean',), 'last and mean states': ('last', 'mean'),
+  'likelihood': ('likelihood',), 'mean states and likelihood': ('mean', 'likelihood')}
+"""Title -> the states that a regression reads: see models.lm.score."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """How many folds."""
+  parser.add_argument('--folds', default=5, type=int, help='folds')
+
+
+def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
+  """{'rows': [{'reads', 'auc': one a fold}], 'bag_of_words': one a fold, ...}."""
+  run = Run(spec.config(), str(spec.workdir / 'reward'), 'reward')
+  artefacts = Artefacts(run)
+  anchor = artefacts.anchor()
+  examples = grouped.everything(artefacts.data.examples, 'labelled')
+  columns = states(artefacts, anchor, examples, spec)
+  labels, groups = np.array([e.label for e in examples]), [e.group for e in examples]
+  folds = baseline.folds(labels, groups, options.folds)
+  known = np.isfinite(next(iter(columns.values()))).all(-1)
+
+  def auc(features: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
+    inside, outside = inside[known[inside]], outside[known[outside]]
+    model = regression(run.config.reward.probe_c).fit(features[inside], labels[inside])
+    return classification.auc(model.decision_function(features[outside]), labels[outside])
+
+  rows = [
+    {'reads': title, 'auc': [auc(features, *fold) for fold in folds]}
+    for title, names in PARTS.items()
+    for features in [np.concatenate([columns[name] for name in names], -1)]]
+  return {'rows': rows, 'bag_of_words': baseline.cross_validate(examples, options.folds),
+          'judged': len(examples), 'left_out': int((~known).sum()), 'anchor': anchor.digest,
+          **provenance.record()}
+
+
+def regression(c: float) -> Pipeline:
+  """Both labels count alike; c is the inverse strength of the penalty on standardised states."""
+  return make_pipeline(
+    StandardScaler(), LogisticRegression(C=c, class_weight='balanced', max_iter=1000))
+
+
+def states(
+  artefacts: Artefacts, anchor: Base, examples: list[Example], spec: Spec
+) -> dict[str, np.ndarray]:
+  """{'last': f32[N, D], 'mean': f32[N, 2 D], 'likelihood': f32[N, 4]}; NaN of a row left out."""
+  file, width = spec.workdir / 'states.npz', anchor.model.config.width
+  identity = f'{anchor.digest} {artefacts.run.config.data.max_prompt_tokens} {len(examples)}'
+  if file.exists():
+    with np.load(file, allow_pickle=False) as kept:
+      if str(kept['identity']) == identity:
+        return _columns(kept['states'], width)
+  logging.info('frozen: the anchor reads %d judged rows', len(examples))
+  read = Scorer(artefacts.run, artefacts.data, anchor).features({}, examples, READS)
+  spec.workdir.mkdir(parents=True, exist_ok=True)
+  np.savez(file, states=read, identity=identity)
+  return _columns(read, width)
+
+
+def _columns(read: np.ndarray, width: int) -> dict[str, np.ndarray]:
+  last, mean, likelihood = np.split(read, [width, 3 * width], -1)
+  return {'last': last, 'mean': mean, 'likelihood': likelihood}
+
+
+def table(results: Mapping[str, Any]) -> Table:
+  """A row a regression: mean AUC over the folds, each fold's, the gain over the bag of words."""
+  words = results['bag_of_words']
+  body = [_line(row['reads'], row['auc'], words) for row in results['rows']]
+  return (['a frozen model and a logistic regression on', 'mean AUC', 'folds',
+           'gain over the bag of words'],
+          [*body, _line('bag of words', words, [])],
+          ['Intervals are t-intervals over the folds, which share training rows: read them as a '
+           'rough guide.'])
+
+
+def _line(title: str, folds: list[float], words: list[float]) -> list[str]:
+  gain = estimate([mine - other for mine, other in zip(folds, words)])
+  return [title, f'{sum(folds) / len(folds):.3f}', ' '.join(f'{x:.3f}' for x in folds),
+          f'{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]' if gain else '']
