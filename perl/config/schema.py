@@ -121,6 +121,10 @@ FIELDS: dict[str, Field] = {
   'data.max_response_tokens': Field(128, 'Longest response, its EOS included.', 'tokens', low=1),
   'data.chat_template': Field(True, 'Dialogues are written with the tokenizer\'s chat template, '
                               'where it has one; else with our markers.'),
+  'data.special_text': Field('keep', 'Special tokens of the vocabulary in the words of rows '
+                             '(<|im_end|> in what a user says): they are these tokens, as in '
+                             'transformers, and are counted in the log; or a space breaks them.',
+                             choices=('keep', 'escape')),
   'data.date': Field('', 'The day that a chat template which reads the clock is told (2026-03-31); '
                      '\'\' is the one on which the run in --workdir began, which its config.json '
                      'keeps.'),

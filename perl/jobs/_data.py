@@ -17,7 +17,7 @@ from perl.data import examples as kinds
 from perl.data import sets
 from perl.data.batches import encoding, pipeline
 from perl.data.examples import Example
-from perl.data.text import chat
+from perl.data.text import chat, special_text
 from perl.data.text.tokenizer import Tokenizer
 from perl.evaluate import references
 from perl.jobs import _folds as folds
@@ -134,8 +134,7 @@ class Data:
       longest: tokens of a response, if more than data.max_response_tokens.
     """
     config = self.run.config.data
-    if self.template is not None:
-      examples = [chat.apply(self.template, example) for example in examples]
+    examples = self._written(self._screened(examples, kind))
     rows, counts = pipeline.encode(
       examples, self.tokenizer, kind=kind, max_prompt_tokens=config.max_prompt_tokens,
       max_response_tokens=max(config.max_response_tokens, longest), overlong=config.overlong,
@@ -144,11 +143,31 @@ class Data:
     logging.info('%s: %s examples: %s', self.run.stage, kind, counts)
     return rows
 
+  def _written(self, examples: list[Example]) -> list[Example]:
+    """The examples as the template writes them, if there is one."""
+    if self.template is None:
+      return examples
+    return [chat.apply(self.template, example) for example in examples]
+
+  def _screened(self, examples: list[Example], kind: str) -> list[Example]:
+    """The examples, with the special tokens in their words broken, if data.special_text says so."""
+    escape = self.run.config.data.special_text == 'escape'
+    screen = special_text.Screen(self.tokenizer, self.template, escape=escape)
+    examples = [screen(example) for example in examples]
+    if screen.rows:
+      logging.warning(
+        '%s: %d of %d %s examples hold special tokens of the vocabulary in their words (%s; the '
+        'first%s): %s', self.run.stage, screen.rows, len(examples), kind,
+        ', '.join(f'{token} {count}' for token, count in screen.counts.most_common(3)),
+        f' in {screen.first}' if screen.first else f' of {self.run.config.data.name}',
+        'a space breaks them' if escape else 'they are read as these tokens, as in transformers; '
+        'data.special_text=escape breaks them')
+    return examples
+
   def sampled(self, prompts: list[Example], responses: Sequence[Sequence[int]]) -> list[dict]:
     """Rows of kind labelled, without a label, of responses as they were sampled."""
-    prompts = [chat.as_prompt(example) for example in prompts]
-    if self.template is not None:
-      prompts = [chat.apply(self.template, prompt) for prompt in prompts]
+    prompts = self._screened([chat.as_prompt(example) for example in prompts], 'prompt')
+    prompts = self._written(prompts)
     return encoding.encode_sampled(
       prompts, responses, self.tokenizer,
       max_prompt_tokens=self.run.config.data.max_prompt_tokens)
@@ -163,7 +182,7 @@ class Data:
         'data.chat_template=false); set sft.whole_chats=false')
     config = self.run.config.data
     rows, counts = encoding.encode_chats(
-      self.examples(split, 'document'), self.tokenizer, self.template,
+      self._screened(self.examples(split, 'document'), 'document'), self.tokenizer, self.template,
       max_tokens=config.max_prompt_tokens + config.max_response_tokens, overlong=config.overlong)
     logging.info('%s: whole chats: %s', self.run.stage, counts)
     return rows

@@ -79,6 +79,11 @@ class Vocabulary(NamedTuple):
   stop_ids: tuple[int, ...] = (2,)
   adds_bos: bool = True
   chat_template: None = None
+  special: tuple[str, ...] = ()
+  special_tokens: dict[str, str] = {}
+
+  def token(self, index: int) -> None:
+    """None: an id is a character, whichever."""
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Ids beyond the special ones, different where characters are."""

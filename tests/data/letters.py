@@ -19,5 +19,8 @@ class Letters:
     special = {'.': self.eos_id, '^': self.bos_id}
     return [[special.get(c, ord(c) - ord('a') + 10) for c in text] for text in texts]
 
+  def decode(self, ids, skip_special=True):
+    return ''.join(chr(i - 10 + ord('a')) for i in ids if i >= 10)
+
   def encode_pairs(self, pairs):
     return [(self.encode_batch([first + second])[0], len(first)) for first, second in pairs]

@@ -10,7 +10,8 @@ ends what does not end in it, or another token that ends a response (`stop_ids`)
 
 A row is a dict of numpy arrays of one example, not yet padded, with `index`, the position of the
 example in its list:
-  document, demonstration  tokens i32[n], loss_mask bool[n]
+  document, demonstration  tokens i32[n], loss_mask bool[n]: of a demonstration not at tokens that
+                           would end its response before the end
   preference               chosen i32[n], rejected i32[m], margin float
   labelled                 tokens i32[n], label float
   ranked                   responses K x i32[n], each after the prompt, best first, and present
@@ -46,9 +47,12 @@ def _rows(kind: str, example: Example, prompt: list[int], responses: list[list[i
   prompt = limits.prompt(prompt)
   if kind == 'prompt':
     return [{'tokens': np.array(prompt, np.int32)}]
+  ends = limits.inner_ends(responses[0]) if kind == 'demonstration' else []
   responses = [limits.response(response) for response in responses]
   if kind == 'demonstration':
-    return [_language_row(prompt, *responses)]
+    row = _language_row(prompt, *responses)
+    row['loss_mask'][[len(prompt) + i for i in ends if i < len(responses[0])]] = False
+    return [row]
   if kind in ('labelled', 'rated'):
     name = 'label' if kind == 'labelled' else 'rating'
     return [_scored_row(prompt, *responses) | {name: float(getattr(example, name))}]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from perl.data.text import special_text
 from perl.data.text.tokenizer import Tokenizer
 
 
@@ -23,6 +24,7 @@ class Limits:
     if overlong not in ('filter', 'truncate'):
       raise ValueError(f"encode: expected overlong to be 'filter' or 'truncate'; found "
                        f"{overlong!r}; set data.overlong to one of these")
+    self._tokenizer = tokenizer
     self._bos, self._eos = [tokenizer.bos_id], [tokenizer.eos_id]
     self._stops = tokenizer.stop_ids
     self._adds_bos = tokenizer.adds_bos
@@ -54,6 +56,13 @@ class Limits:
       self._count('truncated_responses')
       ids = ids[:self._response_tokens]
     return ids
+
+  def inner_ends(self, ids: list[int]) -> list[int]:
+    """Where a response holds what would end it, and goes on; counted, where there are some."""
+    ends = special_text.inner_ends(ids, self._tokenizer)
+    if ends:
+      self.counts['inner_ends'] = self.counts.get('inner_ends', 0) + len(ends)
+    return ends
 
   def spread(self, responses: list[list[int]]) -> list[list[int]]:
     """K of a ranking: the best, the worst, and the others evenly between them."""

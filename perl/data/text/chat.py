@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from perl.data.examples import Document, Example, Prompt, Ranked
-from perl.data.text import dialogue
+from perl.data.text import dialogue, special_text
 from perl.data.text.offsets import before, beginning_before
 from perl.data.text.templates import Message, Refusal, Template, Unopened
 from perl.data.text.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message]
   """(the ids of a whole chat, which of them the assistant says).
 
   The ids open with bos once, if the template or the tokenizer puts it there. A token that is only
-  partly the assistant's is the assistant's.
+  partly the assistant's is the assistant's; one that ends a turn before its end is nobody's.
 
   Raises:
     ValueError: see Template.spans.
@@ -91,6 +91,8 @@ def encode(tokenizer: Tokenizer, template: Template, messages: Sequence[Message]
   for begin, end in spans:
     inside = slice(before(offsets, begin), beginning_before(offsets, end))
     mask[inside] = [True] * len(mask[inside])
+    for end in special_text.inner_ends(ids[inside], tokenizer):
+      mask[inside.start + end] = False
   if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
     return [tokenizer.bos_id, *ids], [False, *mask]
   return ids, mask

@@ -33,6 +33,7 @@ class Tokenizer:
     stop_ids: all that end a response: eos_id first, then the others that generation_config.json
       lists (Llama 3's <|eom_id|>), and eos as it was before a chat's template chose another.
     special_tokens: the texts of bos_token, eos_token, pad_token and unk_token, of those it has.
+    special: the texts of all its special tokens.
     chat_template: the source of its chat template (see chat.py); None if it has none.
     digest: sha256 hex of the vocabulary and the special ids; it identifies the tokenizer.
   """
@@ -46,7 +47,7 @@ class Tokenizer:
     self.bos_id = self.eos_id if special['bos_token'] is None else special['bos_token']
     self.pad_id = self.eos_id if special['pad_token'] is None else special['pad_token']
     self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stops)))
-    self.vocab_size, self._rows = backend.vocab_size, 0
+    self.vocab_size, self._rows, self.special = backend.vocab_size, 0, backend.special
     self.adds_bos = special_tokens.adds_bos(backend, settings, special['bos_token'])
     texts = {name: backend.token(index) for name, index in special.items() if index is not None}
     self.special_tokens = texts | {k: v for k, v in settings.declared.items() if v}
@@ -117,6 +118,10 @@ class Tokenizer:
   def token(self, index: int) -> str | None:
     """The token of an id, as the vocabulary spells it; None where it has none."""
     return self._backend.token(index)
+
+  def has(self, token: str) -> bool:
+    """Whether the vocabulary has this token."""
+    return self._backend.id(token) is not None
 
   def _checked(self, ids: list[int]) -> list[int]:
     if self._rows and max(ids, default=0) >= self._rows:
