@@ -12,7 +12,7 @@ from perl import choices
 
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = ('types', 'masked', 'trees', 'products', 'quantized', 'quantization', 'choices',
-          'options', 'paths', 'documents', 'patterns', 'bounded')
+          'options', 'paths', 'documents', 'patterns', 'bounded', 'machine')
 WINGS = ('data', 'peft', 'models', 'train', 'objectives')
 FLOORS = ('hub', 'preference', 'rl', 'evaluate', 'jobs', 'config', 'report', 'forecast', 'cli')
 """Above ground and wings, from the lowest; each may look into all below it."""

@@ -4,9 +4,10 @@
     python -m experiments.bench.ours --suite=rm --size=tiny --weights=/tmp/tiny
 
 --variant=full trains every weight in place of LoRA; --variant=remat keeps less of a layer for its
-backward pass (model.remat=attention). Sampling is a job's default: on CPU, float32,
-from a copy of the base that LoRA is merged into anew for each rollout, within the time; elsewhere
-from base and LoRA (perl/rl/rollout). With --profile=FOLDER two steps are traced by jax.profiler.
+backward pass (model.remat=attention); --variant=stacks samples without a copy of the base. Sampling
+is a job's default: on CPU, float32, from a copy of the base that LoRA is merged into anew for each
+rollout, within the time; elsewhere from base and LoRA (perl/rl/rollout). With --profile=FOLDER two
+steps are traced by jax.profiler.
 """
 
 import argparse
@@ -63,12 +64,13 @@ class Case:
     head = {'head': lora['head']} if 'head' in lora else {}
     return {**adapters.init(jax.random.key(1), self.base, 'full'), **head}
 
-  def trainer(self, learning, loss, prepare=None):
+  def trainer(self, learning, loss, prepare=None, together=1):
     """(state, step) of a loss over the adapters `learning`, and of what comes before it."""
     tx = optim.make(learning_rate=work.LEARNING_RATE, steps=1, clip_norm=work.CLIP)
     state = steps.init_state(learning, tx, jax.random.key(0), adapters.split)
     # Placed, as the base is and as a job does it: else the second step would be compiled anew.
-    step = steps.make_train_step(loss, tx, split=adapters.split, prepare=prepare)
+    step = steps.make_train_step(
+      loss, tx, split=adapters.split, prepare=prepare, together=together)
     return jax.device_put(state, jax.devices()[0]), step
 
 
@@ -115,7 +117,8 @@ def sampler(case: Case, temperature: float = 1.0, new: int = 0, samples: int = 1
   """(adapter, tokens i32[N, P], key) -> Rollout; no token is the EOS, so that no row ends early."""
   sample = functools.partial(
     rollout, case.model, case.base, max_new_tokens=new or case.size.new, eos_id=-1,
-    pad_id=work.PAD, temperature=temperature, samples=samples)
+    pad_id=work.PAD, temperature=temperature, samples=samples,
+    copy=False if case.args.variant == 'stacks' else None)
   return lambda adapter, tokens, key: sample(adapter, tokens, jnp.ones(tokens.shape, bool), key)
 
 
@@ -146,7 +149,7 @@ def rl_step(case: Case) -> Step:
   options = dict(max_new_tokens=new, baseline='batch_mean', samples=samples)
   state, update = case.trainer(
     {'policy': case.learnt('policy')}, learner.make_loss(case.model, 'reinforce', **options),
-    prepare=learner.make_prepare(case.model, 'reinforce', **options))
+    prepare=learner.make_prepare(case.model, 'reinforce', **options), together=samples)
   judge = make_judge(case.model, max_new_tokens=new, samples=samples)
   build = make_experience(max_new_tokens=new, beta=work.BETA)
   tokens = jnp.asarray(work.rl_prompts(case.args.size), jnp.int32)
@@ -167,7 +170,7 @@ STEPS = {'rm': reward_step, 'sft': next_token_step, 'decode': decode_step, 'rl':
 
 def main() -> None:
   """Measures one case and prints its row."""
-  args = work.arguments(__doc__, ('', 'full', 'remat'))
+  args = work.arguments(__doc__, ('', 'full', 'remat', 'stacks'))
   case = Case(args)
   step = STEPS[args.suite](case)
   row = work.measure(step, steps=args.steps, warmup=args.warmup)

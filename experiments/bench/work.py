@@ -72,6 +72,7 @@ SIZES = {
                 new=8),  # for tests
   'tiny': Size(4, 128, 4, 4, 32, 384, 1024, pairs=16),  # 1 M
   'medium': Size(8, 512, 8, 8, 64, 1152, 2048, pairs=8),  # 24 M
+  'smollm2': Size(30, 576, 9, 3, 64, 1536, 49_152, pairs=4),  # the shape of SmolLM2-135M
   '1b': Size(16, 2048, 32, 8, 64, 8192, 128_256, pairs=8, length=512, prompts=16, prompt=128,
              new=128, dtype='bfloat16'),  # the shape of Llama 3.2 1B
 }

@@ -1,8 +1,8 @@
 """What a device holds and how fast it may be, by its maker's figures: for verdicts and bounds."""
 
 import dataclasses
-import os
 
+from perl import machine
 from perl.config.fields import ConfigError, nearest
 
 GIB = 2**30
@@ -67,7 +67,7 @@ def find(name: str = '', gib: float = 0.0) -> Device | None:
   if gib:
     return Device(f'a device of {gib:g} GiB', int(gib * GIB))
   if name == 'cpu':
-    return Device('cpu', os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+    return Device('cpu', machine.memory_bytes())
   if name and name not in DEVICES:
     names = [*DEVICES, 'cpu']
     raise ConfigError(f'expected --device among {", ".join(names)}, found {name!r}'

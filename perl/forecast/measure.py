@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from perl import machine
 from perl.config.fields import ConfigError
 from perl.forecast import flops
 from perl.jobs import ADAPTED
@@ -21,7 +22,7 @@ from perl.jobs._plan import Program, Stage
 from perl.models import decode
 from perl.peft import adapters
 from perl.rl.rollout import batch, slots
-from perl.train import memory, parts
+from perl.train import memory
 from perl.types import Tree
 
 HALVES = ('bfloat16', 'float16')
@@ -49,7 +50,7 @@ def build(config: ConfigDict, name: str, *, accelerator: bool = True) -> Stage:
       if config.model[field] == 'bfloat16':
         config.model[field] = 'float16'
   try:
-    with parts.accelerated() if accelerator else contextlib.nullcontext():
+    with machine.accelerated() if accelerator else contextlib.nullcontext():
       return programs.stage(config, name)
   except (ValueError, FileNotFoundError) as error:
     raise ConfigError(str(error)) from error
@@ -191,8 +192,9 @@ def cache_bytes(stage: Stage) -> int:
   rows, count = (len(tokens), options['samples']) if at_a_time is None else (at_a_time, 1)
 
   def cache(base, policy, tokens, mask):
+    parts = decode.parts(model, base, policy, copy=options.get('copy'))
     _, kv = decode.prefill(
-      model, decode.parts(model, base, policy), tokens[:rows], mask[:rows],
+      model, parts, tokens[:rows], mask[:rows],
       options['max_new_tokens'], count=count, kind=options['cache'])
     return kv.prompt, kv.own
 

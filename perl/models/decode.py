@@ -1,8 +1,8 @@
 """Decoding with a cache: one prefill of the prompts, then a token at a time.
 
-Where the weights are few, on CPU, they are taken out of their stacks once, before the loop, and
-projections that read the same input are laid side by side. Elsewhere the layers are a loop over the
-stacks, and nothing is copied.
+On CPU, where memory allows (`copies`), the weights are taken out of their stacks once, before the
+loop, and projections that read the same input are laid side by side. Elsewhere the layers are a
+loop over the stacks, and nothing is copied.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from perl import machine, trees
 from perl.models import lm, stack, top_layers, virtual
 from perl.models.block import Block, Layer, layers_of, stacked
 from perl.models.cache import Cached, Store
 from perl.models.context import Rows
 from perl.models.layers import TOGETHER
 from perl.models.transformer import Transformer
-from perl.quantized import is_quantized
+from perl.quantized import is_quantized, scheme_of
 from perl.types import Tree
 
 
@@ -37,18 +38,34 @@ class Cache(struct.PyTreeNode):
   prompt_mask: jax.Array  # bool[N, P]
 
 
+COPIED_SHARE = 8
+"""A base that is so small a part of the machine's memory is copied for sampling on CPU."""
+
+
+def copies(base: Tree) -> bool:
+  """Whether sampling reads a copy of the base: on CPU, a dense one that memory has ample room for.
+
+  What is read anew for each token out of stacks is as much as the copy: it pays from a few tokens
+  on, for large models too (docs/benchmarks.md: perl_stacks samples without). It is three bases at
+  most: a merged one, its layers, and an unembedding laid out anew.
+  """
+  if not machine.on_cpu() or scheme_of(base) is not None:
+    return stack.copies(base)
+  return stack.copies(base) or trees.size_bytes(base) * COPIED_SHARE <= machine.memory_bytes()
+
+
 def parts(model: Transformer, base: Tree, adapter: Tree, *, copy: bool | None = None) -> Parts:
   """Base and adapter as the loop reads them; call it outside of the loop.
 
   Args:
     model, base, adapter: see perl/models/lm.py.
-    copy: take the layers out of their stacks; None: where `stack.copies` says so.
+    copy: take the layers out of their stacks; None: where `copies` says so.
   """
   whole = lm.variables(base, adapter)
   blocks = model.apply(whole, method='blocks')
   lead = virtual.length(blocks.get('adapter'))
   rest = top_layers.outside(whole)
-  if not (stack.copies(base) if copy is None else copy):
+  if not (copies(base) if copy is None else copy):
     return Parts(rest, blocks, lead)
   if model.config.tied and virtual.unembedding_is_frozen(adapter):
     # On CPU a product of few rows with a transposed matrix takes five times as long.

@@ -25,7 +25,8 @@ _KEPT = {'layer': (), 'attention': ('product', 'attended'), 'products': ('produc
 """Config.remat -> the named results that the backward pass finds; it computes the others again."""
 
 COPIED_BYTES = 2**27
-"""A base of at most so many bytes is copied on CPU, in training and in decoding."""
+"""A base of at most so many bytes is copied on CPU, in training too: of a larger one that saves
+next to nothing and takes its memory again (decoding: perl/models/decode.py)."""
 
 UNROLLED_LAYERS = 8
 """So many layers of a small base, on CPU, are no loop, whose results would be written into stacks:

@@ -19,6 +19,7 @@ import optax
 
 from perl.data.batches import paired
 from perl.data.examples import Example
+from perl.models import decode
 from perl.models.transformer import Transformer
 from perl.objectives import advantages, regularizers
 from perl.options import check, names, picked, taken
@@ -175,9 +176,11 @@ def make_step(
     ValueError: an option that nobody declares.
   """
   check(options, known_options(), 'an algorithm')
+  policy = roles.of(base, 'policy')
+  sampling = {'copy': decode.copies(policy), **sampling}  # decided once, for all that depends on it
   anew = read_anew(model, behaviour, **picked(sampling, ('cache',)))
   trainers = anew or behaviour == 'auto' and merges(
-    model, roles.of(base, 'policy'), frozen['reference'], sampling.get('merged'))
+    model, policy, frozen['reference'], sampling.get('merged'), sampling['copy'])
   auto = 'sequence_mask' if trainers else 'none'
   options = options | {'correction': auto if correction == 'auto' else correction}
   once, shaped = algorithms.updates(options) == 1, algorithms.in_reward(options)

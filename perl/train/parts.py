@@ -1,14 +1,12 @@
 """Into how many parts a batch is cut, one after another: what the backward pass keeps of all of it
 need not be there at once.
 
-On CPU the parts of a large model cost no time (SmolLM2-135M, parts of 288 to 2,304 tokens: the same
-seconds a row up to 576, 10 % more at 288), for its products are as fast and its caches are fuller.
-A small model's batch stays whole, and so does every batch on an accelerator, which wants it large.
+On CPU the parts of a large model cost no time as long as they have some hundred tokens: its
+products are as fast. A small model's batch stays whole, and so does every batch on an accelerator,
+which wants it large.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
@@ -20,23 +18,6 @@ SMALL_BYTES = 2**27
 
 PART_BYTES = 2**30
 """What the backward pass of a part may keep; half the base's bytes, if that is more."""
-
-_ACCELERATED = contextvars.ContextVar('accelerated', default=False)
-
-
-@contextlib.contextmanager
-def accelerated() -> Iterator[None]:
-  """Steps that are made meanwhile are an accelerator's, though a CPU compiles them: a forecast."""
-  token = _ACCELERATED.set(True)
-  try:
-    yield
-  finally:
-    _ACCELERATED.reset(token)
-
-
-def wanted() -> bool:
-  """Whether steps that are made now may cut their batches."""
-  return jax.default_backend() == 'cpu' and not _ACCELERATED.get()
 
 
 def count(

@@ -9,6 +9,8 @@ import subprocess
 
 import jax
 
+from perl import machine as host
+
 PACKAGES = (
   'perl-rlhf', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'tokenizers',
   'tensorflow-datasets',
@@ -55,7 +57,7 @@ def hardware() -> dict[str, str | int]:
   return {
     'cpu': _cpu_model(),
     'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-    'memory_bytes': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
+    'memory_bytes': host.memory_bytes(),
     'platform': device.platform,
     'device_kind': device.device_kind,
     'device_count': jax.device_count(),

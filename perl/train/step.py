@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from perl import trees
+from perl import machine, trees
 from perl.train import paging, parts
 from perl.types import Batch, Mean, Tree
 
@@ -93,7 +93,7 @@ def make_train_step(
     the step; metrics are f32[]: the loss_fn's, with `loss`, `grad_norm` and `finite`, means over
     the updates; with several of them `updates` says how many were made.
   """
-  divisible = divisible and parts.wanted()
+  divisible = divisible and machine.on_cpu()
 
   def total(trained, fixed, base, batch, key, weights):
     losses, metrics = loss_fn(trees.combine(trained, fixed), base, batch, key)

@@ -1,12 +1,14 @@
 """Caches: narrow ones are near, slots are written where they should be, nothing is copied."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from perl import trees
+from perl import machine, trees
 from perl.models import decode, lm, stack
 from perl.models.cache import Store
 from perl.models.config import Config
@@ -73,7 +75,7 @@ def test_narrow_caches_decode_nearly_the_same(kind, tolerance, copy):
   np.testing.assert_allclose(logits(kind), logits('model'), atol=tolerance)
 
 
-def test_decoding_from_stacks_copies_no_base():
+def test_decoding_copies_the_base_where_memory_has_ample_room():
   config = Config(
     vocab_size=64, layers=8, width=96, heads=4, kv_heads=4, head_dim=24, mlp_width=320)
   model = Transformer(config)
@@ -81,15 +83,19 @@ def test_decoding_from_stacks_copies_no_base():
   adapter = jax.eval_shape(lambda b: tiny.lora(b, head=False), base)
   shape = jax.ShapeDtypeStruct
 
-  def temporaries(patched):
+  def temporaries(room, accelerated=False):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(stack, 'COPIED_BYTES', patched)
+      patch.setattr(stack, 'COPIED_BYTES', 0)
+      patch.setattr(machine, 'memory_bytes', lambda: room)
       jax.clear_caches()
-      compiled = rollout.lower(
-        model, base, adapter, shape((2, 4), jnp.int32), shape((2, 4), bool),
-        jax.eval_shape(jax.random.key, 0), max_new_tokens=4, eos_id=1, pad_id=0).compile()
+      with machine.accelerated() if accelerated else contextlib.nullcontext():
+        compiled = rollout.lower(
+          model, base, adapter, shape((2, 4), jnp.int32), shape((2, 4), bool),
+          jax.eval_shape(jax.random.key, 0), max_new_tokens=4, eos_id=1, pad_id=0).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
   whole = trees.size_bytes(base)
-  assert temporaries(0) < 0.4 * whole
-  assert temporaries(2**30) > whole  # so that the law can fail
+  enough = decode.COPIED_SHARE * whole
+  assert temporaries(enough - 1) < 0.4 * whole
+  assert temporaries(enough, accelerated=True) < 0.4 * whole
+  assert temporaries(enough) > whole  # so that the law can fail

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from perl.models import decode, stack
+from perl.models import decode
 from perl.rl.rollout import rollout, slots
 
 MODEL, BASE = tiny.make('llama')
@@ -44,7 +44,7 @@ def test_slots_take_narrow_caches_and_several_samples(cache):
 def test_slots_work_on_stacks(monkeypatch):
   key = jax.random.key(0)
   batch = rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, **HOW)
-  monkeypatch.setattr(stack, 'COPIED_BYTES', 0)
+  monkeypatch.setattr(decode, 'copies', lambda base: False)
   jax.clear_caches()
   same(batch, rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, slots=4, **HOW))
   same(batch, rollout(MODEL, BASE, POLICY, TOKENS, MASK, key, **HOW))

@@ -6,6 +6,7 @@ import optax
 import pytest
 import tiny
 
+from perl import machine
 from perl.models import lm
 from perl.objectives import losses
 from perl.peft import adapters
@@ -62,11 +63,14 @@ def test_dropout_is_drawn_in_each_part(monkeypatch):
   assert metrics['finite'] == 1.0 and int(state.step) == 1
 
 
-def test_a_small_base_and_a_loss_of_the_whole_batch_are_not_cut(monkeypatch):
+def test_small_bases_losses_of_the_whole_batch_and_accelerators_are_not_cut(monkeypatch):
   run, arguments = learner(sharding.mesh())
   text = run.lower(*arguments).as_text()
   large(monkeypatch, 0)
   run, arguments = learner(sharding.mesh(), divisible=False)
+  assert run.lower(*arguments).as_text() == text
+  with machine.accelerated():
+    run, arguments = learner(sharding.mesh())
   assert run.lower(*arguments).as_text() == text
   run, arguments = learner(sharding.mesh())
   assert run.lower(*arguments).as_text() != text

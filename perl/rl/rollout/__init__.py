@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perl.models import decode, stack
+from perl.models import decode
 from perl.models.transformer import Transformer
 from perl.peft import adapters, rounding
 from perl.quantized import scheme_of
@@ -16,7 +16,7 @@ from perl.rl.rollout.sampling import sample
 from perl.types import Rollout, Tree
 
 STATIC = ('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'eos_id', 'pad_id', 'samples',
-          'slots', 'merged', 'cache')
+          'slots', 'merged', 'copy', 'cache')
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -37,6 +37,7 @@ def rollout(
   samples: int = 1,
   slots: int | None = None,
   merged: bool | None = None,
+  copy: bool | None = None,
   cache: str = 'model',
 ) -> Rollout:
   """Samples until every row has its EOS or `max_new_tokens` tokens.
@@ -62,6 +63,7 @@ def rollout(
     merged: fold the adapter into a copy of the base for this rollout alone (where `kept_apart` does
       not object); nothing is ever trained on the copy. None: where a copy is made anyway and
       rounding is float32's; never a quantized one.
+    copy: read the weights out of a copy of the base; None: where `decode.copies` says so.
     cache: how keys and values are stored, of models.cache.KINDS.
 
   Returns:
@@ -72,7 +74,7 @@ def rollout(
     ValueError: a quantized base shall be merged into.
   """
   rows = tokens.shape[0] * samples
-  parts = _ready(model, base, adapter, merged)
+  parts = _ready(model, base, adapter, merged, copy)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
   draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
   common = dict(length=max_new_tokens, eos_id=eos_id, pad_id=pad_id, cache=cache)
@@ -110,12 +112,16 @@ def kept_apart(sample: Callable, base: Tree, adapter: Tree) -> dict[str, bool]:
   return {} if 0 < lost <= rounding.LIMIT else {'merged': False}
 
 
-def merges(model: Transformer, base: Tree, adapter: Tree, merged: bool | None = None) -> bool:
+def merges(
+  model: Transformer, base: Tree, adapter: Tree, merged: bool | None = None,
+  copy: bool | None = None,
+) -> bool:
   """Whether a rollout reads a merged copy; the arguments are those of `rollout`, by shapes too."""
   if merged is not None:
     return merged
   exact = model.config.dtype == model.config.param_dtype == 'float32'
-  return stack.copies(base) and exact and adapters.mergeable(base, adapter)
+  copy = decode.copies(base) if copy is None else copy
+  return copy and exact and adapters.mergeable(base, adapter)
 
 
 def wide(model: Transformer, *, cache: str = 'model') -> bool:
@@ -134,13 +140,15 @@ def read_anew(model: Transformer, behaviour: str, *, cache: str = 'model') -> bo
   return behaviour == 'trainer' or behaviour == 'auto' and not wide(model, cache=cache)
 
 
-def _ready(model: Transformer, base: Tree, adapter: Tree, merged: bool | None) -> decode.Parts:
-  """The weights as decoding reads them; `merged` as in `rollout`."""
-  merged = merges(model, base, adapter, merged)
+def _ready(
+  model: Transformer, base: Tree, adapter: Tree, merged: bool | None, copy: bool | None
+) -> decode.Parts:
+  """The weights as decoding reads them; `merged` and `copy` as in `rollout`."""
+  merged = merges(model, base, adapter, merged, copy)
   if merged and (scheme := scheme_of(base)) is not None:
     raise ValueError(
       f'expected a dense base to merge adapters into, found {scheme.tag} kernels, which would '
       'become dense; set rl.decode=adapter')
   if merged:
     base, adapter = adapters.merge(base, adapter), {}
-  return decode.parts(model, base, adapter)
+  return decode.parts(model, base, adapter, copy=copy)
