@@ -108,7 +108,7 @@ def _published(config: ConfigDict, options: SimpleNamespace) -> None:
   config.sft.update(steps=50, batch_size=16, whole_chats=True)
   config.reward.update(steps=160, batch_size=16, reads=(), probe=False)
   config.rl.update(steps=40, batch_size=32)
-  config.evaluate.update(max_examples=128, batch_size=16)
+  config.evaluate.update(max_examples=0, batch_size=16)
   for stage in TRAINED:
     config[stage].update(evaluate_every_steps=80, checkpoint_every_steps=20)
     config[stage].optim.update(warmup_steps=10)

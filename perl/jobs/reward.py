@@ -43,7 +43,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   artefacts = Artefacts(run)
   data, anchor = artefacts.data, artefacts.anchor()
   kind, scorer = scoring.example_kind(run), scoring.Scorer(run, data, anchor)
-  train, dev, test = (data.examples(split, kind) for split in ('train', 'dev', 'test'))
+  train = data.examples('train', kind)
+  dev, test = (data.some(data.examples(split, kind)) for split in ('dev', 'test'))
   train = some(train, config.reward.max_examples, config.seed, config.reward.skip_examples)
   start = _initial_adapter(artefacts, scorer, train)
   if config.reward.probe:

@@ -4,6 +4,7 @@ import pathlib
 
 import orders
 import pytest
+import toyrun
 
 from perl import cli
 from perl.config import platform
@@ -28,9 +29,10 @@ def test_from_an_empty_folder_to_a_reward_model_that_transformers_scores_alike(
   pathlib.Path('models/smollm2').symlink_to(smollm2)
   mirror = orders.write_mirror(tmp_path / 'mirror')
   launch = [f'{word},mirror={mirror}' if word.startswith('--config=') else word for word in launch]
-  short = ['--config.reward.steps=3', '--config.reward.batch_size=2', '--config.mesh.data=1',
+  short = ['--config.reward.steps=3', '--config.reward.batch_size=2',
            '--config.evaluate.max_examples=4', '--config.evaluate.bootstrap=2']
-  assert cli.main([*launch, *short]) == 0
+  with toyrun.small_world():
+    assert cli.main([*launch, *short]) == 0
   assert 'auc' in capsys.readouterr().out
   assert cli.main(export) == 0
   assert cli.main(check) == 0

@@ -22,9 +22,9 @@ import checkpoints  # noqa: E402
 ALL = ('tokenizer', 'pretrain', 'sft', 'reward', 'rl', 'evaluate')
 
 
-def check(tmp_path, stages=ALL, **overrides):
+def check(tmp_path, stages=ALL, devices=1, **overrides):
   """The problems of a config, '' of a good one."""
-  with run.small_world():
+  with run.small_world(devices):
     try:
       _preflight.check(run.config(**overrides), stages, paths.of(tmp_path))
     except ValueError as error:
@@ -241,4 +241,4 @@ def test_a_later_row_whose_roles_a_template_refuses_is_said(tmp_path, whole):
 @pytest.mark.parametrize('field', ['reward.batch_size', 'rl.batch_size', 'evaluate.batch_size'])
 def test_a_batch_that_does_not_divide_over_the_devices_is_said(tmp_path, field):
   said = f'{field}: expected a batch that divides over the 8 devices of the mesh, found 12'
-  assert said in check(tmp_path, **{field: 12, 'rl.samples': 1})
+  assert said in check(tmp_path, devices=8, **{field: 12, 'rl.samples': 1})

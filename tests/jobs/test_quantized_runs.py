@@ -2,6 +2,7 @@
 
 import json
 
+import gguf_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ QUANTIZED = dict(model__quantize='nf4', model__quantize_block=8, model__double_q
 
 
 @pytest.mark.parametrize('family, scheme', [
-  ('llama', SCHEME), ('gpt2', Scheme('int8', 8)), ('gpt_neox', SCHEME)])
+  ('llama', SCHEME), ('gpt2', Scheme('int8', 8)), ('gpt_neox', Scheme('uint4', 8))])
 def test_a_checkpoint_is_quantized_as_it_is_read(
     tmp_path, monkeypatch, optimized, family, scheme):
   """The same bits as of the dense base; but of that there is never more than a tensor or two."""
@@ -167,6 +168,27 @@ def test_convert_writes_a_quantized_base_that_jobs_read(run, tmp_path, capsys):
   assert told['parameters'] == trees.count(base.params)
 
 
+def test_the_blocks_of_a_gguf_file_are_a_base(tmp_path, capsys):
+  """Read by a job or by convert, the same bits with one digest; planned in their own bytes."""
+  file, out = tmp_path / 'x.gguf', tmp_path / 'out'
+  gguf_files.write(file, gguf_files.make('llama'), 'Q4_1')
+  made = config(file, model__quantize='native')
+  assert validate(made) is not None
+  base = Artefacts(Run(made, '', 'sft')).base()
+  assert base.digest == f'native:{pretrained.digest(file)}'
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(plan.Plan(made, 'sft').anchor.params) == shapes(base.params)
+  assert convert.main(['import', f'--gguf={file}', f'--out={out}', '--quantize=native']) == 0
+  assert 'quantized uint4-32\nbits_per_parameter 6.0\nlargest_difference 0.0\n' in (
+    capsys.readouterr().out)
+  again = Artefacts(Run(config(out), '', 'sft')).base()
+  assert again.digest == base.digest
+  tiny.equal(again.params, base.params)
+  gguf_files.write(file, gguf_files.make('llama'), 'Q5_1')
+  with pytest.raises(ConfigError, match='model.quantize: expected a GGUF file whose layers'):
+    validate(made)
+
+
 def test_a_plan_knows_the_bytes(run):
   folder, _, made = run
   for stage, quantized in (('sft', True), ('pretrain', False)):
@@ -192,7 +214,7 @@ def test_a_peft_adapter_lies_over_it_too(run, tmp_path):
 @pytest.mark.parametrize('change, match', [
   ({'peft.name': 'full'}, "expected model.quantize='' for peft.name=full, found 'nf4'"),
   ({'rl.decode': 'merged'}, 'expected rl.decode=adapter or auto for model.quantize=nf4'),
-  ({'model.quantize': 'nf3'}, "model.quantize to be one of , nf4, fp4, int8, int4, found 'nf3'"),
+  ({'model.quantize': 'nf3'}, "to be one of , nf4, fp4, int8, int4, native, found 'nf3'"),
   ({'mesh.optimizer_memory': 'disk'}, 'to be one of device, pinned_host'),
 ])
 def test_what_cannot_be_is_a_config_error(run, change, match):

@@ -27,12 +27,14 @@ def column(folder, name):
 
 
 def test_rankings_are_learnt_from_all_their_pairs(toyrun, tmp_path):
-  config = from_run(toyrun, reward__kind='ranking', reward__steps=2, reward__centre=0.01)
+  config = from_run(toyrun, reward__kind='ranking', reward__steps=2, reward__centre=0.01,
+                    evaluate__max_examples=12)
   with run.small_world():
     found = reward.run(config, str(tmp_path / 'reward'))
     forecast = memory.analysis(programs.stage(config, 'reward').programs['update'].compile())
   assert found['pair_accuracy_low'] <= found['pair_accuracy'] <= found['pair_accuracy_high']
   assert found['examples'] < found['pairs'] <= 6 * found['examples']  # cut, some are the same
+  assert found['examples'] <= 12  # of 16
   assert 0 <= column(tmp_path / 'reward', 'train/pair_accuracy')[0] <= 1
   assert forecast['total_bytes'] == found['peak_memory_bytes']
 
