@@ -34,7 +34,10 @@ from perl.jobs._data import Data
 from perl.jobs._run import Run
 
 BASE = {'tokenizer': 'base/tokenizer', 'base': 'base/pretrain', 'anchor': 'base/sft'}
+WHOLE = {'evaluate.max_examples': 0}
+"""Preferences are measured on all pairs of a split, and policies on as many as the config says."""
 PROBE = Row('probe', '', {
+  **WHOLE,
   'reward.reads': ('mean',), 'reward.probe': True, 'reward.steps': 1,
   'reward.optim.warmup_steps': 0}, 1e-9)
 """One step of nothing; the head reads the mean states, and is fitted before that step."""
@@ -59,21 +62,21 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   seeds = jobs.seeds_of(options)
   first = [
     [spec.job(config(spec, Row('base'), 0), ('tokenizer', 'pretrain', 'sft'), 'base')],
-    [spec.job(config(spec, Row('all'), seed), (stage,), f'seed{seed}')
+    [spec.job(config(spec, Row('all', '', WHOLE), seed), (stage,), f'seed{seed}')
      for seed in seeds for stage in ('reward', 'preference')]
     + [spec.job(config(spec, PROBE, 0), ('reward',), 'probe')]]
   if options.no_rl:
     return first
   half = _pairs(spec) // 2
   halves = {name: Row(name, '', {'reward.steps': max(1, spec.config().reward.steps // 2),
-                                 'reward.max_examples': half, **fields})
+                                 'reward.max_examples': half, **WHOLE, **fields})
             for name, fields in (('half', {}), ('judge', {'reward.skip_examples': half}))}
   return [*first,
     [spec.job(config(spec, row, seed), ('reward',), f'seed{seed}/{name}')
      for seed in seeds for name, row in halves.items()],
-    [spec.job(config(spec, halves['half'], seed), ('rl', 'evaluate'), f'seed{seed}/half')
-     for seed in seeds],
-    [spec.job(config(spec, halves['half'], seed, reward=f'seed{seed}/half/reward',
+    [spec.job(config(spec, Row('rl'), seed, reward=f'seed{seed}/half/reward'),
+              ('rl', 'evaluate'), f'seed{seed}/half') for seed in seeds],
+    [spec.job(config(spec, Row('dpo'), seed, reward=f'seed{seed}/half/reward',
                      policy=f'seed{seed}/preference'), ('evaluate',), f'seed{seed}/dpo')
      for seed in seeds]]
 

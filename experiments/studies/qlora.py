@@ -2,7 +2,8 @@ r"""LoRA over a quantized base beside one over float32 (Dettmers et al., arXiv 2
 
     python -m experiments.studies qlora \
         --config=configs/hh_rlhf.py:part=harmless,checkpoint=models/smollm2 \
-        --workdir=runs/qlora --seeds=0 --json=experiments/results/qlora.json
+        --workdir=runs/qlora --seeds=0 --config.evaluate.max_examples=0 --config.reward.steps=23 \
+        --json=experiments/results/qlora.json
 
 <workdir>/base/{tokenizer,pretrain}      where the config has no checkpoint
 <workdir>/seed<k>/<row>/{sft,reward}     a row's own anchor, where the config tunes one, and its

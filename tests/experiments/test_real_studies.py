@@ -48,6 +48,8 @@ def test_the_judge_learns_from_the_other_half(ran, tmp_path, capsys):
   assert inputs.policy == str(tmp_path / 'seed1/preference')
   assert inputs.reward == str(tmp_path / 'seed1/half/reward')
   assert ran['seed1/half/rl'].inputs.anchor == str(tmp_path / 'base/sft')
+  assert ran['seed1/half/rl'].inputs.reward == inputs.reward
+  assert ran['seed1/half/rl'].evaluate.max_examples > 0 == ran['seed1/reward'].evaluate.max_examples
   assert ran['probe/reward'].reward.probe and not ran['seed1/reward'].reward.probe
   assert '| pair accuracy: reward model | 0.600 |' in capsys.readouterr().out
 

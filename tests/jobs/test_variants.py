@@ -10,6 +10,7 @@ from test_resume import from_run
 
 from perl.cli import launch
 from perl.data.sets import toy
+from perl.evaluate import references
 from perl.jobs import evaluate, reward, rl, sft
 from perl.train import checkpoint
 
@@ -187,3 +188,36 @@ def test_rules_come_on_top_of_the_reward_model(toyrun, tmp_path):
   ours, theirs = (run.rows(f / 'rl')[1] for f in (tmp_path, toyrun))
   assert ours['train/reward'] == pytest.approx(
     0.5 * theirs['train/reward'] + ours['train/rule_length'], rel=1e-4)
+
+
+def test_the_reward_of_each_response_is_kept_and_length_has_its_share(toyrun):
+  rows = run.read(toyrun / 'evaluate' / 'responses.json')
+  found = run.read(toyrun / 'evaluate' / 'summary.json')
+  for when in ('before', 'after'):
+    suffix = {'before': '_before', 'after': ''}[when]
+    for name, field in (('reward', 'reward'), ('tokens', 'response_tokens')):
+      assert np.mean([row[f'{name}_{when}'] for row in rows]) == pytest.approx(
+        found[f'{field}{suffix}'], abs=1e-5)
+  assert found['length_gain'] == pytest.approx(found['reward'] - found['reward_before'], abs=1e-5)
+  assert found['length_responses'] == len(rows)
+
+
+def test_sft_measures_what_it_says_beside_all_references(toyrun, tmp_path):
+  pytest.importorskip('sacrebleu')
+  mirror = tmp_path / 'data'
+  mirror.mkdir()
+  for split in ('train', 'dev', 'test'):
+    pairs = [(e.prompt, e.response) for e in toy.load(split, 'demonstration')[:8]]
+    rows = [{'prompt': prompt, 'response': own, 'references': [response, 'another', own]}
+            for prompt, response in pairs for own in (response, 'again')]
+    (mirror / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  config = from_run(toyrun, data__name='local', data__mirror=str(mirror), sft__steps=1,
+                    sft__test=True, evaluate__bootstrap=5)
+  asked = []
+  with run.small_world() as patch:
+    report = references.report
+    patch.setattr(references, 'report', lambda texts, theirs, **how: asked.extend(
+      zip(texts, theirs)) or report(texts, theirs, **how))
+    found = sft.run(config, str(tmp_path / 'sft'))
+  assert len(asked) == len({prompt for prompt, _ in pairs})  # one a prompt, though it has two rows
+  assert 0 <= found['test_bleu_low'] <= found['test_bleu'] <= 100 >= found['test_rouge_l']
