@@ -78,10 +78,10 @@ FIELDS: dict[str, Field] = {
   'model.size': Field('tiny', 'Shape of the transformer: a name of perl/models/config.py; without '
                       'effect where model.checkpoint is set.'),
   'model.checkpoint': Field('', 'Checkpoint that base and tokenizer come from: a Hugging Face '
-                            'folder (config.json, safetensors), an imported one, or Gemma\'s Orbax '
-                            'tree. The stages tokenizer and pretrain then fall away; a flag '
-                            'that names pretrain (--config.stages, --job) goes on from it.',
-                            'path'),
+                            'folder (config.json, safetensors), a GGUF file, an imported one, or '
+                            'Gemma\'s Orbax tree. The stages tokenizer and pretrain then fall '
+                            'away; a flag that names pretrain (--config.stages, --job) goes on '
+                            'from it.', 'path'),
   'model.dtype': Field('float32', 'Precision of the computation (softmax, norms and log-probs are '
                        'float32 always).', choices=('float32', 'bfloat16', 'float16')),
   'model.param_dtype': Field('float32', 'Precision of the stored base (adapters are float32).',

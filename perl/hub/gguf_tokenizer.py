@@ -8,6 +8,7 @@ names, and cuts by GPT-2's pattern where it knows none: SmolLM's digits then joi
 space before them.
 """
 
+import contextlib
 import json
 import logging
 from typing import Any
@@ -16,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from perl import documents
+from perl.data.text import vocabularies
 from perl.data.text.tokenizer_files import CONFIG, GENERATION, MOST_IDS, TEMPLATE
 from perl.documents import FLAG, TEXT
 from perl.hub.config_json import Unsupported
@@ -75,9 +77,11 @@ def files(header: Header, architecture: str) -> dict[str, bytes]:
     tokens = _spelled(header, tokens)
   build = _byte_level if model == 'gpt2' else _sentence_piece
   backend = build(header, architecture, tokens, special['unk_token'])
-  _add(header, backend, tokens, special)
-  if opens:
-    backend.post_processor = _opening(special['bos_token'], backend)
+  added = _added(header, tokens, {*special.values()})
+  with _native(header):
+    backend.add_tokens(added)
+    if opens:
+      backend.post_processor = _opening(special['bos_token'], backend)
   template = fields.get('tokenizer.chat_template', TEXT)
   config = {**special, 'add_bos_token': opens, 'clean_up_tokenization_spaces': False,
             'tokenizer_class': 'PreTrainedTokenizerFast'}
@@ -105,18 +109,24 @@ def _of_length(header: Header, what: str, values: list, count: int) -> list:
   return values
 
 
-def _add(header: Header, backend: tokenizers.Tokenizer, tokens: list[str],
-         special: dict[str, str | None]) -> None:
+def _native(header: Header) -> contextlib.AbstractContextManager:
+  """Errors of the library name the file."""
+  return vocabularies.native(f'a tokenizer in {header.file}', REMEDY)
+
+
+def _added(
+  header: Header, tokens: list[str], named: set[str | None]
+) -> list[tokenizers.AddedToken]:
   """Tokens that are found in a text before it is cut: special ones, and those that users added."""
-  kinds, named = _types(header, len(tokens)), {*special.values()}
+  kinds = _types(header, len(tokens))
   if len(set(tokens)) != len(tokens):
     raise CorruptTensors(f'expected tokens that differ in {header.file}, found one twice; {REMEDY}')
   # What has spaces in it is found where the text has them as SentencePiece writes them.
-  backend.add_tokens([
+  return [
     tokenizers.AddedToken(
       token, special=kind != _DEFINED or token in named, normalized=_SPACE in token)
     for token, kind in zip(tokens, kinds)
-    if kind in (_CONTROL, _DEFINED) or token in named])
+    if kind in (_CONTROL, _DEFINED) or token in named]
 
 
 def _opening(bos: str, backend: tokenizers.Tokenizer) -> Any:
@@ -145,8 +155,9 @@ def _byte_level(
   if fields.get('tokenizer.ggml.pre', TEXT, 'default') == 'default' and architecture == 'llama':
     logging.warning('%s does not say how words are cut; GPT-2\'s way is taken, other ids may be '
                     'meant', header.file)
-  backend = tokenizers.Tokenizer(
-    models.BPE(vocabulary, merges, ignore_merges=name in _WHOLE))
+  with _native(header):
+    backend = tokenizers.Tokenizer(
+      models.BPE(vocabulary, merges, ignore_merges=name in _WHOLE))
   backend.normalizer = normalizers.NFC() if name in _COMPOSED else None
   backend.pre_tokenizer = _cutter(header, name)
   backend.decoder = decoders.ByteLevel()
@@ -190,8 +201,9 @@ def _sentence_piece(
   kinds = _types(header, len(tokens))
   vocabulary = {token: i for i, token in enumerate(tokens)}
   normal = {tokens[i]: (-scores[i], i) for i, kind in enumerate(kinds) if kind == _NORMAL}
-  backend = tokenizers.Tokenizer(models.BPE(
-    vocabulary, _merges(normal), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+  with _native(header):
+    backend = tokenizers.Tokenizer(models.BPE(
+      vocabulary, _merges(normal), unk_token=unknown, fuse_unk=True, byte_fallback=True))
   spaces = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
   backend.normalizer = normalizers.Replace(' ', _SPACE)
   if gemma:
