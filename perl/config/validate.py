@@ -176,9 +176,6 @@ def _buckets(config: ConfigDict) -> Iterator[str]:
   if not whole or lengths != sorted(set(lengths)):
     yield (f'expected data.buckets to be positive lengths that rise, found {tuple(lengths)}; '
            'write for example (128, 256)')
-  if lengths and config.data.auto_buckets:
-    yield (f'expected data.buckets or data.auto_buckets, found both, {tuple(lengths)} and '
-           f'{config.data.auto_buckets}; set data.auto_buckets=0 or data.buckets=()')
 
 
 def _starts(config: ConfigDict) -> Iterator[str]:

@@ -38,10 +38,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   state, places = run.first_state(params, adapter, tx)
   step = language.make_step(model, tx, places, dropout=False, microbatches=run.section.microbatches)
   batches = [run.place(batch) for batch in data.evaluation_batches(dev, 'document')]
+  stream = data.stream(rows, 'document')
+  run.compile_ahead(step, state, params, stream)
   state, result = loop.fit(
     lambda state, batch: step(state, params, run.place(batch)),
     state,
-    data.stream(rows, 'document'),
+    stream,
     evaluate=language.make_evaluation(model, params, batches),
     **artefacts.resumed(),
     **run.loop_options(),
