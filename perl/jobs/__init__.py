@@ -79,7 +79,7 @@ STAGES = {
     }),
   'pretrain': Stage(
     key=1, title='Pretraining', reads=('tokenizer',), makes='base',
-    sections=('seed', 'model', 'data', 'pretrain'),
+    sections=('seed', 'model', 'data', 'pretrain'), also=('evaluate.max_examples',),
     training=Training(steps=1000, batch_size=32, learning_rate=1e-3),
     curves=('loss', 'grad_norm'), fields={'packed': _PACKED}),
   'sft': Stage(
@@ -101,7 +101,7 @@ STAGES = {
     }),
   'reward': Stage(
     key=3, title='Reward model', reads=('tokenizer', 'base', 'anchor'), makes='reward',
-    sections=('seed', 'model', 'data', 'peft', 'reward'),
+    sections=('seed', 'model', 'data', 'peft', 'reward'), also=('evaluate.max_examples',),
     training=Training(steps=5000, batch_size=128, learning_rate=1e-4, source='PERL A.3',
                       adapter='the reward model'),
     curves=('loss', 'auc', 'pair_accuracy', 'accuracy', 'balanced_accuracy')),

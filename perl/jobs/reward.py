@@ -45,6 +45,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   kind, scorer = scoring.example_kind(run), scoring.Scorer(run, data, anchor)
   train, dev, test = (data.examples(split, kind) for split in ('train', 'dev', 'test'))
   train = some(train, config.reward.max_examples, config.seed)
+  dev, test = data.some(dev), data.some(test)
   start = _initial_adapter(artefacts, scorer, train)
   if config.reward.probe:
     probed = _report(run, test, scorer.predict(start, test))
