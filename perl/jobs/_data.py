@@ -47,11 +47,14 @@ class Data:
     run: whose config says what is read.
     tokenizer: that of the run's base.
     template: what writes dialogues: the tokenizer's chat template, or None for our markers.
+    edges: {kind: padded lengths} of what is learnt from, where data.auto_buckets chose them:
+      evaluation takes the same, for each length is a program.
   """
 
   run: Run
   tokenizer: Tokenizer
   template: chat.Template | None = None
+  edges: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, compare=False)
 
   @functools.cached_property
   def dataset(self) -> ModuleType:
@@ -190,9 +193,11 @@ class Data:
   def stream(self, rows: list[dict], kind: str, batch_size: int = 0) -> pipeline.Batches:
     """The stage's endless training batches, of as many rows as an update reads or `batch_size`."""
     section = self.run.section
+    self.edges.pop(kind, None)
+    self.edges[kind] = self.buckets(rows, kind)
     return pipeline.batches(
       rows, kind=kind, batch_size=batch_size or section.batch_size,
-      seed=self.run.config.seed, buckets=self.buckets(rows, kind),
+      seed=self.run.config.seed, buckets=self.edges[kind],
       shard_index=jax.process_index(), shard_count=jax.process_count(),
       pad_id=self.tokenizer.pad_id, packed=section.get('packed', False),
       shared_prompt=section.get('share_prompt', False),
@@ -206,11 +211,16 @@ class Data:
     )
 
   def buckets(self, rows: list[dict], kind: str) -> tuple[int, ...]:
-    """The config's lengths, with one that holds the longest row that there can be; or the rows'."""
+    """The config's lengths, with one that holds the longest row that there can be; or the rows'.
+
+    With data.auto_buckets those of what is learnt from, where they hold these rows too.
+    """
     config = self.run.config.data
     longest = config.max_prompt_tokens + (0 if kind == 'prompt' else config.max_response_tokens)
     longest = max(longest, *map(int, pipeline.lengths(rows, kind)))  # sampled ones may be longer
     if config.auto_buckets:
+      if (known := self.edges.get(kind)) and max(pipeline.lengths(rows, kind)) <= known[-1]:
+        return known
       edges = pipeline.auto_buckets(pipeline.lengths(rows, kind), count=config.auto_buckets)
       return tuple(sorted({min(edge, longest) for edge in edges}))
     return tuple(b for b in config.buckets if b < longest) + (longest,)

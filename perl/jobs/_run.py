@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -145,6 +147,26 @@ class Run:
     places = places.replace(opt_state=paging.page(
       state.opt_state, places.opt_state, self.mesh, self.config.mesh.optimizer_memory))
     return sharding.place(state, places), places
+
+  def compile_ahead(
+    self, step: Any, state: steps.TrainState, base: Tree, stream: Any,
+    attach: Callable[[Batch], Batch] = lambda batch: batch,
+  ) -> None:
+    """Compiles a train step for every shape of its batches before the first; says so in the log.
+
+    Args:
+      step, state, base: a jitted step, and what it begins with; nothing is run.
+      stream: of Data.stream.
+      attach: what a batch is given beside.
+    """
+    batches, started = stream.shapes(self.section.steps), time.perf_counter()
+    if len(batches) == 1:  # the first step compiles it
+      return
+    for batch in batches:
+      step.lower(state, base, self.place(attach(batch))).compile()
+    logging.info(
+      '%s: compiled the step for %d lengths of batches before the first, in %.0f s', self.stage,
+      len(batches), time.perf_counter() - started)
 
   def loop_options(self) -> dict[str, Any]:
     """The arguments of train.loop.fit that are the stage's own fields."""

@@ -50,10 +50,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   rows = data.rows(train, method.examples)
   attach = judge.attach(rows, len(train))
   measure_dev, measure_test = (judge.measure(data.some(split)) for split in (dev, test))
+  stream = data.stream(rows, method.examples)
+  run.compile_ahead(step, state, frozen, stream, attach)
   state, result = loop.fit(
     lambda state, batch: step(state, frozen, run.place(attach(batch))),
     state,
-    data.stream(rows, method.examples),
+    stream,
     evaluate=measure_dev,
     **artefacts.resumed(anchor),
     **run.loop_options(),

@@ -26,8 +26,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   run = runs.begin(config, workdir, 'pretrain')
   artefacts = Artefacts(run)
   data, model = artefacts.data, artefacts.model()
-  rows, dev = (data.rows(data.examples(split, 'document'), 'document')
-               for split in ('train', 'dev'))
+  train, dev = (data.examples(split, 'document') for split in ('train', 'dev'))
+  rows, dev = data.rows(train, 'document'), data.rows(data.some(dev), 'document')
   if config.model.checkpoint:
     params = artefacts.published(model).params
   else:
@@ -38,10 +38,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
   state, places = run.first_state(params, adapter, tx)
   step = language.make_step(model, tx, places, dropout=False, microbatches=run.section.microbatches)
   batches = [run.place(batch) for batch in data.evaluation_batches(dev, 'document')]
+  stream = data.stream(rows, 'document')
+  run.compile_ahead(step, state, params, stream)
   state, result = loop.fit(
     lambda state, batch: step(state, params, run.place(batch)),
     state,
-    data.stream(rows, 'document'),
+    stream,
     evaluate=language.make_evaluation(model, params, batches),
     **artefacts.resumed(),
     **run.loop_options(),

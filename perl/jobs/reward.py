@@ -152,10 +152,12 @@ def _train(
     report = _report(run, dev, scorer.predict(state.adapters, dev), bootstrap=0)
     return {k: v for k, v in report.items() if isinstance(v, float)}
 
+  stream = data.stream(data.rows(train, kind), kind)
+  run.compile_ahead(step, state, anchor.params, stream)
   state, result = loop.fit(
     lambda state, batch: step(state, anchor.params, run.place(batch)),
     state,
-    data.stream(data.rows(train, kind), kind),
+    stream,
     evaluate=evaluate,
     best_metric=VALIDATION[section.kind],
     keep_best=section.keep == 'best',

@@ -31,10 +31,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
     base.model, tx, places, dropout=_dropout(config), microbatches=config.sft.microbatches)
   limit = config.evaluate.max_examples or len(dev)
   batches = [run.place(b) for b in data.evaluation_batches(dev[:limit], 'demonstration')]
+  stream = data.stream(rows, 'demonstration')
+  run.compile_ahead(step, state, base.params, stream)
   state, result = loop.fit(
     lambda state, batch: step(state, base.params, run.place(batch)),
     state,
-    data.stream(rows, 'demonstration'),
+    stream,
     evaluate=language.make_evaluation(base.model, base.params, batches),
     best_metric='loss',
     best_mode='min',

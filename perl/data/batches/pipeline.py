@@ -122,10 +122,16 @@ class Batches:
     batches_per_epoch: how many whole batches one pass over the rows gives.
   """
 
-  def __init__(self, dataset: Any, batches_per_epoch: int, identity: dict[str, Any]):
+  def __init__(self, dataset: Any, batches_per_epoch: int, identity: dict[str, Any],
+               shapes: Callable[[int], list[dict[str, np.ndarray]]]):
     self._iterator = iter(dataset)
     self._identity = identity
+    self._shapes = shapes
     self.batches_per_epoch = batches_per_epoch
+
+  def shapes(self, count: int) -> list[dict[str, np.ndarray]]:
+    """A batch of each shape that the first `count` batches have, in the order of their coming."""
+    return self._shapes(count)
 
   def __iter__(self) -> 'Batches':
     return self
@@ -199,13 +205,21 @@ def batches(rows: Sequence[Row], *, kind: str, batch_size: int, seed: int,
     length, chosen = plan(number)
     return make(length, chosen[shard_index::shard_count])
 
+  def shapes(count: int) -> list[dict[str, np.ndarray]]:
+    first: dict[int, int] = {}
+    for number in range(count):
+      first.setdefault(plan(number)[0], number)
+      if len(first) == len(edges):
+        break
+    return [batch(number) for number in first.values()]
+
   total = _ENDLESS if epochs is None else plan.batches_in(epochs)
   dataset = grain.MapDataset.range(total).map(batch).to_iter_dataset(
     grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
   identity = {'kind': kind, 'rows': len(rows), 'tokens': _total_tokens(rows, kind),
               'batch_size': batch_size, 'seed': seed, 'buckets': list(edges), 'packed': packed,
               'shared_prompt': shared_prompt}
-  return Batches(dataset, plan.batches_in(1), identity)
+  return Batches(dataset, plan.batches_in(1), identity, shapes)
 
 
 def _total_tokens(rows: Sequence[Row], kind: str) -> int:
