@@ -1,7 +1,8 @@
 """Which tokens of a vocabulary are bos, eos and pad, and whether texts open with bos."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from perl.data.text.sentence_piece import SentencePiece
 from perl.data.text.tokenizer_files import Settings
@@ -68,6 +69,17 @@ def apart(backend: Json | SentencePiece, own: str | None, stops: Container[int],
     if index is not None and index < rows and index not in stops:
       return token
   return None
+
+
+def as_configs_hold_them(about: Mapping[str, Any], bos: int, stops: Sequence[int], pad: int | None,
+                         *, keeps_pad: bool) -> dict[str, Any]:
+  """bos_token_id, eos_token_id (a list of several) and pad_token_id: see Tokenizer.special_ids."""
+  eos = about.get('eos_token_id')
+  if {*(eos if isinstance(eos, list) else [eos])} != {*stops}:
+    eos = list(stops) if len(stops) > 1 else stops[0]
+  before = {name: value for name in ('bos_token_id', *(['pad_token_id'] if keeps_pad else []))
+            if (value := about.get(name)) is not None}
+  return {'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': pad} | before
 
 
 def adds_bos(backend: Json | SentencePiece, settings: Settings, bos: int | None) -> bool:

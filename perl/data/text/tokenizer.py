@@ -218,14 +218,9 @@ class Tokenizer:
     `about` holds those that were there: bos and pad stay (but for one that was set apart), and eos
     where it says the same.
     """
-    bos, pad = (about.get(name) for name in ('bos_token_id', 'pad_token_id'))
-    pad = self.pad_id if pad is None or self._pads_apart else pad
-    none = self._pads_apart and 'pad_token' not in self.special_tokens
-    eos = about.get('eos_token_id')
-    if {*(eos if isinstance(eos, list) else [eos])} != {*self.stop_ids}:
-      eos = list(self.stop_ids) if len(self.stop_ids) > 1 else self.eos_id
-    return {'bos_token_id': self.bos_id if bos is None else bos, 'eos_token_id': eos,
-            'pad_token_id': None if none else pad}
+    pad = None if self._pads_apart and 'pad_token' not in self.special_tokens else self.pad_id
+    return special_tokens.as_configs_hold_them(
+      about, self.bos_id, self.stop_ids, pad, keeps_pad=not self._pads_apart)
 
   def _object(self, name: str, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """The object in one of the files, its own if no others are given; {} if it is not there."""
