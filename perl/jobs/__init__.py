@@ -83,7 +83,7 @@ STAGES = {
     }),
   'pretrain': Stage(
     key=1, title='Pretraining', reads=('tokenizer',), makes='base',
-    sections=('seed', 'model', 'data', 'pretrain'), also=('evaluate.max_examples',),
+    sections=('seed', 'model', 'data', 'pretrain'),
     training=Training(steps=1000, batch_size=32, learning_rate=1e-3),
     curves=('loss', 'grad_norm'), fields={'packed': _PACKED}),
   'sft': Stage(

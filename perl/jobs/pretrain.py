@@ -26,8 +26,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   run = runs.begin(config, workdir, 'pretrain')
   artefacts = Artefacts(run)
   data, model = artefacts.data, artefacts.model()
-  train, dev = (data.examples(split, 'document') for split in ('train', 'dev'))
-  rows, dev = data.rows(train, 'document'), data.rows(data.some(dev), 'document')
+  rows, dev = (data.rows(data.examples(split, 'document'), 'document')
+               for split in ('train', 'dev'))
   if config.model.checkpoint:
     params = artefacts.published(model).params
   else:
