@@ -9,6 +9,7 @@ What it is asked comes pickled, what it answers is JSON: nothing that it says is
 """
 
 import atexit
+import contextlib
 import functools
 import importlib
 import json
@@ -88,7 +89,9 @@ class Function:
     process, self._process = self._process, None
     if process is None or self._owner != os.getpid():
       return 0
-    process.stdin.close(), process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+      with contextlib.suppress(OSError):  # what was not sent has nobody to read it
+        stream.close()
     try:
       return process.wait(timeout=5)
     except subprocess.TimeoutExpired:

@@ -7,7 +7,8 @@ The anchor reads every judged row once; each fold is then a regression on the ro
 It is what a trained reward model has to beat to have learnt anything of its own. The folds are
 those of `crossvalidate`, the penalty is reward.probe_c on standardised states.
 
-<workdir>/states.npz   the states, kept for the next time
+<workdir>/{tokenizer,pretrain,sft}   what makes the anchor, where no input or checkpoint does
+<workdir>/states.npz                 the states, kept for the next time
 """
 
 import argparse
@@ -22,7 +23,8 @@ from sklearn.preprocessing import StandardScaler
 
 from experiments.studies._engine import Table
 from experiments.studies._estimates import estimate
-from experiments.studies._jobs import Spec
+from experiments.studies._jobs import Job, Spec
+from experiments.studies.crossvalidate import BASE_STAGES
 from perl.data.examples import Example
 from perl.evaluate import baseline, classification
 from perl.jobs import _folds as grouped
@@ -41,6 +43,14 @@ PARTS = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """How many folds."""
   parser.add_argument('--folds', default=5, type=int, help='folds')
+
+
+def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
+  """What makes the anchor."""
+  del options
+  config = spec.config()
+  return [[spec.job(config, [stage for stage, name in BASE_STAGES.items()
+                             if not config.inputs[name]], '')]]
 
 
 def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:

