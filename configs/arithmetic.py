@@ -14,8 +14,9 @@ after SFT, and twice as many after RL. What was measured: experiments/results/ar
 first command) and arithmetic_algorithms.json (several algorithms, three seeds of RL).
 
 With checkpoint=<folder> a published model takes the place of ours: SFT and RL in its chat template,
-at the paper's rates. An instruct model calculates already: --config.inputs.anchor=base with
---config.stages="('rl','evaluate')" spares it the hasty people.
+at the paper's rates. One that calculates already does without the hasty people:
+--config.inputs.anchor=base with --config.stages="('rl','evaluate')". SmolLM2-135M-Instruct does not
+(about one of seven problems of one digit, 40 tried): it wants SFT.
 
 Arguments: algorithm=<an algorithm of perl/rl>, size=micro|tiny, checkpoint=<Hugging Face folder>,
 digits=one_digit|two_digits|three_digits (of the larger number: the difficulty), peft=<a file of
