@@ -113,6 +113,7 @@ def fuzz(result: Results) -> str:
 
 STUDIES = {
   '*_algorithms.json': 'algorithms', '*_regularizers.json': 'regularizers',
+  '*_frozen*.json': 'frozen', 'smollm2_coffee.json': 'sweep',
   '*_folds*.json': 'crossvalidate', 'hh_rlhf*.json': 'preferences', 'qlora*.json': 'qlora',
   'published.json': 'settings', 'published_reward.json': 'settings',
   'solutions*.json': 'sweep', 'e2e*.json': 'methods',
