@@ -18,7 +18,8 @@ case, which says nothing.
 
 With checkpoint=<folder> a published model takes the place of ours: the stages from SFT on, in its
 chat template and its own case, with whole chats in SFT and a plain reward head, which transformers
-can load. Rates are those of SmolLM2-135M; divide them by 10 from 1 B parameters on.
+can load. Rates and lengths are for a model like SmolLM2-135M; neither was swept, nor anything
+measured over one yet. Larger models bear smaller rates (configs/published.py).
 
 Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>,
 kind=pointwise|pairwise, seed=0, mirror=<folder> (a folder laid out as
@@ -56,7 +57,7 @@ PUBLISHED_RATES = {
   'lora': {'sft': 5e-4, 'reward': 5e-4, 'rl': 2e-4, 'value': 5e-4},
   'full': {'sft': 5e-5, 'reward': 5e-5, 'rl': 2e-5, 'value': 5e-5},
 }
-"""Ten times as large for LoRA as for full tuning, as in the paper (1e-4 and 1e-5, PaLM 2)."""
+"""For some 100 M parameters; ten times as large for LoRA as for full tuning, as in the paper."""
 PRETRAIN_RATE = {'tiny': 3e-3, 'mini': 1e-3, 'small': 5e-4}
 
 

@@ -14,7 +14,7 @@ mirror has no trainset.csv); Hu et al. train GPT-2 on all of them for five epoch
 Without a checkpoint a small model is pretrained on the descriptions: a check that all runs.
 
 Aim: LoRA within the interval of full tuning or above it, as published.
-What was measured: experiments/results/e2e.json.
+Not measured yet; experiments/results/e2e.json will hold it.
 
 Arguments: checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>, seed=0, mirror=<folder>
 (laid out as github.com/tuetschek/e2e-dataset; without it the files are downloaded from there).
@@ -25,14 +25,8 @@ from ml_collections import ConfigDict
 from perl.config import arguments, rates, schema
 
 ARGUMENTS = {
-  'checkpoint': arguments.Argument('', 'published model; a small one of our own without'),
+  **arguments.ON_PUBLIC_DATA,
   'peft': rates.ARGUMENT,
-  'seed': arguments.Argument(0, 'seed of the run'),
-  'mirror': arguments.Argument('', 'folder laid out as the public home'),
-}
-RATES = {
-  'lora': {'sft': 5e-4, 'reward': 5e-4, 'rl': 3e-4, 'value': 1e-3},
-  'full': {'sft': 5e-5, 'reward': 3e-5, 'rl': 2e-5, 'value': 1e-4},
 }
 
 
@@ -42,7 +36,7 @@ def get_config(text: str = '') -> ConfigDict:
   config = schema.get_config()
   config.name = 'e2e'
   config.seed = options.seed
-  schema.use_method(config, options.peft, **rates.of(options.peft, **RATES))
+  schema.use_method(config, options.peft, **rates.of(options.peft, **rates.SMALL))
   config.data.update(name='e2e', mirror=options.mirror, max_prompt_tokens=112,
                      max_response_tokens=64, auto_buckets=2)
   config.rl.max_new_tokens = 64

@@ -17,7 +17,7 @@ replies: a check that all runs, no result.
 
 Aim: pair accuracy above the longer one's and the probe's (0.639 of harmless, 0.651 of helpful over
 five folds of 700 pairs); RL that raises the reward of held-out prompts by more than length.
-What was measured: experiments/results/hh_rlhf.json (helpful).
+Not measured yet; experiments/results/hh_rlhf.json (helpful) will hold it.
 
 Arguments: part=harmless|helpful, method=reward|dpo, checkpoint=<Hugging Face folder>,
 files=test|all, peft=<a file of perl/peft>, seed=0, mirror=<folder> (laid out as
@@ -32,21 +32,17 @@ from perl.data.sets import hh_rlhf
 from perl.jobs import ADAPTED
 
 ARGUMENTS = {
+  **arguments.ON_PUBLIC_DATA,
   'part': arguments.Argument('harmless', 'what is preferred', ('harmless', 'helpful')),
   'method': arguments.Argument('reward', 'reward model and RL, or DPO', ('reward', 'dpo')),
-  'checkpoint': arguments.Argument('', 'published model; a small one of our own without'),
   'files': arguments.Argument('test', 'test files split anew, or all as published',
                               ('test', 'all')),
   'peft': rates.ARGUMENT,
-  'seed': arguments.Argument(0, 'seed of the run'),
-  'mirror': arguments.Argument('', 'folder laid out as the public home'),
 }
 PARTS = {'harmless': hh_rlhf.HARMLESS, 'helpful': hh_rlhf.HELPFUL}
 STAGES = {'reward': ('reward', 'rl', 'evaluate'), 'dpo': ('preference',)}
-RATES = {
-  'lora': {'sft': 5e-4, 'reward': 5e-4, 'preference': 2e-4, 'rl': 3e-4, 'value': 1e-3},
-  'full': {'sft': 5e-5, 'reward': 3e-5, 'preference': 1e-5, 'rl': 2e-5, 'value': 1e-4},
-}
+PREFERENCE = {'lora': 2e-4, 'full': 1e-5}
+RATES = {name: of | {'preference': PREFERENCE[name]} for name, of in rates.SMALL.items()}
 
 
 def get_config(text: str = '') -> ConfigDict:

@@ -19,8 +19,8 @@ matrices, for SFT and reward models):
              their beginning.
     steps    short: 100 updates, a tenth of them to warm up, then down a cosine.
 
-Aim: within 2 % of the best loss that the second command finds. What was measured:
-experiments/results/published.json (SFT) and published_reward.json.
+Aim: within 2 % of the best loss that the second command finds. Not measured yet;
+experiments/results/published.json (SFT) and published_reward.json will hold it.
 
 Arguments: checkpoint=<Hugging Face folder>, data=<a file of perl/data/sets>, peft=<a file of
 perl/peft>, seed=0, mirror=<folder of the data>. Without a checkpoint it is a tiny model of our own,

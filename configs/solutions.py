@@ -15,7 +15,7 @@ stands beside. Made for SmolLM2-135M-Instruct on 2 cores.
 Without a checkpoint a small model is pretrained on right solutions: a check that all runs.
 
 Aim: AUC within problems above the bag of words'.
-What was measured: experiments/results/solutions.json.
+Not measured yet; experiments/results/solutions.json will hold it.
 
 Arguments: kind=pointwise|pairwise, checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>,
 seed=0, mirror=<folder> (laid out as github.com/openai/grade-school-math; without it the file is
@@ -27,16 +27,10 @@ from ml_collections import ConfigDict
 from perl.config import arguments, rates, schema
 
 ARGUMENTS = {
+  **arguments.ON_PUBLIC_DATA,
   'kind': arguments.Argument('pointwise', 'reward loss: of labels, or of a problem\'s pairs',
                              ('pointwise', 'pairwise')),
-  'checkpoint': arguments.Argument('', 'published model; a small one of our own without'),
   'peft': rates.ARGUMENT,
-  'seed': arguments.Argument(0, 'seed of the run'),
-  'mirror': arguments.Argument('', 'folder laid out as the public home'),
-}
-RATES = {
-  'lora': {'sft': 5e-4, 'reward': 5e-4, 'rl': 3e-4, 'value': 1e-3},
-  'full': {'sft': 5e-5, 'reward': 3e-5, 'rl': 2e-5, 'value': 1e-4},
 }
 
 
@@ -46,7 +40,7 @@ def get_config(text: str = '') -> ConfigDict:
   config = schema.get_config()
   config.name = 'solutions'
   config.seed = options.seed
-  schema.use_method(config, options.peft, **rates.of(options.peft, **RATES))
+  schema.use_method(config, options.peft, **rates.of(options.peft, **rates.SMALL))
   config.data.update(name='gsm8k_solutions', mirror=options.mirror, max_prompt_tokens=160,
                      max_response_tokens=160, auto_buckets=3)
   config.peft.update(rank=16, alpha=32.0, targets=('attn/(q|k|v|o)', 'mlp/(gate|up|down)'))

@@ -61,6 +61,13 @@ NATIVE = Scheme('native', 0)
 """As a GGUF file has it, in blocks that its header tells; see `perl/hub/gguf_blocks.py`."""
 
 
+def chosen(kind: str, block: int, double: bool) -> Scheme | None:
+  """The scheme of a user's choice (config.model, convert import); None for the kind ''."""
+  if kind == NATIVE.kind:
+    return NATIVE
+  return Scheme(kind, block, double) if kind else None
+
+
 class Quantized(struct.PyTreeNode):
   """W [..., I, O] as codes and scales: W[b j + i, o] = value(code[b j + i, o]) * scale[j, o], and
   + minimum[j, o] where there is one.

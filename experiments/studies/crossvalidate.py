@@ -35,6 +35,10 @@ AUC = {'auc': 'reward model', 'probe_auc': 'frozen model and a logistic regressi
        'baseline_auc': 'bag of words, the same rows'}
 
 
+NOTE = ('Intervals are t-intervals over the folds, which share training rows: read them as a rough '
+        'guide.')
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Which methods, how many folds."""
   parser.add_argument('--peft', default='lora,full', help='methods to compare')
@@ -100,16 +104,15 @@ def table(results: Mapping[str, Any]) -> Table:
       shared = name != 'auc'  # of every method alike
       if not having or (shared and peft != methods[-1]):
         continue
-      gain = estimate([s[name] - s['baseline_auc'] for s in having])
-      body.append([title if shared else f'{title}, {peft}', *_over([s[name] for s in having]),
-                   '' if name == 'baseline_auc' else
-                   f'{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]'])
+      words = [] if name == 'baseline_auc' else [s['baseline_auc'] for s in having]
+      body.append(line(title if shared else f'{title}, {peft}', [s[name] for s in having], words))
   if results['bag_of_words']:
-    body.append(['bag of words, dev rows too', *_over(results['bag_of_words']), ''])
-  return head, body, ['Intervals are t-intervals over the folds, which share training rows: read '
-                      'them as a rough guide.']
+    body.append(line('bag of words, dev rows too', results['bag_of_words'], []))
+  return head, body, [NOTE]
 
 
-def _over(folds: list[float]) -> tuple[str, str]:
-  """(the mean, each)."""
-  return f'{sum(folds) / len(folds):.3f}', ' '.join(f'{x:.3f}' for x in folds)
+def line(title: str, folds: list[float], words: list[float]) -> list[str]:
+  """[title, the mean AUC, each fold's, the gain over the bag of words'; '' without these]."""
+  gain = estimate([mine - other for mine, other in zip(folds, words)])
+  return [title, f'{sum(folds) / len(folds):.3f}', ' '.join(f'{x:.3f}' for x in folds),
+          f'{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]' if gain else '']

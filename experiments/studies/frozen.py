@@ -12,27 +12,26 @@ those of `crossvalidate`, the penalty is reward.probe_c on standardised states.
 """
 
 import argparse
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from experiments.studies import crossvalidate
 from experiments.studies._engine import Table
-from experiments.studies._estimates import estimate
 from experiments.studies._jobs import Job, Spec
-from experiments.studies.crossvalidate import BASE_STAGES
+from perl.data import examples as kinds
 from perl.data.examples import Example
-from perl.evaluate import baseline, classification
+from perl.evaluate import baseline, classification, probe
 from perl.jobs import _folds as grouped
 from perl.jobs._artefacts import Artefacts, Base
 from perl.jobs._run import Run
 from perl.jobs._scoring import Scorer
 from perl.train import provenance
 
+FILE = 'states.npz'
 READS = ('mean', 'likelihood')
 PARTS = {
   'last state': ('last',), 'mean states': ('mean',), 'last and mean states': ('last', 'mean'),
@@ -49,12 +48,14 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """What makes the anchor."""
   del options
   config = spec.config()
-  return [[spec.job(config, [stage for stage, name in BASE_STAGES.items()
+  return [[spec.job(config, [stage for stage, name in crossvalidate.BASE_STAGES.items()
                              if not config.inputs[name]], '')]]
 
 
 def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
   """{'rows': [{'reads', 'auc': one a fold}], 'bag_of_words': one a fold, ...}."""
+  if options.table and not (spec.workdir / FILE).exists():
+    return {'rows': []}  # nothing is to be run, and nothing is finished
   run = Run(spec.config(), str(spec.workdir / 'reward'), 'reward')
   artefacts = Artefacts(run)
   anchor = artefacts.anchor()
@@ -66,8 +67,10 @@ def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
 
   def auc(features: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
     inside, outside = inside[known[inside]], outside[known[outside]]
-    model = regression(run.config.reward.probe_c).fit(features[inside], labels[inside])
-    return classification.auc(model.decision_function(features[outside]), labels[outside])
+    head = probe.fit_head(features[inside], labels[inside],
+                          {'kernel': np.zeros((features.shape[1], 1))},
+                          c=run.config.reward.probe_c)
+    return classification.auc(features[outside] @ head['kernel'][:, 0], labels[outside])
 
   rows = [
     {'reads': title, 'auc': [auc(features, *fold) for fold in folds]}
@@ -78,18 +81,14 @@ def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
           **provenance.record()}
 
 
-def regression(c: float) -> Pipeline:
-  """Both labels count alike; c is the inverse strength of the penalty on standardised states."""
-  return make_pipeline(
-    StandardScaler(), LogisticRegression(C=c, class_weight='balanced', max_iter=1000))
-
-
 def states(
   artefacts: Artefacts, anchor: Base, examples: list[Example], spec: Spec
 ) -> dict[str, np.ndarray]:
   """{'last': f32[N, D], 'mean': f32[N, 2 D], 'likelihood': f32[N, 4]}; NaN of a row left out."""
-  file, width = spec.workdir / 'states.npz', anchor.model.config.width
-  identity = f'{anchor.digest} {artefacts.run.config.data.max_prompt_tokens} {len(examples)}'
+  file, width, data = spec.workdir / FILE, anchor.model.config.width, artefacts.run.config.data
+  identity = json.dumps([
+    anchor.digest, kinds.digest(examples), artefacts.text, data.max_prompt_tokens,
+    data.max_response_tokens, data.overlong, data.special_text])
   if file.exists():
     with np.load(file, allow_pickle=False) as kept:
       if str(kept['identity']) == identity:
@@ -109,15 +108,7 @@ def _columns(read: np.ndarray, width: int) -> dict[str, np.ndarray]:
 def table(results: Mapping[str, Any]) -> Table:
   """A row a regression: mean AUC over the folds, each fold's, the gain over the bag of words."""
   words = results['bag_of_words']
-  body = [_line(row['reads'], row['auc'], words) for row in results['rows']]
+  body = [crossvalidate.line(row['reads'], row['auc'], words) for row in results['rows']]
   return (['a frozen model and a logistic regression on', 'mean AUC', 'folds',
            'gain over the bag of words'],
-          [*body, _line('bag of words', words, [])],
-          ['Intervals are t-intervals over the folds, which share training rows: read them as a '
-           'rough guide.'])
-
-
-def _line(title: str, folds: list[float], words: list[float]) -> list[str]:
-  gain = estimate([mine - other for mine, other in zip(folds, words)])
-  return [title, f'{sum(folds) / len(folds):.3f}', ' '.join(f'{x:.3f}' for x in folds),
-          f'{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]' if gain else '']
+          [*body, crossvalidate.line('bag of words', words, [])], [crossvalidate.NOTE])

@@ -9,6 +9,7 @@ SFT (loss and greedy exact match, or BLEU and ROUGE-L with references, test) and
     python -m experiments.studies methods --config=configs/e2e.py:checkpoint=models/smollm2 \
         --workdir=runs/e2e --methods=lora,full,topk,houlsby,pfeiffer,prefix --seeds=0 \
         --json=experiments/results/e2e.json
+
 Folders: see _supervised.py; `grid` and `rates` may share them.
 """
 

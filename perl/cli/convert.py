@@ -41,7 +41,7 @@ from perl.jobs import _export as exports
 from perl.jobs._run import Run
 from perl.models import lm
 from perl.peft import adapters
-from perl.quantized import NATIVE, Scheme, bits_per_parameter, scheme_of
+from perl.quantized import NATIVE, bits_per_parameter, chosen, scheme_of
 from perl.train import metrics, provenance
 
 
@@ -57,8 +57,7 @@ def import_(
     quantize: kind of its layers' matrices, as config.model.quantize; '' leaves them dense.
     block, double: as config.model.quantize_block and double_quantize.
   """
-  scheme = Scheme(quantize, block, double) if quantize else None
-  scheme = NATIVE if quantize == NATIVE.kind else scheme
+  scheme = chosen(quantize, block, double)
   summary = {'imported_from': str(paths.absolute(folder)), 'commit': provenance.commit()}
 
   def write(new: epath.Path) -> None:

@@ -18,6 +18,14 @@ class Argument(NamedTuple):
   unless: str = ''  # another argument, beside which this one has no effect
 
 
+ON_PUBLIC_DATA = {
+  'checkpoint': Argument('', 'published model; a small one of our own without'),
+  'seed': Argument(0, 'seed of the run'),
+  'mirror': Argument('', 'folder laid out as the public home'),
+}
+"""Of an experiment on a public dataset, over a published model."""
+
+
 def split(text: str) -> dict[str, str]:
   """'a=1,b=x' -> {'a': '1', 'b': 'x'}; '' -> {}. A value may hold '=', but no comma.
 

@@ -29,6 +29,12 @@ PAPER = {
 }
 """PERL's (A.3), for PaLM 2: where a published model takes the place of a small one."""
 
+SMALL = {
+  'lora': {'sft': 5e-4, 'reward': 5e-4, 'rl': 3e-4, 'value': 1e-3},
+  'full': {'sft': 5e-5, 'reward': 3e-5, 'rl': 2e-5, 'value': 1e-4},
+}
+"""For published models of some 100 M parameters, short runs; no sweep stands behind them yet."""
+
 ARGUMENT = arguments.Argument('lora', 'what is trained', choices.names('perl.peft.methods'))
 """The argument `peft` of a config file."""
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from perl.hub import gguf_header
+from perl.hub import gguf_header, tensors
 from perl.hub.config_json import Unsupported
 from perl.hub.gguf_header import Header, Place
 from perl.hub.tensors import DTYPES, CorruptTensors
@@ -136,14 +136,8 @@ def read_bytes(file: epath.Path, name: str, place: Place) -> np.ndarray:
   Raises:
     CorruptTensors: the file was cut meanwhile.
   """
-  with file.open('rb') as stream:
-    stream.seek(place.start)
-    content = stream.read(place.stop - place.start)
-  if len(content) != place.stop - place.start:
-    raise CorruptTensors(
-      f'{file}: expected {place.stop - place.start:,} bytes of {name}, found {len(content):,}; '
-      f'{gguf_header.REMEDY}')
-  return np.frombuffer(content, np.uint8).reshape(int(np.prod(place.shape[:-1])), -1)
+  content = tensors.read_bytes(file, name, place.start, place.stop, gguf_header.REMEDY)
+  return content.reshape(int(np.prod(place.shape[:-1])), -1)
 
 
 def read_place(file: epath.Path, name: str, place: Place) -> np.ndarray:

@@ -53,6 +53,29 @@ def named(folder: epath.Path, *others: type[ValueError]) -> Iterator[None]:
     raise type(error)(f'{folder}: {error}') from error
 
 
+def read_bytes(
+  file: epath.Path, name: str, start: int, stop: int, remedy: str = _REMEDY
+) -> np.ndarray:
+  """u8[stop - start] of a file, the tensor of that name, 64-byte aligned.
+
+  Raises:
+    CorruptTensors: the file was cut meanwhile.
+  """
+  size = stop - start
+  room = np.empty(size + 64, np.uint8)
+  buffer = room[-room.ctypes.data % 64 :][:size]
+  with file.open('rb') as stream:
+    stream.seek(start)
+    done = 0
+    while done < size:
+      count = stream.readinto(memoryview(buffer)[done:])
+      if not count:
+        raise CorruptTensors(
+          f'{file}: expected {size:,} bytes of {name}, found {done:,}; {remedy}')
+      done += count
+  return buffer
+
+
 class Entry(NamedTuple):
   """Where a tensor lies."""
 
@@ -73,18 +96,8 @@ class Entry(NamedTuple):
       raise CorruptTensors(
         f'{self.file}: expected {name} of dtype {", ".join(DTYPES)}, found {self.dtype}; quantized '
         'checkpoints are not supported, use the one in bfloat16')
-    room = np.empty(self.bytes + 64, np.uint8)
-    buffer = room[-room.ctypes.data % 64 :][: self.bytes]
-    with self.file.open('rb') as stream:
-      stream.seek(self.start)
-      done = 0
-      while done < self.bytes:
-        count = stream.readinto(memoryview(buffer)[done:])
-        if not count:
-          raise CorruptTensors(
-            f'{self.file}: expected {self.bytes:,} bytes of {name}, found {done:,}; {_REMEDY}')
-        done += count
-    return buffer.view(DTYPES[self.dtype]).reshape(self.shape)
+    content = read_bytes(self.file, name, self.start, self.stop)
+    return content.view(DTYPES[self.dtype]).reshape(self.shape)
 
   def chunks(self, name: str) -> Iterator[bytes]:
     """The bytes of the tensor, in pieces."""

@@ -11,7 +11,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 
-from perl import paths, trees
+from perl import paths, quantized, trees
 from perl.data.text import chat
 from perl.data.text import tokenizer as tokenizers
 from perl.hub import adapters as peft_format
@@ -25,7 +25,7 @@ from perl.models import lm
 from perl.models.transformer import Transformer
 from perl.peft import adapters, composition, protocol, rounding
 from perl.peft.protocol import Kind
-from perl.quantized import NATIVE, Scheme, scheme_of
+from perl.quantized import Scheme, scheme_of
 from perl.train import bases, checkpoint, provenance, sharding
 from perl.types import Tree
 
@@ -70,9 +70,7 @@ class Artefacts:
   def scheme(self) -> Scheme | None:
     """How config.model quantizes the frozen base; None where it does not."""
     model = self.run.config.model
-    own = NATIVE if model.quantize == NATIVE.kind else (
-      Scheme(model.quantize, model.quantize_block, model.double_quantize))
-    return own if model.quantize else None
+    return quantized.chosen(model.quantize, model.quantize_block, model.double_quantize)
 
   def model(self) -> Transformer:
     """The transformer that config.model describes: its checkpoint's, or of its size."""

@@ -30,7 +30,7 @@ def read(run: Run) -> Tokenizer:
   if not checkpoint:
     return vocabulary
   rows = pretrained.read_config(checkpoint).vocab_size
-  if not run.config.tokenizer.foreign:
+  if vocabulary is not own and not run.config.tokenizer.foreign:
     _check(vocabulary, own, rows, where, checkpoint)
   return vocabulary.within(rows)
 

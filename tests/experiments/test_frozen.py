@@ -9,6 +9,7 @@ import pytest
 from experiments.studies import frozen
 from experiments.studies._jobs import Spec
 from perl.data.examples import Labelled
+from perl.jobs._run import Run
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def results(monkeypatch, tmp_path):
   monkeypatch.setattr(frozen, 'Artefacts', lambda run: types.SimpleNamespace(
     anchor=lambda: anchor, data=data))
   monkeypatch.setattr(frozen, 'states', lambda *_: columns)
-  return frozen.collect(Spec('demo', [], str(tmp_path)), argparse.Namespace(folds=3))
+  return frozen.collect(Spec('demo', [], str(tmp_path)), argparse.Namespace(folds=3, table=False))
 
 
 def test_states_that_know_the_label_tell_it_on_every_fold(results):
@@ -43,3 +44,30 @@ def test_the_table_has_the_gain_over_the_bag_of_words(results):
   assert len(head) == len(body[0]) == 4
   assert body[0][:2] == ['last state', '1.000'] and body[0][3].startswith('+')
   assert body[-1][0] == 'bag of words' and body[-1][3] == ''
+
+
+def test_the_table_alone_runs_nothing(tmp_path):
+  options = argparse.Namespace(folds=3, table=True)
+  assert frozen.collect(Spec('demo', [], str(tmp_path)), options) == {'rows': []}
+
+
+def test_states_are_kept_for_the_same_rows_read_in_the_same_way(tmp_path, monkeypatch):
+  asked = []
+
+  def features(self, adapter, examples, reads):
+    asked.append(len(examples))
+    return np.full((len(examples), 3 * 2 + 4), len(asked), np.float32)
+
+  monkeypatch.setattr(frozen.Scorer, 'features', features)
+  run = Run(Spec('demo', [], str(tmp_path)).config(), '', 'reward')
+  artefacts = types.SimpleNamespace(run=run, text={'tokenizer': 'a'}, data=None)
+  model = types.SimpleNamespace(config=types.SimpleNamespace(width=2))
+  anchor, spec = types.SimpleNamespace(digest='abc', model=model), Spec('demo', [], str(tmp_path))
+  one, other = ([Labelled('p', words, 1.0)] for words in ('tea', 'no'))
+  for examples, expected in ((one, 1), (one, 1), (other, 2)):
+    columns = frozen.states(artefacts, anchor, examples, spec)
+    assert [columns[name].shape[1] for name in ('last', 'mean', 'likelihood')] == [2, 4, 4]
+    assert columns['last'][0, 0] == expected
+  with run.config.unlocked():
+    run.config.data.max_response_tokens -= 1
+  assert frozen.states(artefacts, anchor, other, spec)['last'][0, 0] == 3
