@@ -17,8 +17,8 @@ from perl.train.step import TrainState
 from perl.types import Batch
 
 AHEAD = 2
-"""Steps that may be queued on the device: enough to keep it busy, and so few that the progress bar,
-a signal and a loss that is not finite are never late by more."""
+"""Steps that may be queued on the device: enough to keep it busy, and so few that the progress bar
+and a signal are never late by more."""
 
 
 class Stream(Protocol):
@@ -161,7 +161,6 @@ class _Run:
     self.watch, self.show = watch, show
     self.seconds: list[float] = []  # of the steps between two logs, on average
     self.pending: list[dict[str, jax.Array]] = []  # of the steps since the last log
-    self.in_flight: tuple[int, list[dict[str, jax.Array]]] | None = None  # the log before it
     self.ahead: collections.deque = collections.deque()  # metrics of steps that may not be done
     self.evaluations: dict[int, dict[str, float]] = {}
     self.since, self.spent = time.perf_counter(), 0.0
@@ -205,22 +204,10 @@ class _Run:
     return state
 
   def log(self, done: int) -> None:
-    """Closes a stretch of steps, and writes the one before it, which the device has done by now.
-
-    The device does not wait for it: the next steps are its own already.
+    """Closes a stretch of steps and writes it, when the device has ended it: so the clock is of
+    these steps, and a loss that is not finite is found here.
     """
-    for value in jax.tree.leaves(self.pending):
-      if isinstance(value, jax.Array):
-        value.copy_to_host_async()
-    closed, self.pending = (done, self.pending), []
-    self.flush()
-    self.in_flight = closed
-
-  def flush(self) -> None:
-    """Writes the stretch that is closed and not yet written; waits for the device to end it."""
-    if self.in_flight is None:
-      return
-    (done, pending), self.in_flight = self.in_flight, None
+    pending, self.pending = self.pending, []
     rows = self.fetch(pending, done)
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     mean.pop('finite', None)
@@ -254,7 +241,6 @@ class _Run:
   def measure(self, state: TrainState, done: int) -> dict[str, float]:
     if self.pending:
       self.log(done)
-    self.flush()
     values = self.evaluate(state)
     self.evaluations[done] = values
     self.writer.write(done, values, prefix='dev')
@@ -268,7 +254,6 @@ class _Run:
     self.spent += time.perf_counter() - self.since
 
   def save(self, state: TrainState, done: int) -> None:
-    self.flush()
     self.writer.flush()
     # A log that is under way goes along, so that a resumed run writes the very same lines.
     self.pending = self.fetch(self.pending, done)

@@ -294,3 +294,21 @@ def test_python_is_two_steps_ahead_of_the_device_at_most(tmp_path):
   fit(tmp_path, 12, step_fn=step_fn, evaluate=None, log_every_steps=12)
   assert max(ahead) == loop.AHEAD
   assert ended == sorted(ended)  # the oldest first
+
+
+def test_a_step_takes_as_long_beside_an_evaluation_as_elsewhere(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(loop.time, 'perf_counter', lambda: now[0])
+
+  def step_fn(state, batch):
+    now[0] += 1
+    return UPDATE(state, BASE, batch)
+
+  def slow(state):
+    now[0] += 100
+    return evaluate(state)
+
+  _, result = fit(tmp_path, 12, step_fn=step_fn, evaluate=slow, evaluate_every_steps=6)
+  rows = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
+  seconds = [row['train/step_seconds'] for row in rows if 'train/step_seconds' in row]
+  assert seconds == [1.0] * 6 and result['step_seconds'] == 1.0
