@@ -107,10 +107,9 @@ def make_train_step(
     return loss, grads, metrics
 
   def accumulated(trained, fixed, base, batch, key):
-    cuts = microbatches
+    cuts, ways = microbatches, 1 if shardings is None else shardings.step.num_devices
     if divisible:
       kept = lambda part: jax.vjp(lambda t: total(t, fixed, base, part, key, {})[0], trained)[1]
-      ways = 1 if shardings is None else shardings.step.num_devices
       cuts = parts.count(kept, base, batch, microbatches, together * ways)
     if cuts == 1:
       return gradient(trained, fixed, base, batch, key, {})
@@ -122,8 +121,12 @@ def make_train_step(
 
     weights = jax.tree.map(lambda x: x.sum(0), jax.lax.map(weigh, pieces))
     first = gradient(trained, fixed, base, *jax.tree.map(lambda x: x[0], pieces), weights)
-    # One after another also where there are two, whose loop of one turn is none to the compiler.
-    first, rest = jax.lax.optimization_barrier((first, jax.tree.map(lambda x: x[1:], pieces)))
+    rest = jax.tree.map(lambda x: x[1:], pieces)
+    if ways == 1:
+      # One after another also where there are two, whose loop of one turn is none to the compiler.
+      # Over several devices the parts' reductions keep their order; a barrier between them lets
+      # devices of a busy CPU wait for one another for ever.
+      first, rest = jax.lax.optimization_barrier((first, rest))
 
     def add(so_far, piece):
       new = gradient(trained, fixed, base, *piece, weights)
