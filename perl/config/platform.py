@@ -8,8 +8,9 @@ On GPU, XLA is told to hide the latency of collectives behind arithmetic (they t
 end late, in streams of their own) and to overlap the transfers of one iteration of a loop with the
 arithmetic of the next; attention is cuDNN's wherever a shape allows it (perl/models/attention.py).
 
-XLA of jaxlib 0.10 also hands reductions, and products fused with them, to YNNPACK; on two cores its
-backward pass of RMSNorm is slow, and the step with it.
+XLA of jaxlib 0.10 hands products, reductions and what is fused with them to YNNPACK. Its reductions
+are slow on two cores (the backward pass of RMSNorm, and the step with it); its products alone are
+what a large vocabulary needs: Eigen packs the whole unembedding anew for each chunk of positions.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MALLOC = {
 }
 
 FLAGS_OF_JAXLIB = {'0.10': {
-  'cpu': ('--xla_cpu_experimental_ynn_fusion_type=',),
+  'cpu': ('--xla_cpu_experimental_ynn_fusion_type=individual_dot',),
   'accelerator': (
     '--xla_gpu_enable_latency_hiding_scheduler=true',
     '--xla_gpu_enable_while_loop_double_buffering=true',
