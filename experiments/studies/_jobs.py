@@ -23,6 +23,8 @@ from perl.jobs import ADAPTED
 LOCK = '.taken'
 ANCHOR_METHOD = 'full'
 """What every anchor is tuned by, whatever the method of the rows over it."""
+SHARED = {'tokenizer': 'tokenizer', 'pretrain': 'base', 'sft': 'anchor'}
+"""What rows share: the stage that makes it -> the input that names it."""
 
 
 class Row(NamedTuple):
@@ -84,8 +86,13 @@ class Spec:
     return config
 
   def job(self, config: ConfigDict, stages: Sequence[str], folder: str) -> Job:
-    """Those of the stages that the config asks for, in a folder of the study."""
-    return Job(config, [stage for stage in stages if stage in config.stages], self.workdir / folder)
+    """Those of the stages that the config asks for, in a folder of the study.
+
+    Of what rows share, what the user names is not made again.
+    """
+    given = {stage for stage, name in SHARED.items() if config.inputs[name]}
+    wanted = [stage for stage in stages if stage in config.stages and stage not in given]
+    return Job(config, wanted, self.workdir / folder)
 
 
 def run(phases: Sequence[Sequence[Job]]) -> None:

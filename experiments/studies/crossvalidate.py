@@ -23,14 +23,12 @@ from ml_collections import ConfigDict
 from experiments.studies import _finished as finished
 from experiments.studies._engine import Table
 from experiments.studies._estimates import estimate
-from experiments.studies._jobs import ANCHOR_METHOD, Job, Spec, words
+from experiments.studies._jobs import ANCHOR_METHOD, SHARED, Job, Spec, words
 from perl.evaluate import baseline
 from perl.jobs import _folds as grouped
 from perl.jobs._data import Data
 from perl.jobs._run import Run
 
-BASE_STAGES = {'tokenizer': 'tokenizer', 'pretrain': 'base', 'sft': 'anchor'}
-"""Stage -> the input that takes its place."""
 AUC = {'auc': 'reward model', 'probe_auc': 'frozen model and a logistic regression',
        'baseline_auc': 'bag of words, the same rows'}
 
@@ -50,8 +48,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   methods, folds = words(options.peft, '--peft=lora,full'), range(options.folds)
   bases = {fold: config(spec, ANCHOR_METHOD, options.folds, fold) for fold in folds}
   return [
-    [spec.job(base, [s for s, name in BASE_STAGES.items() if not base.inputs[name]], f'fold{fold}')
-     for fold, base in bases.items()],
+    [spec.job(base, tuple(SHARED), f'fold{fold}') for fold, base in bases.items()],
     [spec.job(row(spec, peft, options.folds, fold), ('reward',), f'fold{fold}/{peft}')
      for fold in folds for peft in methods]]
 
@@ -66,7 +63,7 @@ def config(spec: Spec, peft: str, folds: int, fold: int) -> ConfigDict:
 def row(spec: Spec, peft: str, folds: int, fold: int) -> ConfigDict:
   """The reward model of a method and fold."""
   return spec.reads(config(spec, peft, folds, fold), **{
-    name: f'fold{fold}/{stage}' for stage, name in BASE_STAGES.items()})
+    name: f'fold{fold}/{stage}' for stage, name in SHARED.items()})
 
 
 def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:

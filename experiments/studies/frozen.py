@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.studies import crossvalidate
 from experiments.studies._engine import Table
-from experiments.studies._jobs import Job, Spec
+from experiments.studies._jobs import SHARED, Job, Spec
 from perl.data import examples as kinds
 from perl.data.examples import Example
 from perl.evaluate import baseline, classification, probe
@@ -47,9 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """What makes the anchor."""
   del options
-  config = spec.config()
-  return [[spec.job(config, [stage for stage, name in crossvalidate.BASE_STAGES.items()
-                             if not config.inputs[name]], '')]]
+  return [[spec.job(spec.config(), tuple(SHARED), '')]]
 
 
 def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:

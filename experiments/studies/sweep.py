@@ -9,7 +9,9 @@ r"""The paper's comparison: PEFT methods over seeds, LoRA against full tuning.
 <workdir>/seed<k>/<peft>/reward           a row's own reward model
 <workdir>/seed<k>/<peft>/{rl,evaluate}    both against the reward model of --reward_from
 
-Intervals over seeds that share a base say nothing of how bases differ; with --bases=own they do.
+What --config.inputs.{tokenizer,base,anchor}=<folder> name is not made: all rows share it.
+Intervals over seeds that share a base, or an anchor, say nothing of how these differ; with
+--bases=own bases do.
 The table is of all that is finished in the folder, of these seeds and methods or of others.
 """
 
@@ -27,8 +29,7 @@ from perl.config import command_line
 from perl.config.fields import ConfigError
 
 STAGES = ('reward', 'rl', 'evaluate')
-OWN = ('seed', 'peft.name', 'inputs.tokenizer', 'inputs.base', 'inputs.anchor', 'inputs.reward',
-       'inputs.policy')
+OWN = ('seed', 'peft.name', 'inputs.reward', 'inputs.policy')
 """Fields that the sweep sets itself."""
 
 

@@ -93,6 +93,17 @@ def test_what_rows_share_and_what_is_theirs(jobs, tmp_path):
   assert configs['sft', 'seed2'].peft.name == 'full'
 
 
+def test_an_anchor_that_is_named_serves_all_seeds(jobs, tmp_path):
+  given = tmp_path / 'another' / 'sft'
+  given.mkdir(parents=True)
+  (given / 'summary.json').write_text('{}')
+  _, ran = run(jobs, tmp_path, '--peft=lora', '--seeds=0,1', f'--config.inputs.anchor={given}')
+  assert [stage for stage, _ in ran[:4]] == ['tokenizer', 'pretrain', 'reward', 'reward']
+  configs = [config for stage, _, config in jobs.ran if stage in ('reward', 'rl')]
+  assert [config.inputs.anchor for config in configs] == 4 * [str(given)]
+  assert {config.inputs.base for config in configs} == {str(tmp_path / 'base' / 'pretrain')}
+
+
 def test_the_reward_model_may_be_that_of_full_tuning(jobs, tmp_path):
   run(jobs, tmp_path, '--seeds=0', '--reward_from=full')
   configs = {(stage, folder): config for stage, folder, config in jobs.ran}
