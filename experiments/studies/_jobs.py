@@ -86,13 +86,13 @@ class Spec:
     return config
 
   def job(self, config: ConfigDict, stages: Sequence[str], folder: str) -> Job:
-    """Those of the stages that the config asks for, in a folder of the study.
+    """Those of the stages that the config asks for, in a folder of the study."""
+    return Job(config, [stage for stage in stages if stage in config.stages], self.workdir / folder)
 
-    Of what rows share, what the user names is not made again.
-    """
-    given = {stage for stage, name in SHARED.items() if config.inputs[name]}
-    wanted = [stage for stage in stages if stage in config.stages and stage not in given]
-    return Job(config, wanted, self.workdir / folder)
+  def shared(self, config: ConfigDict, stages: Sequence[str], folder: str) -> Job:
+    """`job` of what rows share: less the stages whose result the user names."""
+    made = [stage for stage in stages if not config.inputs[SHARED[stage]]]
+    return self.job(config, made, folder)
 
 
 def run(phases: Sequence[Sequence[Job]]) -> None:

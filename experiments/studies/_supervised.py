@@ -52,8 +52,8 @@ def phases(
   wanted = 'reward' in stages and 'reward' in spec.config().stages
   anchor = 'seed{}/anchor/sft' if wanted else ''
   return [
-    [spec.job(spec.config(), ('tokenizer', 'pretrain'), 'base')],
-    [spec.job(config(spec, ANCHOR, seed), ('sft',), f'seed{seed}/{ANCHOR.folder}')
+    [spec.shared(spec.config(), ('tokenizer', 'pretrain'), 'base')],
+    [spec.shared(config(spec, ANCHOR, seed), ('sft',), f'seed{seed}/{ANCHOR.folder}')
      for seed in numbers if anchor],
     [spec.job(config(spec, row, seed, test=test, anchor=anchor.format(seed)), stages,
               f'seed{seed}/{row.folder}') for seed in numbers for row in rows]]

@@ -48,7 +48,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   methods, folds = words(options.peft, '--peft=lora,full'), range(options.folds)
   bases = {fold: config(spec, ANCHOR_METHOD, options.folds, fold) for fold in folds}
   return [
-    [spec.job(base, tuple(SHARED), f'fold{fold}') for fold, base in bases.items()],
+    [spec.shared(base, tuple(SHARED), f'fold{fold}') for fold, base in bases.items()],
     [spec.job(row(spec, peft, options.folds, fold), ('reward',), f'fold{fold}/{peft}')
      for fold in folds for peft in methods]]
 

@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """What makes the anchor."""
   del options
-  return [[spec.job(spec.config(), tuple(SHARED), '')]]
+  return [[spec.shared(spec.config(), tuple(SHARED), '')]]
 
 
 def collect(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """Base; what learns from all pairs, and from halves; RL; what both policies answer."""
   seeds = jobs.seeds_of(options)
   first = [
-    [spec.job(config(spec, Row('base'), 0), ('tokenizer', 'pretrain', 'sft'), 'base')],
+    [spec.shared(config(spec, Row('base'), 0), ('tokenizer', 'pretrain', 'sft'), 'base')],
     [spec.job(config(spec, Row('all', '', WHOLE), seed), (stage,), f'seed{seed}')
      for seed in seeds for stage in ('reward', 'preference')]
     + [spec.job(config(spec, PROBE, 0), ('reward',), 'probe')]]

@@ -56,7 +56,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """The base, then every row of every seed."""
   names = jobs.chosen(options.only, list(ROWS), '--only')
   return [
-    [spec.job(spec.config(), ('tokenizer', 'pretrain'), 'base')],
+    [spec.shared(spec.config(), ('tokenizer', 'pretrain'), 'base')],
     [spec.job(_config(spec, ROWS[name], seed), STAGES, f'seed{seed}/{name}')
      for seed in jobs.seeds_of(options) for name in names]]
 

@@ -63,8 +63,8 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   rows = {f'seed{seed}/{peft}': row(spec, options, peft, seed)
           for seed in seeds for peft in methods}
   return [
-    [spec.job(spec.config(), of_all, 'base')],
-    [spec.job(anchor(spec, options, seed), of_seed, f'seed{seed}') for seed in seeds],
+    [spec.shared(spec.config(), of_all, 'base')],
+    [spec.shared(anchor(spec, options, seed), of_seed, f'seed{seed}') for seed in seeds],
     [spec.job(config, ('reward',), folder) for folder, config in rows.items()],
     [spec.job(config, ('rl', 'evaluate'), folder) for folder, config in rows.items()]]
 
