@@ -18,8 +18,8 @@ case, which says nothing.
 
 With checkpoint=<folder> a published model takes the place of ours: the stages from SFT on, in its
 chat template and its own case, with whole chats in SFT and a plain reward head, which transformers
-can load. Rates and lengths are for a model like SmolLM2-135M; neither was swept, nor anything
-measured over one yet. Larger models bear smaller rates (configs/published.py).
+can load. Rates and lengths are for a model like SmolLM2-135M; neither was swept (what was measured:
+docs/results/published_models.md). Larger models bear smaller rates (configs/published.py).
 
 Arguments: size=tiny|mini|small, checkpoint=<Hugging Face folder>, peft=<a file of perl/peft>,
 kind=pointwise|pairwise, seed=0, mirror=<folder> (a folder laid out as
