@@ -27,15 +27,16 @@ from experiments.studies._estimates import (
   show,
   surely,
 )
-from experiments.studies._jobs import Job, Row, Spec
+from experiments.studies._jobs import SHARED, Job, Row, Spec
 from perl import choices
+from perl import jobs as pipeline
 from perl.config import runs
 
 Results = Mapping[str, Any]
 """{'rows': [{'name', 'seed', 'rl': its summary, 'curve': dev evaluations}], 'base': what the reward
 model is worth, 'batch_size': responses of an update, 'optimum': of the gold reward, facts}."""
 
-STAGES = ('tokenizer', 'pretrain', 'sft', 'reward')
+STAGES = (*SHARED, 'reward')
 FIGURES = (('gold_reward', 'gold reward', 3), ('reward', 'reward', 3), ('kl', 'KL, nats', 2),
            ('response_tokens', 'length', 1), ('finished', 'ends in EOS', 3))
 """Of the test prompts, after RL."""
@@ -64,9 +65,9 @@ def study(rows: Callable[[], Sequence[Row]]) -> tuple[Callable, Callable]:
 
 def phases(spec: Spec, rows: Sequence[Row], options: argparse.Namespace) -> list[list[Job]]:
   """Anchor and reward model, then the RL of every row and seed."""
-  base = dict(zip(('tokenizer', 'base', 'anchor', 'reward'), (f'base/{s}' for s in STAGES)))
+  base = {pipeline.STAGES[stage].makes: f'base/{stage}' for stage in STAGES}
   return [
-    [spec.job(spec.config(), STAGES, 'base')],
+    [spec.shared(spec.config(), STAGES, 'base')],
     [Job(spec.reads(spec.row(row, seed), **base), ('rl',), _folder(spec, row.name, seed))
      for seed in jobs.seeds_of(options) for row in wanted(rows, options)]]
 

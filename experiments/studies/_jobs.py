@@ -18,12 +18,12 @@ from perl import choices
 from perl.cli import launch
 from perl.config import arguments, command_line
 from perl.config.fields import ConfigError, nearest
-from perl.jobs import ADAPTED
+from perl.jobs import ADAPTED, STAGES
 
 LOCK = '.taken'
 ANCHOR_METHOD = 'full'
 """What every anchor is tuned by, whatever the method of the rows over it."""
-SHARED = {'tokenizer': 'tokenizer', 'pretrain': 'base', 'sft': 'anchor'}
+SHARED = {stage: STAGES[stage].makes for stage in ('tokenizer', 'pretrain', 'sft')}
 """What rows share: the stage that makes it -> the input that names it."""
 
 
@@ -91,7 +91,7 @@ class Spec:
 
   def shared(self, config: ConfigDict, stages: Sequence[str], folder: str) -> Job:
     """`job` of what rows share: less the stages whose result the user names."""
-    made = [stage for stage in stages if not config.inputs[SHARED[stage]]]
+    made = [stage for stage in stages if not config.inputs[STAGES[stage].makes]]
     return self.job(config, made, folder)
 
 

@@ -32,7 +32,7 @@ from experiments.studies import _gold_forms as forms
 from experiments.studies._engine import Table
 from experiments.studies._estimates import Rows, about, over_seeds, show
 from experiments.studies._gold_curves import GOLD, PROXY, Curve
-from experiments.studies._jobs import Job, Spec, add_seeds, numbers, seeds_of, words
+from experiments.studies._jobs import SHARED, Job, Spec, add_seeds, numbers, seeds_of, words
 from perl.config import runs
 from perl.config.fields import ConfigError
 from perl.train import provenance
@@ -128,7 +128,7 @@ def base(spec: Spec, size: str) -> Job:
   """Base and anchor of a size; the tokenizer is that of the config's own."""
   config, first = spec.config(), own(spec)
   if size == first.size:
-    return spec.job(config, ('tokenizer', 'pretrain', 'sft'), f'base/{size}')
+    return spec.shared(config, tuple(SHARED), f'base/{size}')
   if config.model.checkpoint:
     raise ConfigError(f'expected no other sizes over a checkpoint, found {size}; leave --sizes')
   config.model.size = size

@@ -26,14 +26,14 @@ from experiments.studies import _jobs as jobs
 from experiments.studies import _judged as judged
 from experiments.studies._engine import Table
 from experiments.studies._estimates import Rows, about, over_seeds, show
-from experiments.studies._jobs import Job, Row, Spec
+from experiments.studies._jobs import SHARED, Job, Row, Spec
 from perl.config import runs
 from perl.evaluate import classification
 from perl.jobs._artefacts import Artefacts
 from perl.jobs._data import Data
 from perl.jobs._run import Run
 
-BASE = {'tokenizer': 'base/tokenizer', 'base': 'base/pretrain', 'anchor': 'base/sft'}
+BASE = {name: f'base/{stage}' for stage, name in SHARED.items()}
 WHOLE = {'evaluate.max_examples': 0}
 """Preferences are measured on all pairs of a split, and policies on as many as the config says."""
 PROBE = Row('probe', '', {
@@ -61,7 +61,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
   """Base; what learns from all pairs, and from halves; RL; what both policies answer."""
   seeds = jobs.seeds_of(options)
   first = [
-    [spec.shared(config(spec, Row('base'), 0), ('tokenizer', 'pretrain', 'sft'), 'base')],
+    [spec.shared(config(spec, Row('base'), 0), tuple(SHARED), 'base')],
     [spec.job(config(spec, Row('all', '', WHOLE), seed), (stage,), f'seed{seed}')
      for seed in seeds for stage in ('reward', 'preference')]
     + [spec.job(config(spec, PROBE, 0), ('reward',), 'probe')]]
@@ -84,7 +84,7 @@ def phases(spec: Spec, options: argparse.Namespace) -> list[list[Job]]:
 def config(spec: Spec, row: Row, seed: int, **inputs: str) -> ConfigDict:
   """A row over the base of all, with every stage that there is in the study."""
   result = spec.row(row, seed)
-  made = [s for s in ('tokenizer', 'pretrain', 'sft') if s in result.stages]
+  made = [stage for stage in SHARED if stage in result.stages]
   result.stages = (*made, 'reward', 'preference', 'rl', 'evaluate')
   return spec.reads(result, **({} if row.name == 'base' else BASE), **inputs)
 

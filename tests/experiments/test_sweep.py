@@ -14,7 +14,7 @@ import pytest
 from experiments import studies
 from experiments.studies import __main__ as program
 from experiments.studies import sweep as study
-from experiments.studies._jobs import Spec
+from experiments.studies._jobs import SHARED, Spec
 from perl.jobs import _preflight
 
 COFFEE = 'configs/coffee.py:size=tiny'
@@ -102,6 +102,16 @@ def test_an_anchor_that_is_named_serves_all_seeds(jobs, tmp_path):
   configs = [config for stage, _, config in jobs.ran if stage in ('reward', 'rl')]
   assert [config.inputs.anchor for config in configs] == 4 * [str(given)]
   assert {config.inputs.base for config in configs} == {str(tmp_path / 'base' / 'pretrain')}
+
+
+@pytest.mark.parametrize('named, made', [
+  ('base', ['tokenizer', 'sft', 'reward']),
+  ('anchor', ['tokenizer', 'pretrain', 'reward']),
+  ('reward', ['tokenizer', 'pretrain', 'sft']),
+])
+def test_what_rows_share_is_not_made_where_it_is_named(tmp_path, named, made):
+  spec = Spec(COFFEE, [f'--config.inputs.{named}=elsewhere'], str(tmp_path))
+  assert spec.shared(spec.config(), (*SHARED, 'reward'), 'base').stages == made
 
 
 def test_the_reward_model_may_be_that_of_full_tuning(jobs, tmp_path):
